@@ -1,0 +1,57 @@
+"""Cross-entropy, done right: a distribution is a measure, and ``-P.expect(log(Q))`` is the fast loss.
+
+    cross_entropy(P, Q) = -P.expect(log(Q))
+
+Measures     Dirac, Categorical, Discrete, DiscreteUniform, Counting, Atoms, Empirical
+Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, joint, bind, pushforward
+Conditionals Conditional, LinearSoftmax
+Integrands   log, log2, P / Q, any callable
+Functionals  cross_entropy, entropy, kl_divergence
+Extension    Measure, AbstractConditional, Integrand, LogDensity, RadonNikodym, NormalForm, rule, pytree, static
+"""
+
+from importlib.metadata import version as _version
+
+from . import _integrate as _integrate
+from ._conditional import AbstractConditional, Conditional, LinearSoftmax
+from ._density import Integrand, LogDensity, RadonNikodym, log, log2
+from ._dispatch import rule
+from ._information import cross_entropy, entropy, kl_divergence
+from ._joint import bind, joint, product
+from ._measure import Measure, pushforward
+from ._measures.atoms import Atoms, Empirical
+from ._measures.finite import Categorical, Counting, Dirac, Discrete, DiscreteUniform
+from ._normal_form import NormalForm
+from ._pytree import pytree, static
+
+__version__ = _version("measure-xent")
+
+__all__ = [
+    "AbstractConditional",
+    "Atoms",
+    "Categorical",
+    "Conditional",
+    "Counting",
+    "Dirac",
+    "Discrete",
+    "DiscreteUniform",
+    "Empirical",
+    "Integrand",
+    "LinearSoftmax",
+    "LogDensity",
+    "Measure",
+    "NormalForm",
+    "RadonNikodym",
+    "bind",
+    "cross_entropy",
+    "entropy",
+    "joint",
+    "kl_divergence",
+    "log",
+    "log2",
+    "product",
+    "pushforward",
+    "pytree",
+    "rule",
+    "static",
+]

@@ -1,0 +1,160 @@
+"""Markov kernels: functions into measures. (*Kernel* alone means a compute kernel everywhere else.)"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._density import LogDensity
+from ._dispatch import integrate, rule
+from ._kernels.null import null_safe_product
+from ._kernels.softmax import accumulator
+from ._measure import Lowered, Measure
+from ._measures.checks import real_array
+from ._measures.finite import Categorical
+from ._normal_form import without_null_rows
+from ._pytree import as_node, pytree, set_fields
+
+
+class AbstractConditional(abc.ABC):
+    """A function x ↦ K(x) into measures. A subclass is a pytree that gives ``__call__``."""
+
+    @abc.abstractmethod
+    def __call__(self, *x: Any) -> Measure:
+        """The measure at a point (of coordinates, where x is a tuple)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    def log_abs_density(self, *x: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """(log |density|, sign) of K(x…) at y, the last coordinate."""
+        *x, y = x
+        return self(*x).log_abs_density(y)
+
+    def log_density(self, *x: Any) -> Float[Array, ""]:
+        """log of the density of K(x…) at y, the last coordinate, in nats."""
+        *x, y = x
+        return self(*x).log_density(y)
+
+    def expect(self, f: Callable) -> Callable:
+        """x ↦ ∫ f(y) K(x, dy)."""
+        return lambda *x: self(*x).expect(f)
+
+
+@pytree
+class Conditional(AbstractConditional):
+    """A Markov kernel from any function into measures. ``log(K)`` is the function (x, y) ↦ log K(x)(y).
+
+    Args:
+        function: a function of one point (of the coordinates, where x is a tuple) that gives one Measure. If it is a
+            pytree, such as a module, its leaves are the node's; parameters it closes over are differentiated as usual.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> K = mx.Conditional(lambda x: mx.Categorical(jnp.array([0., 1., 2.]) * x))
+        >>> P = mx.Empirical((jnp.array([0., 1.]), jnp.array([2, 2])))
+        >>> mx.cross_entropy(P, K).item()  # the mean of log 3 and 0.4076
+        0.7531
+        >>> K.expect(lambda y: y)(1.0).item()
+        1.5752
+    """
+
+    function: Callable[..., Measure]
+
+    def __post_init__(self):
+        if not callable(self.function):
+            raise TypeError(f"Conditional(function): a function into measures, got {type(self.function).__name__}")
+        set_fields(self, function=as_node(self.function))
+
+    def __call__(self, *x):
+        K = self.function(*x)
+        if not isinstance(K, Measure):
+            raise TypeError(f"Conditional(function): must give a Measure, gave {type(K).__name__}")
+        return K
+
+
+@pytree
+class LinearSoftmax(AbstractConditional):
+    """The Markov kernel h ↦ Categorical(h @ weight + bias), a classifier's or language model's head.
+
+    Args:
+        weight: [D, V].
+        bias: [V], none by default.
+        softcap: c > 0 bounds the logits as c·tanh(logits / c) (Gemma 2, https://arxiv.org/abs/2408.00118, §2).
+
+    Raises:
+        ValueError: the shapes of weight and bias, or of h, do not match.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> Q = mx.LinearSoftmax(jnp.eye(3), bias=jnp.array([0., 0., 1.]))
+        >>> hidden, labels, mask = jnp.eye(3)[:2], jnp.array([0, 1]), jnp.array([1., 0.])
+        >>> loss = -mx.Empirical((hidden, labels), weights=mask).expect(mx.log(Q))
+        >>> loss.item()
+        0.8620
+    """
+
+    weight: Float[Array, "D V"]
+    bias: Float[Array, "V"] | None = None
+    softcap: Float[Array, ""] | None = None
+
+    def __post_init__(self):
+        weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
+        if weight.ndim != 2:
+            raise ValueError(f"LinearSoftmax(weight): shape [D, V], got {weight.shape}")
+        set_fields(self, weight=weight)
+        if self.bias is not None:
+            bias = real_array("LinearSoftmax(bias)", self.bias, floating=True)
+            if bias.shape != weight.shape[1:]:
+                raise ValueError(f"LinearSoftmax(bias): shape {weight.shape[1:]} as weight's classes, got {bias.shape}")
+            set_fields(self, bias=bias)
+        if self.softcap is not None and jnp.ndim(self.softcap) != 0:
+            raise ValueError(f"LinearSoftmax(softcap): a number, got shape {jnp.shape(self.softcap)}")
+
+    def __call__(self, *x):
+        (hidden,) = x
+        hidden = real_array("LinearSoftmax(weight)(h): h", hidden, floating=True)
+        if hidden.shape[-1:] != self.weight.shape[:1]:
+            raise ValueError(
+                f"LinearSoftmax: h must end in weight's D = {self.weight.shape[0]} features, got shape {hidden.shape}"
+            )
+        dtype = accumulator(jnp.result_type(hidden, self.weight))
+        logits = jnp.matmul(hidden, self.weight, preferred_element_type=dtype)
+        if self.bias is not None:
+            logits = logits + self.bias.astype(dtype)
+        if self.softcap is not None:
+            logits = self.softcap * jnp.tanh(logits / self.softcap)
+        return Categorical(logits)
+
+
+@rule(Measure, LogDensity, AbstractConditional)
+def tower(P: Measure, f: LogDensity) -> Any:
+    """∫ log K(x)(y) dP(x, y) = ∫ (∫ log K(x)(y) P_x(dy)) dμ(x): one inner integral a row, all rows in one family."""
+
+    def inner(x, target):
+        return integrate(Lowered((target,)), LogDensity(given(f.Q, x, rows.weights.ndim)))
+
+    total = 0.0
+    for rows in (rows for form in P.forms() for rows in form.rows()):
+        original = inner(rows.points, rows.target)
+        value = original if rows.certain and rows.target.certain else inner(*without_null_rows(rows))
+        total += null_safe_product(rows.weights, value, original).sum(-1)
+    return total
+
+
+def given(K: AbstractConditional, x: tuple, lead: int) -> Measure:
+    """The measures K(x) for an array of points: a family with the points' ``lead`` leading axes."""
+
+    def one(*x):
+        measure = K(*x)
+        if measure.shape:
+            raise ValueError(f"a Conditional must give one measure a point, gave a family of shape {measure.shape}")
+        return measure
+
+    for _ in range(lead):
+        one = jax.vmap(one)
+    return one(*x)

@@ -1,0 +1,197 @@
+"""Measures on tuples: product, joint, bind."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._conditional import AbstractConditional, given
+from ._measure import Measure, family_of
+from ._normal_form import Disintegration, Form, NormalForm
+from ._pytree import pytree
+
+
+def product(P: Measure, Q: Measure) -> Measure:
+    """P ⊗ Q on tuples, the coordinates of P and then those of Q; families broadcast. Source: Fubini's theorem.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> dice = mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(6))
+        >>> float(dice.expect(lambda a, b: a + b + 2))
+        7.0
+    """
+    _check_measure("product(P, Q): P", P)
+    _check_measure("product(P, Q): Q", Q)
+    return ProductMeasure(P, Q)
+
+
+def joint(P: Measure, K: AbstractConditional | Measure) -> Measure:
+    """P ⊗ K on tuples (x…, y): x from P, then y from K given x.
+
+    Args:
+        P: the measure of x.
+        K: a Conditional, or a family of measures, one an atom of P: its axes are P's family axes, then the axes of P's
+            atoms (of an Empirical: of its weights).
+
+    Raises:
+        ValueError: the axes of K are not those of P's atoms.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> hidden, labels = jnp.eye(3)[:2], jnp.array([0, 1])
+        >>> smoothed = 0.9 * mx.Dirac(labels) + 0.1 * mx.DiscreteUniform(3)
+        >>> P = mx.joint(mx.Empirical(hidden), smoothed)
+        >>> mx.cross_entropy(P, mx.LinearSoftmax(jnp.eye(3))).item()
+        0.6181
+    """
+    _check_measure("joint(P, K): P", P)
+    if not isinstance(K, AbstractConditional | Measure):
+        raise TypeError(f"joint(P, K): K must be a Conditional or a family of measures, got {type(K).__name__}")
+    if isinstance(K, Measure):
+        axes = (*P.shape, *P.atoms)
+        if jnp.broadcast_shapes(K.shape, axes) != axes or len(K.shape) > len(axes):
+            raise ValueError(f"joint(P, K): K needs one measure for each atom of P, axes {axes}, but is a family {K.shape}")
+    return Joint(P, K)
+
+
+def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
+    """∫ K(x) dP(x), the law of y: the mixture of K over P, the last coordinate of ``joint(P, K)``.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> coin = mx.Conditional(lambda x: mx.Categorical(probs=jnp.where(x == 0, jnp.array([.5, .5]), jnp.array([.1, .9]))))
+        >>> mx.bind(mx.DiscreteUniform(2), coin).expect(lambda y: y).item()
+        0.7
+    """
+    return Bind(joint(P, K))
+
+
+def _check_measure(name, P):
+    if not isinstance(P, Measure):
+        raise TypeError(f"{name} must be a Measure, got {type(P).__name__}")
+
+
+@pytree
+class ProductMeasure(Measure):
+    """P ⊗ Q."""
+
+    P: Measure
+    Q: Measure
+
+    def __post_init__(self):
+        family_of(self.P, self.Q)
+
+    @property
+    def shape(self):
+        return jnp.broadcast_shapes(self.P.shape, self.Q.shape)
+
+    @property
+    def coordinates(self):
+        return self.P.coordinates + self.Q.coordinates
+
+    def forms(self):
+        rank = len(self.shape)
+        return tuple(
+            Disintegration(p.points, p.weights, _for_every_atom(q, rank), p.certain)
+            for p in _atoms(self.P, rank)
+            for q in self.Q.forms()
+        )
+
+    def log_abs_density(self, *x):
+        n = self.P.coordinates
+        (log_p, sign_p), (log_q, sign_q) = self.P.log_abs_density(*x[:n]), self.Q.log_abs_density(*x[n:])
+        return log_p + log_q, sign_p * sign_q
+
+
+@pytree
+class Joint(Measure):
+    """P ⊗ K."""
+
+    P: Measure
+    K: AbstractConditional | Measure
+
+    @property
+    def shape(self):
+        return self.P.shape
+
+    @property
+    def coordinates(self):
+        (form, *_) = jax.eval_shape(self.forms)
+        (flat, *_) = jax.eval_shape(form.flat)
+        return len(flat.points)
+
+    def forms(self):
+        rank = len(self.shape)
+        atoms = _atoms(self.P, rank)
+        if isinstance(self.K, Measure):
+            (p,) = atoms  # a measure of several forms has no one list of atoms to index
+            forms = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
+        else:
+            forms = [(p, form) for p in atoms for form in given(self.K, p.points, p.weights.ndim).forms()]
+        return tuple(Disintegration(p.points, p.weights, form, p.certain) for p, form in forms)
+
+    def log_abs_density(self, *x):
+        if isinstance(self.K, Measure):
+            return super().log_abs_density(*x)
+        n = self.P.coordinates
+        (log_p, sign_p), (log_k, sign_k) = self.P.log_abs_density(*x[:n]), self.K(*x[:n]).log_abs_density(*x[n:])
+        return log_p + log_k, sign_p * sign_k
+
+
+@pytree
+class Bind(Measure):
+    """The law of the last coordinate of a joint."""
+
+    joint: Joint
+
+    @property
+    def shape(self):
+        return self.joint.shape
+
+    def forms(self):
+        return tuple(part for form in self.joint.forms() for part in form.marginal())
+
+
+def _atoms(P: Measure, rank: int) -> list[NormalForm]:
+    """All of P as sparse atoms, points a tuple of coordinates, with ``rank`` family axes."""
+    atoms = []
+    for form in P.forms():
+        for flat in form.flat():
+            for points, weights, certain in flat.parts():
+                points = points if isinstance(points, tuple) else (points,)
+                atoms.append(NormalForm(points, weights, certain=certain)._aligned(rank + 1))
+    return atoms
+
+
+def _for_every_atom(form: Form, rank: int) -> Form:
+    """A family with an axis of size 1 behind its ``rank`` family axes: the same law given every atom."""
+    if isinstance(form, Disintegration):
+        grow = lambda x: jnp.expand_dims(x.reshape((1,) * (rank + 1 - form.weights.ndim) + x.shape), rank)
+        return jax.tree.map(grow, form)
+    form = form._aligned(rank + 1)
+    return form._with(
+        points=jax.tree.map(lambda x: jnp.expand_dims(x, rank), form.points),
+        weights=None if form.weights is None else jnp.expand_dims(form.weights, rank),
+        background=None if form.background is None else form.background[..., None],
+        dense=None if form.dense is None else form.dense[..., None, :],
+    )
+
+
+def _one_axis(form: Form, axes: tuple[int, ...], rank: int) -> Form:
+    """A family over ``axes`` with those behind its first ``rank`` merged into one, the axis of P's atoms."""
+    if isinstance(form, Disintegration):
+        raise TypeError("joint(P, K): a family K must be on one space; use a Conditional for measures on tuples")
+
+    def merge(x: Any, tail: int) -> Any:
+        lead = x.ndim - tail
+        if lead == 0:  # shared by all
+            return x
+        x = jnp.broadcast_to(x, (*axes, *x.shape[lead:]))
+        return x.reshape(*axes[:rank], -1, *x.shape[len(axes) :])
+
+    return form._with(
+        points=jax.tree.map(lambda x: merge(x, x.ndim - form.weights.ndim + 1), form.points),
+        weights=None if form.weights is None else merge(form.weights, 1),
+        background=None if form.background is None else merge(form.background, 0),
+        dense=None if form.dense is None else merge(form.dense, 1),
+    )

@@ -1,0 +1,1 @@
+"""Compute kernels: arrays in, arrays out, no measure known."""

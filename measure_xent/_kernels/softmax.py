@@ -1,0 +1,231 @@
+"""Cross-entropy of any finite target against a softmax of materialised logits.
+
+One row is H(P, softmax z) = Σ_c P_c · (lse(z) − z_c). Written with the pair (max, tail) of the log-sum-exp,
+lse = max + log1p(tail), the surprisal of class c is
+
+    lse − z_c = (max − z_c) + log1p(tail),
+
+two non-negative terms that never cancel: a confident row keeps its relative accuracy. The target comes in the
+normal form Σ_j w_j δ_{i_j} + b·(counting measure) + d, whatever measure it came from.
+
+Conventions at the edge, each the limit of finite logits:
+
+- a logit −inf is a class of probability 0: infinite surprisal;
+- logits +inf share the whole mass equally, every other class has probability 0;
+- a row of nothing but −inf is the null measure: every surprisal is +inf, every probability 0;
+- a NaN logit makes its row NaN, unless the row's target is null.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .null import differentiated, null_safe_product
+
+
+class Target(NamedTuple):
+    """A finite measure on the classes 0..V−1 in normal form, Σ_j weights_j δ_{indices_j} + background·# + dense.
+
+    Parts that are absent are None. Leading axes index a family and broadcast against the logits'.
+    """
+
+    indices: Int[Array, "*family k"] | None = None
+    weights: Float[Array, "*family k"] | None = None
+    background: Float[Array, "*family"] | None = None
+    dense: Float[Array, "*family V"] | None = None
+
+
+def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Array, "*family"]:
+    """H(target, softmax(logits)) in nats, one number a row, in float32 or wider.
+
+    An index outside 0..V−1 with a weight that is not 0 has surprisal +inf and makes its row's gradient NaN.
+    """
+    logits = logits.astype(accumulator(logits.dtype))
+    indices, *measure = (part if part is None or i == 0 else part.astype(logits.dtype) for i, part in enumerate(target))
+    return _cross_entropy(logits, indices, *measure)
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype sums are kept in: float32 for half precision, else the dtype itself."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def max_and_log1p_tail(z: Float[Array, "*family V"]) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
+    """(max, log1p(tail)) of each row, with tail = Σ exp(z − max) less the one term of the maximum itself.
+
+    The maximum's own term is exactly 1, and 1 + tail would round a tail below 6e-8 away: it is counted, not summed.
+    """
+    top = jnp.max(z, axis=-1, keepdims=True)
+    below = jnp.sum(jnp.where(z < top, jnp.exp(z - top), 0), axis=-1, keepdims=True)
+    ties = jnp.sum((z == top).astype(z.dtype), axis=-1, keepdims=True)
+    tail = below + (ties - 1)
+    log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
+    return top, jnp.where(jnp.isnan(top), top, log1p_tail)
+
+
+@jax.custom_jvp
+def log_softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+    """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
+    top, log1p_tail = max_and_log1p_tail(z)
+    return -(_gap(top, z) + log1p_tail)
+
+
+@log_softmax.defjvp
+def _log_softmax_jvp(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    return log_softmax(z), dz - jnp.sum(softmax(z) * dz, axis=-1, keepdims=True)
+
+
+@jax.custom_jvp
+def softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+    """Softmax of each row, with the edge conventions of this module and derivatives of every order."""
+    return jnp.exp(log_softmax(z))
+
+
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    p = softmax(z)
+    return p, p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
+
+
+def _gap(top, z):
+    # Equal values are 0 apart, infinite ones too.
+    return jnp.where(z == top, 0, top - z)
+
+
+def _take(z, indices):
+    """z at indices along the last axis, family axes broadcast; an index out of range reads some class."""
+    indices = jnp.clip(indices, 0, z.shape[-1] - 1)
+    if z.ndim == 1:
+        return z[indices]
+    family = jnp.broadcast_shapes(z.shape[:-1], indices.shape[:-1])
+    z = jnp.broadcast_to(z, (*family, z.shape[-1]))
+    return jnp.take_along_axis(z, jnp.broadcast_to(indices, (*family, indices.shape[-1])), axis=-1)
+
+
+def _out_of_range(indices, classes):
+    return (indices < 0) | (indices >= classes)
+
+
+@jax.custom_jvp
+def _cross_entropy(z, indices, weights, background, dense):
+    top, log1p_tail = max_and_log1p_tail(z)
+    total = jnp.zeros((), z.dtype)
+    if weights is not None:
+        surprisal = _gap(top, _take(z, indices)) + log1p_tail
+        surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, surprisal)
+        total += jnp.sum(_pair(weights, surprisal), axis=-1)
+    if background is not None:
+        surprisal = jnp.sum(_gap(top, z), axis=-1) + z.shape[-1] * log1p_tail[..., 0]
+        total += _pair(background, surprisal)
+    if dense is not None:
+        total += jnp.sum(_pair(dense, _gap(top, z) + log1p_tail), axis=-1)
+    return jnp.broadcast_to(total, _family(z, indices, background, dense))
+
+
+def _cross_entropy_jvp(primals, tangents):
+    z, indices, weights, background, dense = primals
+    dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
+    value = _cross_entropy(*primals)
+    tangent = jnp.zeros((), value.dtype)
+    if dz is not None:
+        tangent += jnp.sum(_residual(*primals) * dz, axis=-1)
+    if dweights is not None:
+        surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, -_take(log_softmax(z), indices))
+        tangent += jnp.sum(_at_weight(weights, surprisal) * dweights, axis=-1)
+    if dbackground is not None:
+        tangent += _at_weight(background, -jnp.sum(log_softmax(z), axis=-1)) * dbackground
+    if ddense is not None:
+        tangent += jnp.sum(_at_weight(dense, -log_softmax(z)) * ddense, axis=-1)
+    return value, jnp.broadcast_to(tangent, value.shape)
+
+
+_cross_entropy.defjvp(_cross_entropy_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _residual(z, indices, weights, background, dense):
+    """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
+    top, log1p_tail = max_and_log1p_tail(z)
+    gap = _gap(top, z)
+    mass, target, null = _expand(z, indices, weights, background, dense)
+    # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
+    confident = (gap == 0) & (log1p_tail < jnp.log(2.0))
+    excess = mass * jnp.expm1(-log1p_tail) + (mass - target)
+    residual = jnp.where(confident, excess, mass * jnp.exp(-(gap + log1p_tail)) - target)
+    if weights is not None:
+        infeasible = jnp.any(_out_of_range(indices, z.shape[-1]) & (weights != 0), axis=-1, keepdims=True)
+        residual = jnp.where(infeasible, jnp.nan, residual)
+    return jnp.where(null, 0, residual)
+
+
+def _residual_jvp(primals, tangents):
+    z, indices, *measure = primals
+    dz, _, *dmeasure = (differentiated(t) for t in tangents)
+    value = _residual(*primals)
+    p = softmax(z)
+    mass, _, null = _expand(z, indices, *measure)
+    tangent = jnp.zeros_like(value)
+    if dz is not None:
+        dp = p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
+        tangent += jnp.where(null, 0, mass * dp)
+    if any(d is not None for d in dmeasure):
+        # The parts that are not differentiated have tangent 0; _expand is linear in the measure.
+        dparts = [m if m is None else jnp.zeros_like(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
+        dmass, dtarget, _ = _expand(z, indices, *dparts)
+        tangent += jnp.where(null & ~jnp.isfinite(p), 0, dmass * p - dtarget)
+    return value, tangent
+
+
+_residual.defjvp(_residual_jvp, symbolic_zeros=True)
+
+
+def _expand(z, indices, weights, background, dense):
+    """(mass [*, 1], target as a vector over the classes [*, V], whether the row's target is null [*, 1])."""
+    classes = z.shape[-1]
+    mass, target, null = jnp.zeros((1,), z.dtype), jnp.zeros((1,), z.dtype), jnp.ones((1,), bool)
+    if weights is not None:
+        mass += jnp.sum(weights, axis=-1, keepdims=True)
+        target += _scatter(indices, weights, classes)
+        null &= jnp.all(weights == 0, axis=-1, keepdims=True)
+    if background is not None:
+        mass += classes * background[..., None]
+        target += background[..., None]
+        null &= background[..., None] == 0
+    if dense is not None:
+        mass += jnp.sum(dense, axis=-1, keepdims=True)
+        target += dense
+        null &= jnp.all(dense == 0, axis=-1, keepdims=True)
+    return mass, target, null
+
+
+def _scatter(indices, weights, classes):
+    if indices.shape[-1] <= 4:  # comparisons fuse into the loop that writes the gradient, a scatter would not
+        hit = indices[..., None] == jnp.arange(classes)
+        return jnp.sum(jnp.where(hit, weights[..., None], 0), axis=-2)
+    indices = jnp.broadcast_to(indices, weights.shape)
+    indices = jnp.where(_out_of_range(indices, classes), classes, indices).reshape(-1, indices.shape[-1])
+    rows = jnp.arange(indices.shape[0])[:, None]
+    flat = weights.reshape(indices.shape)
+    out = jnp.zeros((indices.shape[0], classes), weights.dtype).at[rows, indices].add(flat, mode="drop")
+    return out.reshape(*weights.shape[:-1], classes)
+
+
+def _pair(weight, surprisal):
+    return null_safe_product(weight, surprisal, surprisal)
+
+
+def _at_weight(weight, surprisal):
+    """∂/∂w of w·surprisal: the surprisal, but at a null atom 0 where it is not finite."""
+    return jnp.where((weight == 0) & ~jnp.isfinite(surprisal), 0, surprisal)
+
+
+def _family(z, indices, background, dense):
+    parts = [z.shape[:-1]]
+    parts += [] if indices is None else [indices.shape[:-1]]
+    parts += [] if background is None else [background.shape]
+    parts += [] if dense is None else [dense.shape[:-1]]
+    return jnp.broadcast_shapes(*parts)

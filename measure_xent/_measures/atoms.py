@@ -1,0 +1,102 @@
+"""Empirical measures: weighted samples of any kind."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from .._kernels.softmax import accumulator
+from .._measure import Measure
+from .._normal_form import NormalForm
+from .._pytree import pytree, set_fields, static
+from .checks import real_array
+
+
+@pytree
+class Atoms(Measure):
+    """Σ wᵢ δ(xᵢ), the unnormalised empirical measure, of mass Σ wᵢ: its integral is the sum over the batch.
+
+    Args:
+        points: the samples, an array or any pytree of arrays; a tuple makes a measure on tuples.
+        weights: wᵢ, 1 each by default. ``weights.shape`` names the atoms' axes, which come first on every leaf of
+            points; without weights, the leading axis of every leaf. Booleans (masks) are weights 0 and 1.
+
+    Raises:
+        ValueError: a leaf does not start with the atoms' axes, or the sample is empty.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> P = mx.Atoms(jnp.array([1., 2., jnp.nan]), weights=jnp.array([1., 1., 0.]))
+        >>> float(P.mass), float(P.expect(jnp.square))
+        (2.0, 5.0)
+    """
+
+    points: PyTree[Shaped[Array, "..."]]
+    weights: Float[Array, "*atoms"] | None = None
+    axes: int = static(1)
+    event: int = static(0)
+
+    def __init__(self, points: Any, weights: Any = None):
+        leaves = jax.tree.leaves(points)
+        if not leaves:
+            raise ValueError("Atoms(points): an empty sample; give at least one array")
+        points = jax.tree.map(jnp.asarray, points)
+        if weights is None:
+            lengths = {jnp.shape(x)[:1] for x in leaves}
+            if len(lengths) > 1 or () in lengths:
+                shapes = [jnp.shape(x) for x in leaves]
+                raise ValueError(f"Atoms(points): leaves must share their leading axis, got shapes {shapes}")
+            shape = lengths.pop()
+        else:
+            weights = jnp.asarray(weights)
+            weights = real_array("Atoms(weights)", weights.astype(jnp.float32) if weights.dtype == bool else weights)
+            shape = weights.shape
+            for x in leaves:
+                if jnp.shape(x)[: len(shape)] != shape:
+                    raise ValueError(
+                        f"Atoms(weights): shape {shape} names the atoms' axes, which must come first on every leaf of "
+                        f"points, but one has shape {jnp.shape(x)}"
+                    )
+        if 0 in shape:
+            raise ValueError(f"Atoms(points): an empty sample, the atoms' axes have shape {shape}")
+        set_fields(self, points=points, weights=weights, axes=len(shape), event=jnp.ndim(leaves[0]) - len(shape))
+
+    @property
+    def shape(self):
+        # Only a transformation that mapped the whole node adds axes in front of the atoms'.
+        first = jax.tree.leaves(self.points)[0]
+        return first.shape[: first.ndim - self.event - self.axes]
+
+    @property
+    def atoms(self):
+        first = jax.tree.leaves(self.points)[0]
+        return first.shape[len(self.shape) : first.ndim - self.event]
+
+    @property
+    def coordinates(self):
+        return len(self.points) if isinstance(self.points, tuple) else 1
+
+    def forms(self):
+        lead, axes = len(self.shape), self.axes
+        merge = lambda x: x.reshape(*x.shape[:lead], -1, *x.shape[lead + axes :])
+        points = jax.tree.map(merge, self.points)
+        if self.weights is None:
+            atoms = jax.tree.leaves(points)[0].shape[: lead + 1]
+            return (NormalForm(points, jnp.broadcast_to(jnp.asarray(1.0), atoms), certain=True),)
+        weights = merge(self.weights)
+        return (NormalForm(points, weights.astype(accumulator(weights.dtype))),)
+
+
+def Empirical(points: PyTree[Shaped[Array, "..."]], weights: Float[Array, "*atoms"] | None = None) -> Measure:
+    """Σ wᵢ δ(xᵢ) / Σ wᵢ, the empirical measure of a batch: ``Atoms(points, weights).normalize()``.
+
+    Its integral is the weighted mean; with all weights 0 it is the null measure, which integrates everything to 0.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> x, mask = jnp.array([1., 3., 100.]), jnp.array([True, True, False])
+        >>> float(mx.Empirical(x, weights=mask).expect(lambda x: x))
+        2.0
+    """
+    return Atoms(points, weights).normalize()

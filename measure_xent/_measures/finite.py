@@ -1,0 +1,252 @@
+"""Measures on the classes 0..V−1, and point masses."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num, Shaped
+
+from .._density import LogDensity
+from .._dispatch import rule
+from .._kernels.null import outside
+from .._kernels.softmax import Target, accumulator, cross_entropy, softmax
+from .._measure import Measure
+from .._normal_form import Form, NormalForm
+from .._pytree import pytree, set_fields, static
+from .checks import check_values, real_array
+
+
+@pytree
+class Dirac(Measure):
+    """δ_x, the unit mass at a point; an array of points is a family, one measure each.
+
+    Args:
+        point: the points; all axes are the family's. Against a Categorical they are class labels, integers.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.Dirac(jnp.array([3, 1])).expect(lambda x: x**2).tolist()
+        [9.0, 1.0]
+    """
+
+    point: Num[Array, "*family"]
+
+    def __post_init__(self):
+        set_fields(self, point=real_array("Dirac(point)", self.point))
+
+    @property
+    def shape(self):
+        return self.point.shape
+
+    def forms(self):
+        unit = jnp.broadcast_to(jnp.asarray(1.0), (*self.shape, 1))
+        return (NormalForm(self.point[..., None], unit, certain=True),)
+
+
+@pytree
+class Discrete(Measure):
+    """Σ_j w_j δ_{i_j}: finitely many atoms, the last axis; leading axes index a family. A sparse teacher is one.
+
+    Args:
+        indices: the atoms, [*family, k]; repeated atoms add up.
+        weights: their masses, [*family, k], of any sum; a negative one makes a signed measure.
+
+    Raises:
+        ValueError: the shapes do not broadcast, or there is no atom.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> teacher = mx.Discrete(jnp.array([7, 2]), jnp.array([0.75, 0.25]))
+        >>> mx.cross_entropy(teacher, mx.Categorical(jnp.zeros(10))).item()  # log 10
+        2.3026
+    """
+
+    indices: Num[Array, "*family k"]
+    weights: Float[Array, "*family k"]
+
+    def __post_init__(self):
+        indices = real_array("Discrete(indices)", self.indices)
+        weights = real_array("Discrete(weights)", self.weights)
+        for name, array in (("indices", indices), ("weights", weights)):
+            if array.ndim == 0:
+                raise ValueError(f"Discrete({name}): needs a last axis for the atoms, got a scalar")
+        if indices.shape[-1] != weights.shape[-1]:
+            raise ValueError(f"Discrete: {indices.shape[-1]} indices but {weights.shape[-1]} weights on the last axis")
+        if indices.shape[-1] == 0:
+            raise ValueError("Discrete(indices): an empty list of atoms; the null measure is 0 * P")
+        try:
+            jnp.broadcast_shapes(indices.shape, weights.shape)
+        except ValueError:
+            raise ValueError(
+                f"Discrete: indices of shape {indices.shape} and weights of shape {weights.shape} do not broadcast"
+            ) from None
+        set_fields(self, indices=indices, weights=weights)
+
+    @property
+    def shape(self):
+        return jnp.broadcast_shapes(self.indices.shape, self.weights.shape)[:-1]
+
+    def forms(self):
+        shape = jnp.broadcast_shapes(self.indices.shape, self.weights.shape)
+        weights = self.weights.astype(accumulator(self.weights.dtype))
+        return (NormalForm(jnp.broadcast_to(self.indices, shape), jnp.broadcast_to(weights, shape)),)
+
+
+@pytree
+class Counting(Measure):
+    """Counting measure on the classes 0..V−1: mass 1 each. Its integral is the sum.
+
+    Args:
+        classes: V, a positive int.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> float(mx.Counting(4).expect(lambda y: y**2))
+        14.0
+    """
+
+    classes: int = static()
+
+    def __post_init__(self):
+        _check_classes("Counting(classes)", self.classes)
+
+    @property
+    def shape(self):
+        return ()
+
+    def forms(self):
+        return (NormalForm(background=jnp.asarray(1.0), classes=self.classes),)
+
+
+@pytree
+class DiscreteUniform(Measure):
+    """The uniform distribution on the classes 0..V−1. Label smoothing mixes it in.
+
+    Args:
+        classes: V, a positive int.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> smoothed = 0.9 * mx.Dirac(2) + 0.1 * mx.DiscreteUniform(5)
+        >>> smoothed.expect(lambda y: y == 2).item()
+        0.92
+    """
+
+    classes: int = static()
+
+    def __post_init__(self):
+        _check_classes("DiscreteUniform(classes)", self.classes)
+
+    @property
+    def shape(self):
+        return ()
+
+    def forms(self):
+        return (NormalForm(background=jnp.asarray(1 / self.classes), classes=self.classes),)
+
+
+@pytree
+class Categorical(Measure):
+    """The softmax measure of logits, or the distribution with given probabilities, on the classes 0..V−1.
+
+    Leading axes of the parameter index a family, its last axis the classes. A logit −inf is a class of probability 0;
+    a row of nothing but −inf is the null measure. In half precision, values are computed in float32.
+
+    Args:
+        logits: unnormalised log-probabilities, any finite or infinite numbers.
+        probs: instead of logits, non-negative numbers that sum to 1 over the last axis (a chex value assertion).
+
+    Raises:
+        TypeError: neither or both are given.
+        ValueError: there is no class axis.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> labels, logits = jnp.array([0, 2]), jnp.array([[20., 0., 0.], [0., 0., 0.]])
+        >>> mx.cross_entropy(mx.Dirac(labels), mx.Categorical(logits))
+        Array([4.12231e-09, 1.09861e+00], dtype=float32)
+    """
+
+    logits: Float[Array, "*family V"] | None = None
+    probs: Float[Array, "*family V"] | None = None
+
+    def __post_init__(self):
+        if (self.logits is None) == (self.probs is None):
+            raise TypeError("Categorical(logits, *, probs): give exactly one of logits and probs")
+        name = "logits" if self.probs is None else "probs"
+        array = real_array(f"Categorical({name})", getattr(self, name), floating=True)
+        if array.ndim == 0 or array.shape[-1] == 0:
+            raise ValueError(f"Categorical({name}): needs a last axis of at least one class, got shape {array.shape}")
+        if name == "probs":
+            p = array.astype(accumulator(array.dtype))
+            tolerance = 8 * jnp.finfo(array.dtype).eps * array.shape[-1] ** 0.5
+            fine = jnp.all(p >= 0) & jnp.all(jnp.abs(p.sum(-1) - 1) <= tolerance)
+            check_values(fine, "Categorical(probs): probabilities must be non-negative and sum to 1 over the last axis")
+        set_fields(self, **{name: array})
+
+    @property
+    def classes(self) -> int:
+        """V, the number of classes."""
+        return self._parameter.shape[-1]
+
+    @property
+    def shape(self):
+        return self._parameter.shape[:-1]
+
+    @property
+    def mass(self):
+        return jnp.ones(self.shape) if self.logits is None else jnp.where(jnp.all(self.logits == -jnp.inf, -1), 0.0, 1.0)
+
+    def forms(self):
+        parameter = self._parameter.astype(accumulator(self._parameter.dtype))
+        probs = parameter if self.logits is None else softmax(parameter)
+        return (NormalForm(dense=probs, classes=self.classes),)
+
+    def log_abs_density(self, *x):
+        (x,) = x
+        x = jnp.asarray(x)
+        if self.logits is not None:
+            target = Target(x[..., None], jnp.ones((*x.shape, 1), accumulator(self.logits.dtype)))
+            log_density = -cross_entropy(self.logits, target)
+        else:
+            log_density = jnp.log(self._probability(x))
+        return log_density, jnp.ones_like(log_density)
+
+    def _probability(self, x):
+        family = jnp.broadcast_shapes(self.shape, x.shape)
+        probs = self.probs.astype(accumulator(self.probs.dtype))
+        probs = jnp.broadcast_to(probs, (*family, self.classes))
+        index = jnp.broadcast_to(jnp.clip(x, 0, self.classes - 1), family)[..., None]
+        p = jnp.take_along_axis(probs, index, axis=-1)[..., 0]
+        return jnp.where((x >= 0) & (x < self.classes), p, outside(p))
+
+    @property
+    def _parameter(self):
+        return self.probs if self.logits is None else self.logits
+
+
+@rule(Measure, LogDensity, Categorical)
+def log_softmax_against_target(P: Measure, f: LogDensity) -> Any:
+    """∫ log softmax(z) dP: the log-partition times the mass, less the pairing of the logits with P, in one kernel."""
+    Q = f.Q
+    if Q.logits is None:
+        return NotImplemented
+    return sum(-cross_entropy(Q.logits, target(form, Q.classes)) for form in P.forms())
+
+
+def target(form: Form, classes: int) -> Target:
+    """A form as the kernels take it, checked against the number of classes."""
+    if not isinstance(form, NormalForm) or isinstance(form.points, tuple | dict | list):
+        raise TypeError("log(Categorical) is a function of a class, but P is a measure on tuples; take a Conditional")
+    if form.weights is not None and not jnp.issubdtype(form.points.dtype, jnp.integer):
+        raise TypeError(
+            f"class labels must be integers, got points of dtype {form.points.dtype}; a soft target is "
+            "Categorical(probs=...) or Discrete(indices, weights)"
+        )
+    if form.classes not in (None, classes):
+        raise ValueError(f"P is a measure on {form.classes} classes, Q = Categorical on {classes}")
+    return Target(form.points, form.weights, form.background, form.dense)
+
+
+def _check_classes(name, classes):
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
+        raise ValueError(f"{name}: a positive int, got {classes!r}")

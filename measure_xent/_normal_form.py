@@ -1,0 +1,426 @@
+"""The forms a finite measure lowers to before it is integrated.
+
+Atoms           Σ_j weights_j δ_{points_j} + background·(counting measure on classes) + dense, on one space;
+Disintegration  ∫ δ_x ⊗ P_x dμ(x), a measure on tuples kept as its marginal μ and the laws P_x of the last coordinate,
+                so that a Markov kernel is evaluated once per x and never once per pair.
+
+A measure lowers to a tuple of them, whose sum it is.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Union
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from ._density import Integrand, as_integrand, at
+from ._kernels.null import null_safe_product, outside
+from ._kernels.softmax import accumulator
+from ._pytree import pytree, set_fields, static
+
+
+@pytree
+class NormalForm:
+    """Σ_j weights_j δ_{points_j} + background·# + dense, a family by leading axes; absent parts are None.
+
+    ``points`` leaves and ``weights`` share their leading axes, (*family, k) with axes of size 1 where they broadcast.
+    ``certain`` says that no weight can be 0, so null atoms need no care.
+    """
+
+    points: PyTree[Shaped[Array, "..."]] = None
+    weights: Float[Array, "*family k"] | None = None
+    background: Float[Array, "*family"] | None = None
+    dense: Float[Array, "*family V"] | None = None
+    classes: int | None = static(None)
+    certain: bool = static(False)
+
+    @property
+    def family(self) -> tuple[int, ...]:
+        shapes = [x.shape[:-1] for x in (self.weights, self.dense) if x is not None]
+        return jnp.broadcast_shapes(*shapes, () if self.background is None else self.background.shape)
+
+    def parts(self) -> Iterator[tuple[Any, Float[Array, "*family k"], bool]]:
+        """(points, weights, certain) of the sparse atoms, then of the classes."""
+        if self.weights is not None:
+            yield self.points, self.weights, self.certain
+        if self.classes is not None:
+            weights = self.class_weights()
+            yield jnp.arange(self.classes).reshape((1,) * (weights.ndim - 1) + (-1,)), weights, self.dense is None
+
+    def class_weights(self) -> Float[Array, "*family V"]:
+        """background + dense as one vector over the classes."""
+        dense = jnp.zeros((1,)) if self.dense is None else self.dense
+        background = jnp.zeros(()) if self.background is None else self.background
+        weights = background[..., None] + dense
+        return jnp.broadcast_to(weights, (*weights.shape[:-1], self.classes))
+
+    def mass(self) -> Float[Array, "*family"]:
+        mass = jnp.zeros(())
+        if self.weights is not None:
+            mass = mass + self.weights.sum(-1)
+        if self.background is not None:
+            mass = mass + self.classes * self.background
+        if self.dense is not None:
+            mass = mass + self.dense.sum(-1)
+        return jnp.broadcast_to(mass, self.family)
+
+    def scale(self, c: Any) -> "NormalForm":
+        certain = self.certain and isinstance(c, int | float) and c != 0
+        c = jnp.asarray(c)
+        return self._with(
+            weights=None if self.weights is None else c[..., None] * self.weights,
+            background=None if self.background is None else c * self.background,
+            dense=None if self.dense is None else c[..., None] * self.dense,
+            certain=certain,
+        )._aligned()
+
+    def reweight(self, f: Integrand) -> "NormalForm":
+        """f · P. Null atoms stay null, whatever f is there."""
+        parts = iter([_times(f, *part) for part in self.parts()])
+        weights = None if self.weights is None else next(parts)
+        dense = None if self.classes is None else next(parts)
+        return self._with(weights=weights, background=None, dense=dense, certain=False)._aligned()
+
+    def push(self, transform: Any) -> tuple["NormalForm", ...]:
+        """The image under a map of points: every class becomes an atom."""
+        return tuple(
+            NormalForm(as_integrand(transform).values(points, weights.ndim), weights, certain=certain)._aligned()
+            for points, weights, certain in self.parts()
+        )
+
+    def density(self, *x: Any) -> Float[Array, "*family"]:
+        """The density against counting measure at x, the mass of {x}."""
+        density, inside = jnp.zeros(()), jnp.zeros((), bool)
+        if self.weights is not None:
+            hit = self._hits(x)
+            density = density + jnp.where(hit, self.weights, 0).sum(-1)
+            density = jnp.where(hit.any(-1), density, outside(density + self.weights.sum(-1)))
+            inside = hit.any(-1)
+        if self.classes is not None:
+            (y,) = x
+            weights = self.class_weights()
+            valid = (y >= 0) & (y < self.classes)
+            family = jnp.broadcast_shapes(weights.shape[:-1], jnp.shape(y))
+            index = jnp.broadcast_to(jnp.clip(y, 0, self.classes - 1), family)[..., None]
+            mass = jnp.take_along_axis(jnp.broadcast_to(weights, (*family, self.classes)), index, -1)[..., 0]
+            density = density + jnp.where(valid, mass, jnp.where(inside, 0, outside(mass)))
+        return density
+
+    def _hits(self, x):
+        """Whether each atom is the point x, [*family, k]. Coordinates with axes of their own are equal as a whole."""
+        points = self.points if isinstance(self.points, tuple) else (self.points,)
+        lead = self.weights.ndim
+
+        def equal(atoms, value):
+            event = atoms.ndim - lead
+            value = jnp.expand_dims(value, jnp.ndim(value) - event)  # the atoms' axis
+            return jnp.all(atoms == value, axis=tuple(range(-event, 0))) if event else atoms == value
+
+        hits = jax.tree.leaves(jax.tree.map(equal, points, tuple(x)))
+        return jnp.all(jnp.stack(jnp.broadcast_arrays(*hits)), axis=0)
+
+    def rows(self) -> tuple["Disintegration", ...]:
+        """A measure on tuples, disintegrated at the last coordinate."""
+        if self.classes is not None or not isinstance(self.points, tuple) or len(self.points) < 2:
+            raise TypeError(
+                "a Conditional integrates over pairs (x, y): P must be a measure on tuples, such as "
+                "Empirical((x, y)) or joint(P, K)"
+            )
+        *x, y = self.points
+        one = jnp.broadcast_to(jnp.asarray(1.0), (*self.weights.shape, 1))
+        target = NormalForm(jax.tree.map(lambda y: jnp.expand_dims(y, self.weights.ndim), y), one, certain=True)
+        return (Disintegration(tuple(x), self.weights, target, self.certain),)
+
+    def flat(self) -> tuple["NormalForm", ...]:
+        return (self,)
+
+    def merge(self, other: Any) -> "NormalForm | None":
+        """The sum as one form, or None where it has none."""
+        if not isinstance(other, NormalForm) or (self.classes and other.classes and self.classes != other.classes):
+            return None
+        if self.weights is None or other.weights is None:
+            sparse = self if other.weights is None else other
+            points, weights, certain = sparse.points, sparse.weights, sparse.certain
+        elif jax.tree.structure(self.points) != jax.tree.structure(other.points):
+            return None
+        else:
+            rank = max(self.weights.ndim, other.weights.ndim)
+            a, b = self._aligned(rank), other._aligned(rank)
+            family = jnp.broadcast_shapes(a.weights.shape[:-1], b.weights.shape[:-1])
+            points = jax.tree.map(lambda x, y: _concatenate(x, y, family), a.points, b.points)
+            weights = _concatenate(a.weights, b.weights, family)
+            certain = a.certain and b.certain
+        plus = lambda x, y: y if x is None else x if y is None else x + y
+        return NormalForm(
+            points,
+            weights,
+            plus(self.background, other.background),
+            plus(self.dense, other.dense),
+            self.classes or other.classes,
+            certain,
+        )._aligned()
+
+    def _aligned(self, rank: int = 0) -> "NormalForm":
+        """The same form with all leading axes written out: every leaf of points and the weights have one rank."""
+        if self.weights is None:
+            return self
+        rank = max(rank, self.weights.ndim, len(self.family) + 1)
+        extra = rank - self.weights.ndim
+        grow = lambda x: x.reshape((1,) * extra + x.shape)
+        return self._with(points=jax.tree.map(grow, self.points), weights=grow(self.weights))
+
+    def _with(self, **changes) -> "NormalForm":
+        return _replace(self, **changes)
+
+
+@pytree
+class Disintegration:
+    """∫ δ_x ⊗ P_x dμ(x): atoms x with weights, and the law of the last coordinate given each.
+
+    ``points`` is the tuple of the leading coordinates, with leading axes (*family, k); ``target`` has those as its family.
+    """
+
+    points: tuple
+    weights: Float[Array, "*family k"]
+    target: Union[NormalForm, "Disintegration"]
+    certain: bool = static(False)
+
+    @property
+    def family(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(self.weights.shape, self.target.family)[:-1]
+
+    def mass(self) -> Float[Array, "*family"]:
+        mass = self.target.mass()
+        return null_safe_product(self.weights, mass, mass).sum(-1)
+
+    def scale(self, c: Any) -> "Disintegration":
+        certain = self.certain and isinstance(c, int | float) and c != 0
+        weights = jnp.asarray(c)[..., None] * self.weights
+        grow = lambda x, extra=weights.ndim - self.weights.ndim: x.reshape((1,) * extra + x.shape)
+        points, target = jax.tree.map(grow, (self.points, self.target))
+        return _replace(self, points=points, target=target, weights=weights, certain=certain)
+
+    def reweight(self, f: Integrand) -> "Disintegration":
+        return _replace(self, target=_reweight_given(self, self.target, f))
+
+    def push(self, transform: Any) -> tuple[NormalForm, ...]:
+        return tuple(image for form in self.flat() for image in form.push(transform))
+
+    def density(self, *x: Any) -> Float[Array, "*family"]:
+        return sum(form.density(*x) for form in self.flat())
+
+    def rows(self) -> tuple["Disintegration", ...]:
+        if isinstance(self.target, Disintegration):
+            return tuple(row for form in self.flat() for row in form.rows())
+        return (self,)
+
+    def marginal(self) -> tuple["Form", ...]:
+        """The law of the last coordinate, the mixture Σ_x μ(x) P_x."""
+        if isinstance(self.target, Disintegration):
+            raise TypeError("bind(P, K): K must give measures on one space, got measures on tuples")
+        target, mix = self.target, lambda part: null_safe_product(self.weights[..., None], part, part)
+        axis = self.weights.ndim - 1
+        shape = jnp.broadcast_shapes(self.weights.shape, target.family)
+        merge = lambda a: _merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[axis + 1 :])), axis)
+        return (
+            target._with(
+                points=jax.tree.map(merge, target.points),
+                weights=None if target.weights is None else merge(mix(target.weights)),
+                background=None if target.background is None else mix(target.background[..., None])[..., 0].sum(axis),
+                dense=None if target.dense is None else mix(target.dense).sum(axis),
+                certain=self.certain and target.certain,
+            ),
+        )
+
+    def flat(self) -> tuple[NormalForm, ...]:
+        """All pairs as atoms."""
+        forms = []
+        axis = self.weights.ndim - 1
+        for target in self.target.flat():
+            for y, inner, certain in target.parts():
+                shape = (*jnp.broadcast_shapes(self.weights.shape, inner.shape[:-1]), inner.shape[-1])
+                spread = lambda a, shape=shape: _merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[axis + 2 :])), axis)
+                x = jax.tree.map(lambda a, spread=spread: spread(jnp.expand_dims(a, axis + 1)), self.points)
+                weights = spread(null_safe_product(self.weights[..., None], inner, inner))
+                points = (*x, *_coordinates(jax.tree.map(spread, y)))
+                forms.append(NormalForm(points, weights, certain=self.certain and certain))
+        return tuple(forms)
+
+    def merge(self, other: Any) -> None:
+        return None
+
+
+Form = NormalForm | Disintegration
+
+
+def integrate_form(form: Form, f: Integrand) -> Any:
+    """∫ f against the atoms of a form, pytree-valued where f is."""
+    total = None
+    for flat in form.flat():
+        for points, weights, certain in flat.parts():
+            value, original = _values(f, points, weights, certain)
+            part = jax.tree.map(lambda v, o, w=weights: _weighted(w, v, o).sum(w.ndim - 1), value, original)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return total
+
+
+def in_batches(integrate: Callable[[Form], Any], form: Form, size: int) -> Any:
+    """Σ ``integrate`` over slices of at most ``size`` atoms, one held at a time, forwards and backwards."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"expect(batch_size): a positive int, got {size!r}")
+    if form.weights is None or form.weights.shape[-1] <= size:
+        return integrate(form)
+    axis, atoms = form.weights.ndim - 1, form.weights.shape[-1]
+
+    def piece(start, length):
+        cut = lambda x: x if x.shape[axis] == 1 else jax.lax.dynamic_slice_in_dim(x, start, length, axis)
+        if isinstance(form, Disintegration):
+            return jax.tree.map(cut, form)
+        return NormalForm(jax.tree.map(cut, form.points), cut(form.weights), certain=form.certain)
+
+    batch = jax.checkpoint(lambda start: integrate(piece(start, size)))
+    full, rest = divmod(atoms, size)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(batch, 0))
+    step = lambda total, i: (jax.tree.map(jnp.add, total, batch(i * size)), None)
+    total, _ = jax.lax.scan(step, zero, jnp.arange(full))
+    remainder = [integrate(piece(full * size, rest))] if rest else []
+    if isinstance(form, NormalForm) and form.classes is not None:
+        remainder.append(integrate(form._with(points=None, weights=None)))
+    return jax.tree.map(lambda *terms: sum(terms), total, *remainder)
+
+
+def stand_in(points: PyTree, null: Shaped[Array, "*family k"]) -> PyTree:
+    """The points, with another atom's in place of each null one, so that no derivative is taken at a null atom.
+
+    The stand-in is the first atom that is not null, a point where the integral needs the integrand anyway; where all
+    atoms are null it is 0.
+    """
+    axis = null.ndim - 1
+    first = jnp.argmin(null, axis=-1, keepdims=True)
+
+    def replace(x):
+        event = (1,) * (x.ndim - null.ndim)
+        lead = jnp.broadcast_shapes(null.shape, x.shape[: null.ndim])
+        x = jnp.broadcast_to(x, (*lead, *x.shape[null.ndim :]))
+        index = jnp.broadcast_to(first, (*lead[:-1], 1)).reshape(*lead[:-1], 1, *event)
+        other = jnp.take_along_axis(x, index, axis=axis)
+        none = jnp.all(null, axis=-1, keepdims=True)
+        other = jnp.where(none.reshape(none.shape + event), jnp.zeros((), x.dtype), other)
+        return jnp.where(null.reshape(null.shape + event), other, x)
+
+    return jax.tree.map(replace, points)
+
+
+def without_null_rows(rows: Disintegration) -> tuple[tuple, NormalForm]:
+    """The points and the targets of rows, with a stand-in for every null row.
+
+    A row whose target alone is null (all of it restricted away) needs one only for an x that is not finite, such as
+    padding: the target's own zeros keep it out of every other derivative.
+    """
+    target, null = rows.target, rows.weights == 0
+    targets = [jnp.all(weights == 0, axis=-1) for _, weights, _ in target.parts()]
+    finite = [
+        jnp.all(jnp.isfinite(x), axis=tuple(range(null.ndim, x.ndim)))
+        for x in jax.tree.leaves(rows.points)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    padding = jnp.array(False) if target.certain or not finite else math.prod(targets) & ~math.prod(finite)
+    swap = lambda part, rank: stand_in(part, null) if part is not None and part.ndim == rank else part
+    stood = target._with(
+        points=jax.tree.map(lambda y: stand_in(y, null), target.points),
+        weights=swap(target.weights, null.ndim + 1),
+        background=swap(target.background, null.ndim),
+        dense=swap(target.dense, null.ndim + 1),
+    )
+    return stand_in(rows.points, null | padding), stood
+
+
+def _values(f, points, weights, certain):
+    """f at the atoms: with stand-ins for the null ones, and as it is."""
+    original = f.values(points, weights.ndim)
+    if certain:
+        return original, original
+    shared = tuple(i for i, n in enumerate(jax.tree.leaves(points)[0].shape[: weights.ndim - 1]) if n == 1)
+    null = weights == 0
+    if not f.shape:  # one function for the whole family: a shared point is null only where it is so for all members
+        null = jnp.all(null, axis=shared, keepdims=True)
+    return f.values(stand_in(points, null), weights.ndim), original
+
+
+def _weighted(weights, value, original):
+    w = weights.reshape(weights.shape + (1,) * max(0, value.ndim - weights.ndim))
+    dtype = jnp.result_type(accumulator(jnp.result_type(value, jnp.bfloat16)), w)
+    return null_safe_product(w.astype(dtype), value.astype(dtype), original.astype(dtype))
+
+
+def _times(f, points, weights, certain):
+    value, original = _values(f, points, weights, certain)
+    if jnp.ndim(value) > weights.ndim and value.shape[weights.ndim :] != ():
+        raise ValueError(f"f * P: f must be scalar-valued, got values of shape {value.shape[weights.ndim :]}")
+    return _weighted(weights, value, original)
+
+
+def _reweight_given(rows, target, f):
+    """f(x, ·) · P_x for every x: the target's new weights."""
+    if isinstance(target, Disintegration):
+        joined = jax.tree.map(lambda a: jnp.expand_dims(a, rows.weights.ndim), rows.points)
+        inner = _replace(target, points=(*joined, *target.points))
+        return _replace(target, target=_reweight_given(inner, target.target, f))
+    lead = rows.weights.ndim
+    parts = iter([_times_given(f, rows, lead, *part) for part in target.parts()])
+    weights = None if target.weights is None else next(parts)
+    dense = None if target.classes is None else next(parts)
+    return _replace(target, weights=weights, background=None, dense=dense, certain=False)._aligned()
+
+
+def _times_given(f, rows, lead, y, inner, certain):
+    if y.shape[:-1] == (1,) * (y.ndim - 1) if isinstance(y, jax.Array) else False:
+        shared = _independent_of_x(f, rows.points, y.reshape(-1), lead)
+        if shared is not None:
+            return _weighted(inner, shared, shared)
+    shape = (*jnp.broadcast_shapes(rows.weights.shape, inner.shape[:-1]), inner.shape[-1])
+    spread = lambda a: _merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[lead + 1 :])), lead - 1)
+    x = jax.tree.map(lambda a: spread(jnp.expand_dims(a, lead)), rows.points)
+    points = (*x, *_coordinates(jax.tree.map(spread, y)))
+    null = spread((rows.weights == 0)[..., None] | (inner == 0))
+    original = f.values(points, lead)
+    value = f.values(stand_in(points, null), lead)
+    restore = lambda v: v.reshape(*v.shape[: lead - 1], *shape[lead - 1 :])
+    return _weighted(inner, restore(value), restore(original))
+
+
+def _independent_of_x(f, x, classes, lead):
+    """f(x, ·) over the classes where it reads nothing of x: class weights stay one vector, not one a row."""
+    if f.shape:
+        return None
+    function = jax.vmap(lambda x, y: at(f, (*x, y)), in_axes=(None, 0))
+    for _ in range(lead):
+        function = jax.vmap(function, in_axes=(0, None), out_axes=None)
+    try:
+        value = function(x, classes)
+    except ValueError:  # vmap's own check: the output depends on x
+        return None
+    return value
+
+
+def _concatenate(x, y, family):
+    lead = len(family)
+    spread = lambda a: jnp.broadcast_to(a, (*family, *a.shape[lead:]))
+    return jnp.concatenate([spread(x), spread(y)], axis=lead)
+
+
+def _merge_axes(a, axis):
+    """Axes axis and axis + 1 as one."""
+    return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+def _coordinates(points):
+    return points if isinstance(points, tuple) else (points,)
+
+
+def _replace(node, **changes):
+    new = object.__new__(type(node))
+    set_fields(new, **{**node.__dict__, **changes})
+    return new
