@@ -202,10 +202,7 @@ class LogDensity(Integrand):
         return self, self.Q
 
     def values(self, points, lead):
-        if not self.shape:
-            return super().values(points, lead)
-        # A family broadcasts against the points by itself; only the atoms' axis is one too many for it.
-        return jax.vmap(lambda point: at(self, point), in_axes=lead - 1, out_axes=-1)(points)
+        return _family_values(self, points, lead)
 
 
 @pytree
@@ -227,7 +224,15 @@ class RadonNikodym(Integrand):
     def shape(self):
         return jnp.broadcast_shapes(self.P.shape, self.Q.shape)
 
-    values = LogDensity.values
+    def values(self, points, lead):
+        return _family_values(self, points, lead)
+
+
+def _family_values(f, points, lead):
+    """The values of a function that broadcasts its family against points by itself: all but the atoms' axis."""
+    if not f.shape:
+        return Integrand.values(f, points, lead)
+    return jax.vmap(lambda point: at(f, point), in_axes=lead - 1, out_axes=-1)(points)
 
 
 def log(Q: Any) -> Integrand:

@@ -49,7 +49,7 @@ def joint(P: Measure, K: AbstractConditional | Measure) -> Measure:
         raise TypeError(f"joint(P, K): K must be a Conditional or a family of measures, got {type(K).__name__}")
     if isinstance(K, Measure):
         axes = (*P.shape, *P.atoms)
-        if jnp.broadcast_shapes(K.shape, axes) != axes or len(K.shape) > len(axes):
+        if len(K.shape) > len(axes) or any(k not in (1, n) for k, n in zip(K.shape[::-1], axes[::-1], strict=False)):
             raise ValueError(f"joint(P, K): K needs one measure for each atom of P, axes {axes}, but is a family {K.shape}")
     return Joint(P, K)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._density import Integrand, as_integrand, at
-from ._kernels.null import null_safe_product, outside
+from ._kernels.null import null_safe_product, where_supported
 from ._kernels.softmax import accumulator
 from ._pytree import pytree, set_fields, static
 
@@ -51,13 +51,13 @@ class NormalForm:
 
     def class_weights(self) -> Float[Array, "*family V"]:
         """background + dense as one vector over the classes."""
-        dense = jnp.zeros((1,)) if self.dense is None else self.dense
-        background = jnp.zeros(()) if self.background is None else self.background
+        dense = jnp.asarray(0.0)[None] if self.dense is None else self.dense
+        background = jnp.asarray(0.0) if self.background is None else self.background
         weights = background[..., None] + dense
         return jnp.broadcast_to(weights, (*weights.shape[:-1], self.classes))
 
     def mass(self) -> Float[Array, "*family"]:
-        mass = jnp.zeros(())
+        mass = jnp.asarray(0.0)
         if self.weights is not None:
             mass = mass + self.weights.sum(-1)
         if self.background is not None:
@@ -92,21 +92,20 @@ class NormalForm:
 
     def density(self, *x: Any) -> Float[Array, "*family"]:
         """The density against counting measure at x, the mass of {x}."""
-        density, inside = jnp.zeros(()), jnp.zeros((), bool)
+        density, inside = jnp.asarray(0.0), jnp.asarray(False)
         if self.weights is not None:
             hit = self._hits(x)
-            density = density + jnp.where(hit, self.weights, 0).sum(-1)
-            density = jnp.where(hit.any(-1), density, outside(density + self.weights.sum(-1)))
-            inside = hit.any(-1)
+            density, inside = jnp.where(hit, self.weights, 0).sum(-1), hit.any(-1)
         if self.classes is not None:
             (y,) = x
             weights = self.class_weights()
-            valid = (y >= 0) & (y < self.classes)
             family = jnp.broadcast_shapes(weights.shape[:-1], jnp.shape(y))
             index = jnp.broadcast_to(jnp.clip(y, 0, self.classes - 1), family)[..., None]
             mass = jnp.take_along_axis(jnp.broadcast_to(weights, (*family, self.classes)), index, -1)[..., 0]
-            density = density + jnp.where(valid, mass, jnp.where(inside, 0, outside(mass)))
-        return density
+            valid = (y >= 0) & (y < self.classes)
+            density, inside = density + jnp.where(valid, mass, 0), inside | valid
+        # Adding 0 times the masses ties the derivative of a point outside the space to every mass.
+        return where_supported(inside, density + 0 * self.mass())
 
     def _hits(self, x):
         """Whether each atom is the point x, [*family, k]. Coordinates with axes of their own are equal as a whole."""
@@ -388,6 +387,7 @@ def _times_given(f, rows, lead, y, inner, certain):
     original = f.values(points, lead)
     value = f.values(stand_in(points, null), lead)
     restore = lambda v: v.reshape(*v.shape[: lead - 1], *shape[lead - 1 :])
+    inner = inner.reshape((1,) * (lead + 1 - inner.ndim) + inner.shape)
     return _weighted(inner, restore(value), restore(original))
 
 

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 
 @jax.custom_jvp
@@ -41,12 +41,12 @@ def differentiated(tangent):
 
 
 @jax.custom_jvp
-def outside(value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """The density 0 of a point outside a measure's space: 0, with derivative NaN so that no run trains on."""
-    return jnp.zeros_like(value)
+def where_supported(valid: Bool[Array, "..."], density: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """The density, but 0 at points outside a measure's space, with derivative NaN there so that no run trains on."""
+    return jnp.where(valid, density, 0)
 
 
-@outside.defjvp
-def _outside_jvp(primals, tangents):
-    (value,), (dvalue,) = primals, tangents
-    return outside(value), jnp.nan * dvalue
+@where_supported.defjvp
+def _where_supported_jvp(primals, tangents):
+    valid, density = primals
+    return where_supported(valid, density), jnp.where(valid, 1, jnp.nan) * tangents[1]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Num, Shaped
 
 from .._density import LogDensity
 from .._dispatch import rule
-from .._kernels.null import outside
+from .._kernels.null import where_supported
 from .._kernels.softmax import Target, accumulator, cross_entropy, softmax
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
@@ -217,7 +217,7 @@ class Categorical(Measure):
         probs = jnp.broadcast_to(probs, (*family, self.classes))
         index = jnp.broadcast_to(jnp.clip(x, 0, self.classes - 1), family)[..., None]
         p = jnp.take_along_axis(probs, index, axis=-1)[..., 0]
-        return jnp.where((x >= 0) & (x < self.classes), p, outside(p))
+        return where_supported((x >= 0) & (x < self.classes), p)
 
     @property
     def _parameter(self):

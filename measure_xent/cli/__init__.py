@@ -1,0 +1,28 @@
+"""The command ``measure-xent``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs a command; gives the exit status."""
+    from . import digits
+
+    parser = argparse.ArgumentParser(
+        prog="measure-xent",
+        description="Cross-entropy, done right: -P.expect(log(Q)). Train something with it.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a model with the loss -P.expect(log(Q))")
+    tasks = train.add_subparsers(title="tasks", required=True, metavar="TASK")
+    digits.add_parser(tasks)
+
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] in ("sklearn", "matplotlib", "rich"):
+            print(f"measure-xent: {error.name} is not installed: pip install 'measure-xent[examples]'", file=sys.stderr)
+            return 1
+        raise

@@ -1,0 +1,85 @@
+"""The pictures that commands write."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Int
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BLUE, ORANGE, GREY = "#2563a8", "#d9772b", "#8a8f98"
+
+
+def digits_report(
+    path: Path,
+    metrics: dict[str, float],
+    history: dict[str, Any],
+    probabilities: Float[np.ndarray, "n V"],
+    labels: Int[np.ndarray, "n"],
+) -> None:
+    """Loss curves, confusion matrix and calibration, side by side."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+        figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), constrained_layout=True)
+        loss_curves(axes[0], history["train_loss"], history["held_out_loss"])
+        confusion(axes[1], probabilities.argmax(-1), labels, probabilities.shape[-1])
+        calibration(axes[2], probabilities, labels)
+        figure.suptitle(
+            f"held out: {metrics['nats']:.4f} nats = {metrics['bits']:.4f} bits, "
+            f"perplexity {metrics['perplexity']:.3f}, accuracy {metrics['accuracy']:.2%}"
+        )
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
+def loss_curves(axes: Any, train: list[float], held_out: dict[int, float]) -> None:
+    """Every batch's loss, faint; its running mean; the held-out loss."""
+    steps = np.arange(1, len(train) + 1)
+    axes.plot(steps, train, color=BLUE, alpha=0.2, linewidth=0.8)
+    window = max(1, len(train) // 50)
+    if len(train) >= window > 1:
+        mean = np.convolve(train, np.ones(window) / window, "valid")
+        axes.plot(steps[window - 1 :], mean, color=BLUE, label=f"training, mean of {window} batches")
+    axes.plot(list(held_out), list(held_out.values()), color=ORANGE, label="held out")
+    positive = [x for x in [*train, *held_out.values()] if x > 0]
+    if positive:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(min(positive), 1e-4))
+    axes.set(title="Cross-entropy while training", xlabel="step", ylabel="nats")
+    axes.legend(frameon=False)
+
+
+def confusion(axes: Any, predicted: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: int) -> None:
+    """Counts of (label, prediction); colour is each label's share on a square-root scale, so that rare errors show."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, predicted), 1)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
+    for i, j in zip(*counts.nonzero(), strict=True):
+        axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.4 else "black")
+    axes.set(title="Confusion: label by prediction", xlabel="predicted", ylabel="label")
+    axes.set_xticks(range(classes))
+    axes.set_yticks(range(classes))
+
+
+def calibration(axes: Any, probabilities: Float[np.ndarray, "n V"], labels: Int[np.ndarray, "n"], bins: int = 10) -> None:
+    """Reliability of the probability given to the predicted class, with 95 % Wilson intervals and the bins' counts."""
+    confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
+    which = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    count = np.bincount(which, minlength=bins)
+    full = count > 0
+    n = count[full]
+    x = np.bincount(which, confidence, bins)[full] / n
+    y = np.bincount(which, correct, bins)[full] / n
+    z = 1.96
+    centre = (y + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(y * (1 - y) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
+    axes.vlines(x, np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1), color=BLUE, alpha=0.5, linewidth=2)
+    axes.plot(x, y, "o", color=BLUE, label="accuracy in the bin, 95 % interval")
+    for a, b, k in zip(x, y, n, strict=True):
+        axes.annotate(str(k), (a, b), textcoords="offset points", xytext=(6, -12), fontsize=8, color=GREY)
+    axes.set(title="Calibration of the prediction", xlabel="predicted probability", ylabel="accuracy", ylim=(-0.08, 1.03))
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)

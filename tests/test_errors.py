@@ -1,0 +1,78 @@
+"""Errors name the argument, what came and what is taken, when the program is traced."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import measure_xent as mx
+from measure_xent import log
+
+hidden, labels, weight = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0]), jnp.ones((3, 5))
+Q = mx.LinearSoftmax(weight)
+
+CASES = {
+    "class counts": (lambda: mx.cross_entropy(mx.DiscreteUniform(4), mx.Categorical(jnp.zeros(5))), ValueError, "4 classes"),
+    "class counts of a teacher": (
+        lambda: mx.cross_entropy(mx.Categorical(jnp.zeros(1)), mx.Categorical(jnp.zeros(4))),
+        ValueError,
+        "1 classes",
+    ),
+    "class counts in a sum": (
+        lambda: mx.cross_entropy(mx.DiscreteUniform(4) + mx.DiscreteUniform(5), mx.Categorical(jnp.zeros(5))),
+        ValueError,
+        "4 classes",
+    ),
+    "families": (lambda: mx.cross_entropy(mx.Dirac(labels), mx.Categorical(jnp.zeros((3, 5)))), ValueError, "broadcast"),
+    "families in a sum": (lambda: mx.Dirac(labels) + mx.Categorical(jnp.zeros((3, 5))), ValueError, "broadcast"),
+    "scale": (lambda: jnp.ones(3) * mx.Dirac(labels), ValueError, r"shape \(3,\)"),
+    "float labels": (lambda: mx.cross_entropy(mx.Dirac(1.0), mx.Categorical(jnp.zeros(5))), TypeError, "float32"),
+    "float labels in a batch": (
+        lambda: mx.cross_entropy(mx.Empirical((hidden, labels * 1.0)), Q),
+        TypeError,
+        "float32",
+    ),
+    "weights' shape": (lambda: mx.Empirical((hidden, labels), weights=jnp.ones(3)), ValueError, r"shape \(3,\)"),
+    "ragged sample": (lambda: mx.Empirical((hidden, labels[:2])), ValueError, "leading axis"),
+    "empty sample": (lambda: mx.Empirical(jnp.ones((0, 3))), ValueError, "empty sample"),
+    "no sample": (lambda: mx.Empirical(()), ValueError, "empty sample"),
+    "empty list of atoms": (lambda: mx.Discrete(jnp.ones(0, int), jnp.ones(0)), ValueError, "empty"),
+    "indices and weights": (lambda: mx.Discrete(jnp.ones(2, int), jnp.ones(3)), ValueError, "2 indices but 3 weights"),
+    "no class": (lambda: mx.Categorical(jnp.ones((3, 0))), ValueError, "at least one class"),
+    "neither logits nor probs": (lambda: mx.Categorical(), TypeError, "exactly one"),
+    "both logits and probs": (lambda: mx.Categorical(jnp.ones(2), jnp.ones(2)), TypeError, "exactly one"),
+    "classes": (lambda: mx.DiscreteUniform(0), ValueError, "positive int"),
+    "classes, float": (lambda: mx.Counting(2.0), ValueError, "positive int"),
+    "log": (lambda: log(jnp.ones(3)), TypeError, "must be a Measure"),
+    "expect": (lambda: mx.Dirac(0).expect("f"), TypeError, "callable"),
+    "batch size": (lambda: mx.Empirical(hidden).expect(jnp.sum, batch_size=0), ValueError, "positive int"),
+    "features": (lambda: Q(jnp.ones(4)), ValueError, "D = 3"),
+    "features in a batch": (lambda: mx.cross_entropy(mx.Empirical((jnp.ones((4, 2)), labels)), Q), ValueError, "D = 3"),
+    "weight's shape": (lambda: mx.LinearSoftmax(jnp.ones(3)), ValueError, r"\[D, V\]"),
+    "bias's shape": (lambda: mx.LinearSoftmax(weight, jnp.ones(3)), ValueError, r"\(5,\)"),
+    "a conditional of no measure": (lambda: mx.Conditional(lambda x: x)(1.0), TypeError, "must give a Measure"),
+    "a conditional of no function": (lambda: mx.Conditional(3), TypeError, "function into measures"),
+    "a conditional into families": (
+        lambda: mx.cross_entropy(mx.Empirical((hidden, labels)), mx.Conditional(lambda h: mx.Categorical(jnp.ones((2, 5))))),
+        ValueError,
+        "one measure a point",
+    ),
+    "a conditional against one space": (lambda: mx.cross_entropy(mx.Dirac(labels), Q), TypeError, "pairs"),
+    "a measure against pairs": (
+        lambda: mx.cross_entropy(mx.Empirical((hidden, labels)), mx.Categorical(jnp.zeros(5))),
+        TypeError,
+        "tuples",
+    ),
+    "joint": (lambda: mx.joint(mx.Empirical(hidden), mx.Dirac(jnp.ones(3, int))), ValueError, r"axes \(4,\)"),
+    "joint with no kernel": (lambda: mx.joint(mx.Empirical(hidden), lambda h: h), TypeError, "Conditional"),
+    "product": (lambda: mx.product(mx.Dirac(0), 3), TypeError, "must be a Measure"),
+    "vector density": (lambda: mx.Empirical(hidden).reweight(lambda h: h).mass, ValueError, "scalar-valued"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error(name):
+    case, error, message = CASES[name]
+    with pytest.raises(error, match=message):
+        case()
+    with pytest.raises(error, match=message):  # at trace time, before any number is known
+        jax.eval_shape(lambda: jax.tree.leaves(case()))
