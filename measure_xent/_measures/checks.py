@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
@@ -22,6 +21,8 @@ def real_array(name: str, value: Any, *, floating: bool = False) -> Shaped[Array
 def check_values(fine: Bool[Array, ""], message: str) -> None:
     """A chex value assertion: live inside ``chex.chexify``, free everywhere else (no host sync)."""
     if isinstance(fine, jax.core.Tracer):
+        import chex  # a tenth of a package's import time, for a check that most programs never make
+
         try:
             chex.assert_trees_all_equal(fine, jnp.ones_like(fine), custom_message=message)
         except RuntimeError:  # chex's way to say that nobody called chexify
