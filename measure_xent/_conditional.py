@@ -32,13 +32,13 @@ class AbstractConditional(abc.ABC):
 
     def log_abs_density(self, *x: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """(log |density|, sign) of K(x…) at y, the last coordinate."""
-        *x, y = x
-        return self(*x).log_abs_density(y)
+        *given, y = x
+        return self(*given).log_abs_density(y)
 
     def log_density(self, *x: Any) -> Float[Array, ""]:
         """log of the density of K(x…) at y, the last coordinate, in nats."""
-        *x, y = x
-        return self(*x).log_density(y)
+        *given, y = x
+        return self(*given).log_density(y)
 
     def expect(self, f: Callable) -> Callable:
         """x ↦ ∫ f(y) K(x, dy)."""

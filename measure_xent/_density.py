@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from ._pytree import as_node, pytree, set_fields
 
@@ -114,7 +114,7 @@ class Function(Integrand):
 class Constant(Integrand):
     """x ↦ c, one c a member of a family."""
 
-    c: Shaped[Array, "*family"]
+    c: Shaped[ArrayLike, "*family"]
 
     def __call__(self, *x):
         return jnp.asarray(self.c)
@@ -148,7 +148,7 @@ class Sum(Integrand):
 class Multiple(Integrand):
     """x ↦ c · f(x), one c a member of a family."""
 
-    c: Shaped[Array, "*family"]
+    c: Shaped[ArrayLike, "*family"]
     f: Integrand
 
     def __call__(self, *x):
@@ -221,8 +221,8 @@ class RadonNikodym(Integrand):
         return sign_p * sign_q * jnp.exp(log_p - log_q)
 
     @property
-    def shape(self):
-        return jnp.broadcast_shapes(self.P.shape, self.Q.shape)
+    def shape(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(*(measure.shape for measure in (self.P, self.Q)))
 
     def values(self, points, lead):
         return _family_values(self, points, lead)

@@ -47,9 +47,5 @@ def _matches(measure: type, pattern: tuple[type, ...]) -> list[Callable]:
         steps = [cls.__mro__.index(base) for cls, base in zip((measure, *pattern), key, strict=False)]
         return -len(key), sum(steps[1:]), steps[0]
 
-    keys = [
-        key
-        for key in _RULES
-        if len(key) <= 1 + len(pattern) and all(map(issubclass, (measure, *pattern), key))
-    ]
+    keys = [key for key in _RULES if len(key) <= 1 + len(pattern) and all(map(issubclass, (measure, *pattern), key))]
     return [_RULES[key] for key in sorted(keys, key=distance)]

@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional, given
 from ._measure import Measure, family_of
-from ._normal_form import Disintegration, Form, NormalForm
+from ._normal_form import Disintegration, Form
 from ._pytree import pytree
 
 
@@ -44,14 +45,7 @@ def joint(P: Measure, K: AbstractConditional | Measure) -> Measure:
         >>> mx.cross_entropy(P, mx.LinearSoftmax(jnp.eye(3))).item()
         0.6181
     """
-    _check_measure("joint(P, K): P", P)
-    if not isinstance(K, AbstractConditional | Measure):
-        raise TypeError(f"joint(P, K): K must be a Conditional or a family of measures, got {type(K).__name__}")
-    if isinstance(K, Measure):
-        axes = (*P.shape, *P.atoms)
-        if len(K.shape) > len(axes) or any(k not in (1, n) for k, n in zip(K.shape[::-1], axes[::-1], strict=False)):
-            raise ValueError(f"joint(P, K): K needs one measure for each atom of P, axes {axes}, but is a family {K.shape}")
-    return Joint(P, K)
+    return Joint(*_checked(P, K))
 
 
 def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
@@ -63,7 +57,20 @@ def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
         >>> mx.bind(mx.DiscreteUniform(2), coin).expect(lambda y: y).item()
         0.7
     """
-    return Bind(joint(P, K))
+    return Bind(Joint(*_checked(P, K)))
+
+
+def _checked(P, K):
+    _check_measure("joint(P, K): P", P)
+    if not isinstance(K, AbstractConditional | Measure):
+        raise TypeError(f"joint(P, K): K must be a Conditional or a family of measures, got {type(K).__name__}")
+    if isinstance(K, Measure):
+        axes = (*P.shape, *P.atoms)
+        if len(K.shape) > len(axes) or any(k not in (1, n) for k, n in zip(K.shape[::-1], axes[::-1], strict=False)):
+            raise ValueError(
+                f"joint(P, K): K needs one measure for each atom of P, axes {axes}, but is a family {K.shape}"
+            )
+    return P, K
 
 
 def _check_measure(name, P):
@@ -92,8 +99,8 @@ class ProductMeasure(Measure):
     def forms(self):
         rank = len(self.shape)
         return tuple(
-            Disintegration(p.points, p.weights, _for_every_atom(q, rank), p.certain)
-            for p in _atoms(self.P, rank)
+            Disintegration(x, weights, _for_every_atom(q, rank), certain)
+            for x, weights, certain in _atoms(self.P, rank)
             for q in self.Q.forms()
         )
 
@@ -125,10 +132,10 @@ class Joint(Measure):
         atoms = _atoms(self.P, rank)
         if isinstance(self.K, Measure):
             (p,) = atoms  # a measure of several forms has no one list of atoms to index
-            forms = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
+            laws = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
         else:
-            forms = [(p, form) for p in atoms for form in given(self.K, p.points, p.weights.ndim).forms()]
-        return tuple(Disintegration(p.points, p.weights, form, p.certain) for p, form in forms)
+            laws = [(p, form) for p in atoms for form in given(self.K, p[0], p[1].ndim).forms()]
+        return tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
 
     def log_abs_density(self, *x):
         if isinstance(self.K, Measure):
@@ -152,14 +159,15 @@ class Bind(Measure):
         return tuple(part for form in self.joint.forms() for part in form.marginal())
 
 
-def _atoms(P: Measure, rank: int) -> list[NormalForm]:
-    """All of P as sparse atoms, points a tuple of coordinates, with ``rank`` family axes."""
+def _atoms(P: Measure, rank: int) -> list[tuple[tuple, Float[Array, "*family k"], bool]]:
+    """All of P as (points, weights, certain), points a tuple of coordinates, with ``rank`` family axes."""
     atoms = []
     for form in P.forms():
         for flat in form.flat():
             for points, weights, certain in flat.parts():
                 points = points if isinstance(points, tuple) else (points,)
-                atoms.append(NormalForm(points, weights, certain=certain)._aligned(rank + 1))
+                grow = lambda x, extra=rank + 1 - weights.ndim: x.reshape((1,) * extra + x.shape)
+                atoms.append((*jax.tree.map(grow, (points, weights)), certain))
     return atoms
 
 

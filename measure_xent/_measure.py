@@ -1,12 +1,13 @@
 """Measures and their algebra: one node a combinator."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
 from ._density import Integrand, RadonNikodym, as_integrand, is_number, log_abs
 from ._dispatch import integrate
@@ -36,7 +37,7 @@ class Measure(abc.ABC):
 
     def log_abs_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """(log |density|, sign) at a point, against counting measure. The logarithm holds where the density underflows."""
-        return log_abs(sum(form.density(*x) for form in self.forms()))
+        return log_abs(functools.reduce(jnp.add, [form.density(*x) for form in self.forms()]))
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""
@@ -63,7 +64,7 @@ class Measure(abc.ABC):
             >>> float((3 * mx.Dirac(0) + 2 * mx.DiscreteUniform(10)).mass)
             5.0
         """
-        return sum(form.mass() for form in self.forms())
+        return functools.reduce(jnp.add, [form.mass() for form in self.forms()])
 
     def expect(self, f: Callable | Integrand, *, batch_size: int | None = None) -> PyTree[Shaped[Array, "..."]]:
         """∫ f dP: the integral, which for a probability measure is the expectation.
@@ -191,7 +192,7 @@ class Indicator(Integrand):
 class Scaled(Measure):
     """c · P, one c a member of a family."""
 
-    c: Float[Array, "*family"]
+    c: Float[ArrayLike, "*family"]
     P: Measure
 
     def __post_init__(self):
@@ -267,7 +268,7 @@ def _log_sum(logs, signs):
 class Weighted(Measure):
     """f · P, the measure with density f against P."""
 
-    f: Integrand
+    f: Any  # any callable when given, an Integrand when kept
     P: Measure
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ Disintegration  ∫ δ_x ⊗ P_x dμ(x), a measure on tuples kept as its margina
 A measure lowers to a tuple of them, whose sum it is.
 """
 
-import math
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Union
 
@@ -33,8 +33,8 @@ class NormalForm:
     weights: Float[Array, "*family k"] | None = None
     background: Float[Array, "*family"] | None = None
     dense: Float[Array, "*family V"] | None = None
-    classes: int | None = static(None)
-    certain: bool = static(False)
+    classes: int | None = static(default=None)
+    certain: bool = static(default=False)
 
     @property
     def family(self) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ class NormalForm:
 
     def rows(self) -> tuple["Disintegration", ...]:
         """A measure on tuples, disintegrated at the last coordinate."""
-        if self.classes is not None or not isinstance(self.points, tuple) or len(self.points) < 2:
+        if self.weights is None or not isinstance(self.points, tuple) or len(self.points) < 2:
             raise TypeError(
                 "a Conditional integrates over pairs (x, y): P must be a measure on tuples, such as "
                 "Empirical((x, y)) or joint(P, K)"
@@ -184,7 +184,7 @@ class Disintegration:
     points: tuple
     weights: Float[Array, "*family k"]
     target: Union[NormalForm, "Disintegration"]
-    certain: bool = static(False)
+    certain: bool = static(default=False)
 
     @property
     def family(self) -> tuple[int, ...]:
@@ -208,7 +208,7 @@ class Disintegration:
         return tuple(image for form in self.flat() for image in form.push(transform))
 
     def density(self, *x: Any) -> Float[Array, "*family"]:
-        return sum(form.density(*x) for form in self.flat())
+        return functools.reduce(jnp.add, [form.density(*x) for form in self.flat()])
 
     def rows(self) -> tuple["Disintegration", ...]:
         if isinstance(self.target, Disintegration):
@@ -319,13 +319,15 @@ def without_null_rows(rows: Disintegration) -> tuple[tuple, NormalForm]:
     padding: the target's own zeros keep it out of every other derivative.
     """
     target, null = rows.target, rows.weights == 0
+    assert isinstance(target, NormalForm)  # what rows() gives
     targets = [jnp.all(weights == 0, axis=-1) for _, weights, _ in target.parts()]
     finite = [
         jnp.all(jnp.isfinite(x), axis=tuple(range(null.ndim, x.ndim)))
         for x in jax.tree.leaves(rows.points)
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
-    padding = jnp.array(False) if target.certain or not finite else math.prod(targets) & ~math.prod(finite)
+    every = lambda masks: functools.reduce(jnp.logical_and, masks)
+    padding = jnp.array(False) if target.certain or not finite else every(targets) & ~every(finite)
     swap = lambda part, rank: stand_in(part, null) if part is not None and part.ndim == rank else part
     stood = target._with(
         points=jax.tree.map(lambda y: stand_in(y, null), target.points),

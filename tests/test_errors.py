@@ -11,7 +11,11 @@ hidden, labels, weight = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0]), jnp.ones((3,
 Q = mx.LinearSoftmax(weight)
 
 CASES = {
-    "class counts": (lambda: mx.cross_entropy(mx.DiscreteUniform(4), mx.Categorical(jnp.zeros(5))), ValueError, "4 classes"),
+    "class counts": (
+        lambda: mx.cross_entropy(mx.DiscreteUniform(4), mx.Categorical(jnp.zeros(5))),
+        ValueError,
+        "4 classes",
+    ),
     "class counts of a teacher": (
         lambda: mx.cross_entropy(mx.Categorical(jnp.zeros(1)), mx.Categorical(jnp.zeros(4))),
         ValueError,
@@ -22,7 +26,11 @@ CASES = {
         ValueError,
         "4 classes",
     ),
-    "families": (lambda: mx.cross_entropy(mx.Dirac(labels), mx.Categorical(jnp.zeros((3, 5)))), ValueError, "broadcast"),
+    "families": (
+        lambda: mx.cross_entropy(mx.Dirac(labels), mx.Categorical(jnp.zeros((3, 5)))),
+        ValueError,
+        "broadcast",
+    ),
     "families in a sum": (lambda: mx.Dirac(labels) + mx.Categorical(jnp.zeros((3, 5))), ValueError, "broadcast"),
     "scale": (lambda: jnp.ones(3) * mx.Dirac(labels), ValueError, r"shape \(3,\)"),
     "float labels": (lambda: mx.cross_entropy(mx.Dirac(1.0), mx.Categorical(jnp.zeros(5))), TypeError, "float32"),
@@ -52,7 +60,9 @@ CASES = {
     "a conditional of no measure": (lambda: mx.Conditional(lambda x: x)(1.0), TypeError, "must give a Measure"),
     "a conditional of no function": (lambda: mx.Conditional(3), TypeError, "function into measures"),
     "a conditional into families": (
-        lambda: mx.cross_entropy(mx.Empirical((hidden, labels)), mx.Conditional(lambda h: mx.Categorical(jnp.ones((2, 5))))),
+        lambda: mx.cross_entropy(
+            mx.Empirical((hidden, labels)), mx.Conditional(lambda h: mx.Categorical(jnp.ones((2, 5))))
+        ),
         ValueError,
         "one measure a point",
     ),

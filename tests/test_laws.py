@@ -166,7 +166,7 @@ def test_cross_entropy_and_gibbs(entry, other, seed):
 @each_single
 @given(seed=seeds)
 def test_entropy_of_a_joint(entry, seed):
-    P, p, rng = made(entry, seed)
+    P, _, rng = made(entry, seed)
     rows = jnp.asarray(rng.normal(size=(8, r.V)), jnp.float32)
     K = mx.Conditional(lambda x: mx.Categorical(rows[x]))
     conditional = P.expect(lambda x: mx.entropy(K(x)))
@@ -193,7 +193,9 @@ def test_kl_scales(entry, seed):
     Q, q = r.categorical(rng)
     a, b = 2.0, 0.5
     mass_p, mass_q = sum(p.values()), sum(q.values())
-    expected = a * (r.cross_entropy(p, q) - r.cross_entropy(p, p)) + a * np.log(a / b) * mass_p + b * mass_q - a * mass_p
+    expected = (
+        a * (r.cross_entropy(p, q) - r.cross_entropy(p, p)) + a * np.log(a / b) * mass_p + b * mass_q - a * mass_p
+    )
     np.testing.assert_allclose(mx.kl_divergence(a * P, b * Q), expected, **close)
     np.testing.assert_allclose(mx.kl_divergence(a * P, a * Q), a * mx.kl_divergence(P, Q), **close)
 
@@ -222,7 +224,9 @@ def test_likelihood_is_cross_entropy_with_the_same_argmin(seed):
 def test_family_is_vmap_is_loop():
     """Leading axes, jax.vmap over members, and a Python loop give the same numbers."""
     rng = np.random.default_rng(0)
-    z, y, w = (jnp.asarray(a) for a in (rng.normal(size=(3, 4, 5)), rng.integers(5, size=(3, 4)), rng.uniform(size=(3, 4))))
+    z, y, w = (
+        jnp.asarray(a) for a in (rng.normal(size=(3, 4, 5)), rng.integers(5, size=(3, 4)), rng.uniform(size=(3, 4)))
+    )
     i, v = jnp.asarray(rng.integers(5, size=(3, 4, 2))), jnp.asarray(rng.uniform(size=(3, 4, 2)))
     measures = {
         "dirac": (lambda z, y, w, i, v: mx.Dirac(y)),

@@ -62,7 +62,9 @@ def test_first_order(name, jit):
     wrap = jax.jit if jit else lambda f: f
     z = jnp.asarray(z0)
     np.testing.assert_allclose(wrap(loss)(z), value, **close)
-    np.testing.assert_allclose(wrap(lambda z: jax.vjp(loss, z)[1](jnp.asarray(cot))[0])(z), cot[:, None] * gradient, **close)
+    np.testing.assert_allclose(
+        wrap(lambda z: jax.vjp(loss, z)[1](jnp.asarray(cot))[0])(z), cot[:, None] * gradient, **close
+    )
     out, tangent = wrap(lambda z: jax.jvp(loss, (z,), (jnp.asarray(dz),)))(z)
     np.testing.assert_allclose(out, value, **close)
     np.testing.assert_allclose(tangent, (gradient * dz).sum(-1), **close)
@@ -71,7 +73,9 @@ def test_first_order(name, jit):
     jacobian = np.einsum("nv,nm->nmv", gradient, np.eye(N))
     np.testing.assert_allclose(wrap(jax.jacfwd(loss))(z), jacobian, **close)
     np.testing.assert_allclose(wrap(jax.jacrev(loss))(z), jacobian, **close)
-    np.testing.assert_allclose(wrap(jax.vmap(jax.grad(lambda z: loss(z[None].repeat(N, 0))[0])))(z)[0], gradient[0], **close)
+    np.testing.assert_allclose(
+        wrap(jax.vmap(jax.grad(lambda z: loss(z[None].repeat(N, 0))[0])))(z)[0], gradient[0], **close
+    )
 
 
 @each_target
@@ -154,7 +158,9 @@ def test_measures_cross_every_boundary(entry):
     np.testing.assert_allclose(jax.jit(integral)(P), expected, **close)
     np.testing.assert_allclose(jax.jit(lambda P: P)(P).expect(jf), expected, **close)
     np.testing.assert_allclose(jax.checkpoint(integral)(P), expected, **close)
-    np.testing.assert_allclose(jax.lax.scan(lambda c, _: (c, integral(c)), P, None, length=2)[1], [expected] * 2, **close)
+    np.testing.assert_allclose(
+        jax.lax.scan(lambda c, _: (c, integral(c)), P, None, length=2)[1], [expected] * 2, **close
+    )
     np.testing.assert_allclose(jax.lax.cond(True, integral, lambda P: 0 * integral(P), P), expected, **close)
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), P)
     np.testing.assert_allclose(jax.vmap(integral, axis_size=2)(stacked), [expected] * 2, **close)

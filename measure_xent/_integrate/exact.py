@@ -32,4 +32,6 @@ def add(P, f):
 @rule(Measure, Multiple)
 def scale(P, f):
     """∫ c f dP = c ∫ f dP."""
-    return jax.tree.map(lambda v: jnp.reshape(f.c, jnp.shape(f.c) + (1,) * (v.ndim - jnp.ndim(f.c))) * v, integrate(P, f.f))
+    return jax.tree.map(
+        lambda v: jnp.reshape(f.c, jnp.shape(f.c) + (1,) * (v.ndim - jnp.ndim(f.c))) * v, integrate(P, f.f)
+    )

@@ -174,7 +174,9 @@ def _residual_jvp(primals, tangents):
         tangent += jnp.where(null, 0, mass * dp)
     if any(d is not None for d in dmeasure):
         # The parts that are not differentiated have tangent 0; _expand is linear in the measure.
-        dparts = [m if m is None else jnp.zeros_like(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
+        dparts = [
+            m if m is None else jnp.zeros_like(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)
+        ]
         dmass, dtarget, _ = _expand(z, indices, *dparts)
         tangent += jnp.where(null & ~jnp.isfinite(p), 0, dmass * p - dtarget)
     return value, tangent

@@ -34,8 +34,8 @@ class Atoms(Measure):
 
     points: PyTree[Shaped[Array, "..."]]
     weights: Float[Array, "*atoms"] | None = None
-    axes: int = static(1)
-    event: int = static(0)
+    axes: int = static(default=1)
+    event: int = static(default=0)
 
     def __init__(self, points: Any, weights: Any = None):
         leaves = jax.tree.leaves(points)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Float, Num
 
 from .._density import LogDensity
 from .._dispatch import rule
@@ -194,7 +194,9 @@ class Categorical(Measure):
 
     @property
     def mass(self):
-        return jnp.ones(self.shape) if self.logits is None else jnp.where(jnp.all(self.logits == -jnp.inf, -1), 0.0, 1.0)
+        return (
+            jnp.ones(self.shape) if self.logits is None else jnp.where(jnp.all(self.logits == -jnp.inf, -1), 0.0, 1.0)
+        )
 
     def forms(self):
         parameter = self._parameter.astype(accumulator(self._parameter.dtype))

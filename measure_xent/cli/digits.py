@@ -54,7 +54,9 @@ def add_parser(tasks: Any) -> None:
     add("--steps", type=_positive(int), default=1500, help="optimiser steps (%(default)s)")
     add("--batch-size", type=_positive(int), default=128, help="images a step (%(default)s)")
     add("--lr", type=_positive(float), default=1e-3, help="learning rate (%(default)s)")
-    add("--optimizer", type=optimizer, default="adamw", metavar="NAME", help="any optax optimiser by name (%(default)s)")
+    add(
+        "--optimizer", type=optimizer, default="adamw", metavar="NAME", help="any optax optimiser by name (%(default)s)"
+    )
     add("--smoothing", type=_fraction, default=0.0, help="label smoothing, the uniform measure's share (%(default)s)")
     add("--seed", type=int, default=0, help="the same seed gives the same result (%(default)s)")
     add("--out", type=Path, default=Path("runs/digits"), metavar="FOLDER", help="output folder (%(default)s)")
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     metrics, probabilities = evaluate(params, test_data)
     metrics |= {"steps": len(losses), "interrupted": interrupted}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    np.savez(arguments.out / "model.npz", **{name: np.asarray(value) for name, value in params.items()})
+    np.savez(arguments.out / "model.npz", allow_pickle=False, **{name: np.asarray(v) for name, v in params.items()})
     history = {"train_loss": [float(x) for x in losses], "held_out_loss": held_out}
     (arguments.out / "metrics.json").write_text(json.dumps(metrics | history, indent=1))
     digits_report(arguments.out / "report.png", metrics, history, probabilities, np.asarray(test_data.labels))
@@ -115,7 +117,7 @@ def load(seed: int) -> tuple[Data, Data]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
+    digits: Any = load_digits()
     parts = train_test_split(
         digits.data.astype(np.float32) / 16,
         digits.target.astype(np.int32),

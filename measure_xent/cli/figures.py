@@ -58,13 +58,17 @@ def confusion(axes: Any, predicted: Int[np.ndarray, "n"], labels: Int[np.ndarray
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
     for i, j in zip(*counts.nonzero(), strict=True):
-        axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.4 else "black")
+        axes.text(
+            j, i, counts[i, j], ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.4 else "black"
+        )
     axes.set(title="Confusion: label by prediction", xlabel="predicted", ylabel="label")
     axes.set_xticks(range(classes))
     axes.set_yticks(range(classes))
 
 
-def calibration(axes: Any, probabilities: Float[np.ndarray, "n V"], labels: Int[np.ndarray, "n"], bins: int = 10) -> None:
+def calibration(
+    axes: Any, probabilities: Float[np.ndarray, "n V"], labels: Int[np.ndarray, "n"], bins: int = 10
+) -> None:
     """Reliability of the probability given to the predicted class, with 95 % Wilson intervals and the bins' counts."""
     confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
     which = np.clip((confidence * bins).astype(int), 0, bins - 1)
@@ -81,5 +85,7 @@ def calibration(axes: Any, probabilities: Float[np.ndarray, "n V"], labels: Int[
     axes.plot(x, y, "o", color=BLUE, label="accuracy in the bin, 95 % interval")
     for a, b, k in zip(x, y, n, strict=True):
         axes.annotate(str(k), (a, b), textcoords="offset points", xytext=(6, -12), fontsize=8, color=GREY)
-    axes.set(title="Calibration of the prediction", xlabel="predicted probability", ylabel="accuracy", ylim=(-0.08, 1.03))
+    axes.set(
+        title="Calibration of the prediction", xlabel="predicted probability", ylabel="accuracy", ylim=(-0.08, 1.03)
+    )
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
