@@ -11,7 +11,7 @@ normal form Σ_j w_j δ_{i_j} + b·(counting measure) + d, whatever measure it c
 Conventions at the edge, each the limit of finite logits:
 
 - a logit −inf is a class of probability 0: infinite surprisal;
-- logits +inf share the whole mass equally, every other class has probability 0;
+- a logit +inf takes the whole mass, every other class has probability 0;
 - a row of nothing but −inf is the null measure: every surprisal is +inf, every probability 0;
 - a NaN logit makes its row NaN, unless the row's target is null.
 """
@@ -20,8 +20,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
+from .blocks import in_row_blocks
 from .null import differentiated, null_safe_product
 
 
@@ -37,14 +39,22 @@ class Target(NamedTuple):
     dense: Float[Array, "*family V"] | None = None
 
 
+class Rows(NamedTuple):
+    """What one pass over the logits gives a row: the cross-entropy, the maximum, and log1p(tail) = lse − maximum."""
+
+    cross_entropy: Float[Array, "*family"]
+    top: Float[Array, "*family 1"]
+    log1p_tail: Float[Array, "*family 1"]
+
+
 def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Array, "*family"]:
     """H(target, softmax(logits)) in nats, one number a row, in float32 or wider.
 
     An index outside 0..V−1 with a weight that is not 0 has surprisal +inf and makes its row's gradient NaN.
     """
-    logits = logits.astype(accumulator(logits.dtype))
-    indices, *measure = (part if part is None or i == 0 else part.astype(logits.dtype) for i, part in enumerate(target))
-    return _cross_entropy(logits, indices, *measure)
+    dtype = accumulator(logits.dtype)
+    indices, *measure = (part if part is None or i == 0 else part.astype(dtype) for i, part in enumerate(target))
+    return _rows(logits, indices, *measure).cross_entropy
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -52,15 +62,31 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def max_and_log1p_tail(z: Float[Array, "*family V"]) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
+def max_and_log1p_tail(
+    z: Float[Array, "*family V"], pivot: Int[Array, "*family"] | None = None
+) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
     """(max, log1p(tail)) of each row, with tail = Σ exp(z − max) less the one term of the maximum itself.
 
-    The maximum's own term is exactly 1, and 1 + tail would round a tail below 6e-8 away: it is counted, not summed.
+    The maximum's own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum.
+    Without a pivot the maximum is left out by comparison, and its ties are counted, in one reduction. A pivot is a class
+    where log1p(tail) must be exact if it is the maximum: leaving that out instead is the faster by a third in cache.
     """
-    top = jnp.max(z, axis=-1, keepdims=True)
-    below = jnp.sum(jnp.where(z < top, jnp.exp(z - top), 0), axis=-1, keepdims=True)
-    ties = jnp.sum((z == top).astype(z.dtype), axis=-1, keepdims=True)
-    tail = below + (ties - 1)
+    if pivot is None:
+        top = jnp.max(z, axis=-1, keepdims=True)
+        terms = jnp.where(z < top, jnp.exp(z - top), 0), (z == top).astype(z.dtype)
+        zeros = (jnp.zeros((), z.dtype),) * 2
+        below, ties = lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (z.ndim - 1,))
+        tail = (below + (ties - 1))[..., None]
+    else:
+        own = jnp.take_along_axis(z, pivot[..., None], axis=-1)
+        others = jnp.where(lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) == pivot[..., None], -jnp.inf, z)
+        highest = jnp.max(others, axis=-1, keepdims=True)
+        largest = jnp.finfo(z.dtype).max
+        rest = jnp.sum(jnp.exp(others - jnp.clip(highest, -largest, largest)), axis=-1, keepdims=True)
+        above = highest - own
+        ratio = jnp.exp(-jnp.abs(above))
+        tail = jnp.where(above <= 0, rest * ratio, (rest - 1) + ratio)
+        top = jnp.maximum(highest, own)
     log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
     return top, jnp.where(jnp.isnan(top), top, log1p_tail)
 
@@ -68,7 +94,7 @@ def max_and_log1p_tail(z: Float[Array, "*family V"]) -> tuple[Float[Array, "*fam
 @jax.custom_jvp
 def log_softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
-    top, log1p_tail = max_and_log1p_tail(z)
+    top, log1p_tail = in_row_blocks(lambda z, cached: max_and_log1p_tail(z), z)
     return -(_gap(top, z) + log1p_tail)
 
 
@@ -110,46 +136,67 @@ def _out_of_range(indices, classes):
     return (indices < 0) | (indices >= classes)
 
 
+def _pivot(indices, weights, classes):
+    """The heaviest atom, the only class where a row's loss may be tiny beside its mass."""
+    heaviest = jnp.argmax(jnp.abs(weights), axis=-1, keepdims=True)
+    return jnp.clip(jnp.take_along_axis(indices, heaviest, axis=-1)[..., 0], 0, classes - 1)
+
+
 @jax.custom_jvp
-def _cross_entropy(z, indices, weights, background, dense):
-    top, log1p_tail = max_and_log1p_tail(z)
+def _rows(z, indices, weights, background, dense) -> Rows:
+    if indices is not None:
+        indices, weights = jnp.broadcast_arrays(indices, weights)
+    family = _family(z, indices, background, dense)
+    if family != z.shape[:-1]:  # several targets a row of logits
+        return _pass(z, indices, weights, background, dense, cached=False)
+    return in_row_blocks(_pass, z, indices, weights, background, dense)
+
+
+def _pass(z, indices, weights, background, dense, *, cached) -> Rows:
+    z = z.astype(accumulator(z.dtype))
+    aligned = indices is not None and indices.shape[:-1] == z.shape[:-1]
+    pivot = _pivot(indices, weights, z.shape[-1]) if cached and aligned else None
+    top, log1p_tail = max_and_log1p_tail(z, pivot)
     total = jnp.zeros((), z.dtype)
     if weights is not None:
         surprisal = _gap(top, _take(z, indices)) + log1p_tail
         surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, surprisal)
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
-        surprisal = jnp.sum(_gap(top, z), axis=-1) + z.shape[-1] * log1p_tail[..., 0]
-        total += _pair(background, surprisal)
+        total += _pair(background, jnp.sum(_gap(top, z), axis=-1) + z.shape[-1] * log1p_tail[..., 0])
     if dense is not None:
         total += jnp.sum(_pair(dense, _gap(top, z) + log1p_tail), axis=-1)
-    return jnp.broadcast_to(total, _family(z, indices, background, dense))
+    return Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), top, log1p_tail)
 
 
-def _cross_entropy_jvp(primals, tangents):
+def _rows_jvp(primals, tangents):
     z, indices, weights, background, dense = primals
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
-    value = _cross_entropy(*primals)
-    tangent = jnp.zeros((), value.dtype)
+    out = _rows(*primals)
+    tangent = jnp.zeros((), out.cross_entropy.dtype)
     if dz is not None:
-        tangent += jnp.sum(_residual(*primals) * dz, axis=-1)
+        residual = _residual(*primals, out.top, out.log1p_tail)
+        tangent += jnp.sum(residual * dz.astype(residual.dtype), axis=-1)
+    surprisals = lambda: -log_softmax(z.astype(tangent.dtype))
     if dweights is not None:
-        surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, -_take(log_softmax(z), indices))
+        surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, _take(surprisals(), indices))
         tangent += jnp.sum(_at_weight(weights, surprisal) * dweights, axis=-1)
     if dbackground is not None:
-        tangent += _at_weight(background, -jnp.sum(log_softmax(z), axis=-1)) * dbackground
+        tangent += _at_weight(background, jnp.sum(surprisals(), axis=-1)) * dbackground
     if ddense is not None:
-        tangent += jnp.sum(_at_weight(dense, -log_softmax(z)) * ddense, axis=-1)
-    return value, jnp.broadcast_to(tangent, value.shape)
+        tangent += jnp.sum(_at_weight(dense, surprisals()) * ddense, axis=-1)
+    # Only this module's rules read the last two, and they take their derivative with that of the logits.
+    still = jnp.zeros_like(out.top)
+    return out, Rows(jnp.broadcast_to(tangent, out.cross_entropy.shape), still, still)
 
 
-_cross_entropy.defjvp(_cross_entropy_jvp, symbolic_zeros=True)
+_rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 
 @jax.custom_jvp
-def _residual(z, indices, weights, background, dense):
+def _residual(z, indices, weights, background, dense, top, log1p_tail):
     """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
-    top, log1p_tail = max_and_log1p_tail(z)
+    z = z.astype(top.dtype)
     gap = _gap(top, z)
     mass, target, null = _expand(z, indices, weights, background, dense)
     # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
@@ -163,21 +210,21 @@ def _residual(z, indices, weights, background, dense):
 
 
 def _residual_jvp(primals, tangents):
-    z, indices, *measure = primals
-    dz, _, *dmeasure = (differentiated(t) for t in tangents)
+    z, indices, *measure, top, _ = primals
+    dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
     value = _residual(*primals)
-    p = softmax(z)
+    p = softmax(z.astype(top.dtype))
     mass, _, null = _expand(z, indices, *measure)
     tangent = jnp.zeros_like(value)
     if dz is not None:
+        dz = dz.astype(top.dtype)
         dp = p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
         tangent += jnp.where(null, 0, mass * dp)
     if any(d is not None for d in dmeasure):
         # The parts that are not differentiated have tangent 0; _expand is linear in the measure.
-        dparts = [
-            m if m is None else jnp.zeros_like(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)
-        ]
-        dmass, dtarget, _ = _expand(z, indices, *dparts)
+        still = lambda m: m if m is None else jnp.zeros_like(m)
+        parts = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
+        dmass, dtarget, _ = _expand(z, indices, *parts)
         tangent += jnp.where(null & ~jnp.isfinite(p), 0, dmass * p - dtarget)
     return value, tangent
 
@@ -188,7 +235,7 @@ _residual.defjvp(_residual_jvp, symbolic_zeros=True)
 def _expand(z, indices, weights, background, dense):
     """(mass [*, 1], target as a vector over the classes [*, V], whether the row's target is null [*, 1])."""
     classes = z.shape[-1]
-    mass, target, null = jnp.zeros((1,), z.dtype), jnp.zeros((1,), z.dtype), jnp.ones((1,), bool)
+    mass, target, null = jnp.asarray(0.0)[None], jnp.asarray(0.0)[None], jnp.ones((1,), bool)
     if weights is not None:
         mass += jnp.sum(weights, axis=-1, keepdims=True)
         target += _scatter(indices, weights, classes)
@@ -206,8 +253,9 @@ def _expand(z, indices, weights, background, dense):
 
 def _scatter(indices, weights, classes):
     if indices.shape[-1] <= 4:  # comparisons fuse into the loop that writes the gradient, a scatter would not
-        hit = indices[..., None] == jnp.arange(classes)
-        return jnp.sum(jnp.where(hit, weights[..., None], 0), axis=-2)
+        at = jnp.arange(classes)
+        atoms = range(indices.shape[-1])
+        return sum(jnp.where(at == indices[..., j : j + 1], weights[..., j : j + 1], 0) for j in atoms)
     indices = jnp.broadcast_to(indices, weights.shape)
     indices = jnp.where(_out_of_range(indices, classes), classes, indices).reshape(-1, indices.shape[-1])
     rows = jnp.arange(indices.shape[0])[:, None]

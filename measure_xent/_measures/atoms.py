@@ -50,7 +50,9 @@ class Atoms(Measure):
             shape = lengths.pop()
         else:
             weights = jnp.asarray(weights)
-            weights = real_array("Atoms(weights)", weights.astype(jnp.float32) if weights.dtype == bool else weights)
+            weights = real_array(
+                "Atoms(weights)", weights.astype(float) if weights.dtype == bool else weights, floating=True
+            )
             shape = weights.shape
             for x in leaves:
                 if jnp.shape(x)[: len(shape)] != shape:

@@ -65,7 +65,7 @@ class Discrete(Measure):
 
     def __post_init__(self):
         indices = real_array("Discrete(indices)", self.indices)
-        weights = real_array("Discrete(weights)", self.weights)
+        weights = real_array("Discrete(weights)", self.weights, floating=True)
         for name, array in (("indices", indices), ("weights", weights)):
             if array.ndim == 0:
                 raise ValueError(f"Discrete({name}): needs a last axis for the atoms, got a scalar")
