@@ -73,9 +73,7 @@ def max_and_log1p_tail(
     """
     if pivot is None:
         top = jnp.max(z, axis=-1, keepdims=True)
-        terms = jnp.where(z < top, jnp.exp(z - top), 0), (z == top).astype(z.dtype)
-        zeros = (jnp.zeros((), z.dtype),) * 2
-        below, ties = lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (z.ndim - 1,))
+        below, ties = _below_and_ties(z, top)
         tail = (below + (ties - 1))[..., None]
     else:
         own = jnp.take_along_axis(z, pivot[..., None], axis=-1)
@@ -89,6 +87,26 @@ def max_and_log1p_tail(
         top = jnp.maximum(highest, own)
     log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
     return top, jnp.where(jnp.isnan(top), top, log1p_tail)
+
+
+def _below_and_ties(z, top):
+    """(Σ_{z < top} exp(z − top), how many are the top), in sums of at most 256 terms, then the sum of these.
+
+    A compiler may add a row one by one, which loses digits with its length: half of float32's at 300 000 classes.
+    """
+    classes = z.shape[-1]
+    if classes > 256:
+        n = classes // 256
+        split = z[..., : n * 256].reshape(*z.shape[:-1], n, 256)
+        parts = [_below_and_ties(split, top[..., None])]
+        parts += [_below_and_ties(z[..., n * 256 :], top)] if classes % 256 else []
+        # The barrier keeps the compiler from merging the two sums into one of all terms.
+        parts = [lax.optimization_barrier(part) for part in parts]
+        sums = [(below.sum(-1), ties.sum(-1)) if below.ndim == z.ndim else (below, ties) for below, ties in parts]
+        return tuple(sum(column) for column in zip(*sums, strict=True))
+    terms = jnp.where(z < top, jnp.exp(z - top), 0), (z == top).astype(z.dtype)
+    zeros = (jnp.zeros((), z.dtype),) * 2
+    return lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (z.ndim - 1,))
 
 
 @jax.custom_jvp
