@@ -39,12 +39,16 @@ def _blocked(f, shape, size, matrix, *rows):
     arrays, dtype = [flatten(x) for x in arrays], matrix.dtype
     # XLA slices 16-bit floats by way of a float32 copy of all of the matrix; the same bits as integers it slices as they are.
     half = dtype.itemsize == 2
-    matrix = lax.bitcast_convert_type(flatten(matrix), jnp.uint16) if half else flatten(matrix)
+    matrix = flatten(matrix)
 
     def block(start):
         cut = lambda x: lax.dynamic_slice_in_dim(x, start, size)
         pieces = [cut(x) if own else x for x, own in zip(arrays, per_row, strict=True)]
-        piece = lax.bitcast_convert_type(cut(matrix), dtype) if half else cut(matrix)
+        if half:  # behind a barrier, or the compiler lifts the bits of all of the matrix out of the loop
+            bits = lax.bitcast_convert_type(lax.optimization_barrier((matrix, start))[0], jnp.uint16)
+            piece = lax.bitcast_convert_type(cut(bits), dtype)
+        else:
+            piece = cut(matrix)
         return f(piece, *jax.tree.unflatten(structure, pieces), cached=True)
 
     out = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), jax.eval_shape(block, 0))

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs a command; gives the exit status."""
-    from . import digits
+    from . import bench, digits
 
     parser = argparse.ArgumentParser(
         prog="measure-xent",
-        description="Cross-entropy, done right: -P.expect(log(Q)). Train something with it.",
+        description="Cross-entropy, done right: -P.expect(log(Q)). Train something with it, time it.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a model with the loss -P.expect(log(Q))")
     tasks = train.add_subparsers(title="tasks", required=True, metavar="TASK")
     digits.add_parser(tasks)
+    bench.add_parser(commands)
 
     arguments = parser.parse_args(argv)
     try:
