@@ -2,7 +2,7 @@
 
     cross_entropy(P, Q) = -P.expect(log(Q))
 
-Measures     Dirac, Categorical, Discrete, DiscreteUniform, Counting, Atoms, Empirical
+Measures     Dirac, Categorical, Bernoulli, Discrete, DiscreteUniform, Counting, Atoms, Empirical
 Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, joint, bind, pushforward
 Conditionals Conditional, LinearSoftmax
 Integrands   log, log2, P / Q, any callable
@@ -20,7 +20,7 @@ from ._information import cross_entropy, entropy, kl_divergence
 from ._joint import bind, joint, product
 from ._measure import Measure, pushforward
 from ._measures.atoms import Atoms, Empirical
-from ._measures.finite import Categorical, Counting, Dirac, Discrete, DiscreteUniform
+from ._measures.finite import Bernoulli, Categorical, Counting, Dirac, Discrete, DiscreteUniform
 from ._normal_form import NormalForm
 from ._pytree import pytree, static
 
@@ -29,6 +29,7 @@ __version__ = _version("measure-xent")
 __all__ = [
     "AbstractConditional",
     "Atoms",
+    "Bernoulli",
     "Categorical",
     "Conditional",
     "Counting",

@@ -76,6 +76,17 @@ def by_probs(rng):
     return mx.Categorical(probs=jnp.asarray(p, jnp.float32)), table(range(V), p)
 
 
+def bernoulli(rng):
+    z = f32(rng.normal() * 2)
+    p = 1 / (1 + np.exp(-z))
+    return mx.Bernoulli(jnp.asarray(z, jnp.float32)), {0: 1 - p, 1: p}
+
+
+def bernoulli_by_probs(rng):
+    p = f32(rng.choice([0.0, 1.0, rng.uniform()]))
+    return mx.Bernoulli(probs=jnp.asarray(p, jnp.float32)), {0: 1 - p, 1: float(p)}
+
+
 def discrete(rng):
     i = rng.integers(V, size=4)
     w = f32(rng.dirichlet(np.ones(4)))
@@ -192,6 +203,8 @@ REGISTRY = [
     Entry("categorical", categorical),
     Entry("categorical with forbidden class", forbidden),
     Entry("categorical by probs", by_probs),
+    Entry("bernoulli", bernoulli),
+    Entry("bernoulli by probs", bernoulli_by_probs),
     Entry("discrete", discrete),
     Entry("discrete uniform", discrete_uniform),
     Entry("counting", counting, probability=False),

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from .._density import LogDensity
 from .._dispatch import rule
+from .._kernels import sigmoid
 from .._kernels.null import where_supported
 from .._kernels.softmax import Target, accumulator, cross_entropy, softmax
 from .._measure import Measure
@@ -170,9 +172,7 @@ class Categorical(Measure):
     probs: Float[Array, "*family V"] | None = None
 
     def __post_init__(self):
-        if (self.logits is None) == (self.probs is None):
-            raise TypeError("Categorical(logits, *, probs): give exactly one of logits and probs")
-        name = "logits" if self.probs is None else "probs"
+        name = _one_of("Categorical", self.logits, self.probs)
         array = real_array(f"Categorical({name})", getattr(self, name), floating=True)
         if array.ndim == 0 or array.shape[-1] == 0:
             raise ValueError(f"Categorical({name}): needs a last axis of at least one class, got shape {array.shape}")
@@ -226,27 +226,122 @@ class Categorical(Measure):
         return self.probs if self.logits is None else self.logits
 
 
+@pytree
+class Bernoulli(Measure):
+    """The measure on {0, 1} with Q({1}) = sigmoid(logits), or with given probabilities. Multi-label targets are families.
+
+    All axes of the parameter index the family. A logit ±inf is a certain outcome.
+
+    Args:
+        logits: log-odds of 1, any finite or infinite numbers.
+        probs: instead of logits, probabilities of 1 in [0, 1] (a chex value assertion); a soft label is one.
+
+    Raises:
+        TypeError: neither or both are given.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> labels, logits = jnp.array([1, 0, 1]), jnp.array([2., -40., jnp.inf])
+        >>> mx.cross_entropy(mx.Dirac(labels), mx.Bernoulli(logits))
+        Array([1.26928e-01, 4.24835e-18, 0.00000e+00], dtype=float32)
+        >>> float(mx.cross_entropy(mx.Bernoulli(probs=0.75), mx.Bernoulli(0.)))  # log 2
+        0.693147
+    """
+
+    logits: Float[Array, "*family"] | None = None
+    probs: Float[Array, "*family"] | None = None
+
+    def __post_init__(self):
+        name = _one_of("Bernoulli", self.logits, self.probs)
+        array = real_array(f"Bernoulli({name})", getattr(self, name), floating=True)
+        if name == "probs":
+            check_values(jnp.all((array >= 0) & (array <= 1)), "Bernoulli(probs): probabilities must be in [0, 1]")
+        set_fields(self, **{name: array})
+
+    @property
+    def shape(self):
+        return jnp.shape(self.probs if self.logits is None else self.logits)
+
+    @property
+    def mass(self):
+        return jnp.ones(self.shape)
+
+    def forms(self):
+        return (NormalForm(dense=jnp.stack(self._masses(), axis=-1), classes=2),)
+
+    def log_abs_density(self, *x):
+        (x,) = x
+        x = jnp.asarray(x)
+        if self.logits is None:
+            p0, p1 = self._masses()
+            log_density = jnp.log(where_supported((x == 0) | (x == 1), jnp.where(x == 1, p1, p0)))
+        else:
+            z = self.logits.astype(accumulator(self.logits.dtype))
+            outcomes = (x == 0, x == 1, (x != 0) & (x != 1))
+            log_density = -sigmoid.cross_entropy(z, *(a.astype(z.dtype) for a in outcomes))
+        return log_density, jnp.ones_like(log_density)
+
+    def _masses(self):
+        if self.logits is None:
+            p = self.probs.astype(accumulator(self.probs.dtype))
+            return 1 - p, p
+        z = self.logits.astype(accumulator(self.logits.dtype))
+        return jax.nn.sigmoid(-z), jax.nn.sigmoid(z)
+
+
+@rule(Measure, LogDensity, Bernoulli)
+def log_sigmoid_against_target(P: Measure, f: LogDensity) -> Any:
+    """∫ log σ(±z) dP, from the masses that P gives the two outcomes."""
+    Q = f.Q
+    if Q.logits is None:
+        return NotImplemented
+    z = Q.logits.astype(accumulator(Q.logits.dtype))
+    return sum(-sigmoid.cross_entropy(z, *outcomes(target(form, 2, "Bernoulli"), z.dtype)) for form in P.forms())
+
+
+def outcomes(target: Target, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
+    """The masses of 0, of 1, and of anything else."""
+    none = jnp.zeros((), dtype)
+    p0, p1, other = none, none, none
+    if target.weights is not None:
+        weights = target.weights.astype(dtype)
+        at = lambda outcome: jnp.sum(jnp.where(outcome, weights, 0), axis=-1)
+        p0, p1 = at(target.indices == 0), at(target.indices == 1)
+        other = jnp.sum(jnp.where((target.indices < 0) | (target.indices > 1), jnp.abs(weights), 0), axis=-1)
+    if target.background is not None:
+        p0, p1 = p0 + target.background.astype(dtype), p1 + target.background.astype(dtype)
+    if target.dense is not None:
+        p0, p1 = p0 + target.dense[..., 0].astype(dtype), p1 + target.dense[..., 1].astype(dtype)
+    return p0, p1, other
+
+
 @rule(Measure, LogDensity, Categorical)
 def log_softmax_against_target(P: Measure, f: LogDensity) -> Any:
     """∫ log softmax(z) dP: the log-partition times the mass, less the pairing of the logits with P, in one kernel."""
     Q = f.Q
     if Q.logits is None:
         return NotImplemented
-    return sum(-cross_entropy(Q.logits, target(form, Q.classes)) for form in P.forms())
+    return sum(-cross_entropy(Q.logits, target(form, Q.classes, "Categorical")) for form in P.forms())
 
 
-def target(form: Form, classes: int) -> Target:
+def target(form: Form, classes: int, name: str) -> Target:
     """A form as the kernels take it, checked against the number of classes."""
     if not isinstance(form, NormalForm) or isinstance(form.points, tuple | dict | list):
-        raise TypeError("log(Categorical) is a function of a class, but P is a measure on tuples; take a Conditional")
+        raise TypeError(f"log({name}) is a function of a class, but P is a measure on tuples; take a Conditional")
     if form.weights is not None and not jnp.issubdtype(form.points.dtype, jnp.integer):
         raise TypeError(
             f"class labels must be integers, got points of dtype {form.points.dtype}; a soft target is "
             "Categorical(probs=...) or Discrete(indices, weights)"
         )
     if form.classes not in (None, classes):
-        raise ValueError(f"P is a measure on {form.classes} classes, Q = Categorical on {classes}")
+        raise ValueError(f"P is a measure on {form.classes} classes, Q = {name} on {classes}")
     return Target(form.points, form.weights, form.background, form.dense)
+
+
+def _one_of(name, logits, probs):
+    if (logits is None) == (probs is None):
+        raise TypeError(f"{name}(logits, *, probs): give exactly one of logits and probs")
+    return "logits" if probs is None else "probs"
 
 
 def _check_classes(name, classes):
