@@ -1,14 +1,12 @@
 """Measures on tuples: product, joint, bind."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional, given
 from ._measure import Measure, family_of
-from ._normal_form import Disintegration, Form
+from ._normal_form import Disintegration, Form, coordinates
 from ._pytree import pytree
 
 
@@ -123,9 +121,7 @@ class Joint(Measure):
 
     @property
     def coordinates(self):
-        (form, *_) = jax.eval_shape(self.forms)
-        (flat, *_) = jax.eval_shape(form.flat)
-        return len(flat.points)
+        return coordinates(jax.eval_shape(self.forms)[0])
 
     def forms(self):
         rank = len(self.shape)
@@ -134,7 +130,7 @@ class Joint(Measure):
             (p,) = atoms  # a measure of several forms has no one list of atoms to index
             laws = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
         else:
-            laws = [(p, form) for p in atoms for form in given(self.K, p[0], p[1].ndim).forms()]
+            laws = [(p, form.at_rank(rank + 1)) for p in atoms for form in given(self.K, p[0], p[1].ndim).forms()]
         return tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
 
     def log_abs_density(self, *x):
@@ -173,33 +169,16 @@ def _atoms(P: Measure, rank: int) -> list[tuple[tuple, Float[Array, "*family k"]
 
 def _for_every_atom(form: Form, rank: int) -> Form:
     """A family with an axis of size 1 behind its ``rank`` family axes: the same law given every atom."""
-    if isinstance(form, Disintegration):
-        grow = lambda x: jnp.expand_dims(x.reshape((1,) * (rank + 1 - form.weights.ndim) + x.shape), rank)
-        return jax.tree.map(grow, form)
-    form = form._aligned(rank + 1)
-    return form._with(
-        points=jax.tree.map(lambda x: jnp.expand_dims(x, rank), form.points),
-        weights=None if form.weights is None else jnp.expand_dims(form.weights, rank),
-        background=None if form.background is None else form.background[..., None],
-        dense=None if form.dense is None else form.dense[..., None, :],
-    )
+    return jax.tree.map(lambda x: jnp.expand_dims(x, rank), form.at_rank(rank))
 
 
 def _one_axis(form: Form, axes: tuple[int, ...], rank: int) -> Form:
     """A family over ``axes`` with those behind its first ``rank`` merged into one, the axis of P's atoms."""
-    if isinstance(form, Disintegration):
-        raise TypeError("joint(P, K): a family K must be on one space; use a Conditional for measures on tuples")
 
-    def merge(x: Any, tail: int) -> Any:
-        lead = x.ndim - tail
-        if lead == 0:  # shared by all
-            return x
-        x = jnp.broadcast_to(x, (*axes, *x.shape[lead:]))
-        return x.reshape(*axes[:rank], -1, *x.shape[len(axes) :])
+    def merge(x):
+        own, rest = x.shape[: len(axes)], x.shape[len(axes) :]
+        if all(n == 1 for n in own[rank:]):  # shared by all atoms
+            return x.reshape(*own[:rank], 1, *rest)
+        return jnp.broadcast_to(x, (*own[:rank], *axes[rank:], *rest)).reshape(*own[:rank], -1, *rest)
 
-    return form._with(
-        points=jax.tree.map(lambda x: merge(x, x.ndim - form.weights.ndim + 1), form.points),
-        weights=None if form.weights is None else merge(form.weights, 1),
-        background=None if form.background is None else merge(form.background, 0),
-        dense=None if form.dense is None else merge(form.dense, 1),
-    )
+    return jax.tree.map(merge, form.at_rank(len(axes)))

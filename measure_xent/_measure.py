@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 from ._density import Integrand, RadonNikodym, as_integrand, is_number, log_abs
 from ._dispatch import integrate
 from ._kernels.softmax import max_and_log1p_tail
-from ._normal_form import Form, in_batches
+from ._normal_form import Form, coordinates, in_batches
 from ._pytree import as_node, pytree, set_fields
 
 
@@ -52,8 +52,8 @@ class Measure(abc.ABC):
     @property
     def atoms(self) -> tuple[int, ...]:
         """The axes of the atoms, which a family given each atom (``joint``) has after P's own."""
-        forms = jax.eval_shape(self.forms)
-        return (sum(weights.shape[-1] for form in forms for flat in form.flat() for _, weights, _ in flat.parts()),)
+        weights = lambda: [w for form in self.forms() for flat in form.flat() for _, w, _ in flat.parts()]
+        return (sum(w.shape[-1] for w in jax.eval_shape(weights)),)
 
     @property
     def mass(self) -> Float[Array, "*family"]:
@@ -79,7 +79,7 @@ class Measure(abc.ABC):
             accumulates in, and gives, float32.
 
         Raises:
-            TypeError: f is not callable, or does not take P's points.
+            TypeError: f is neither callable nor a number (the constant function), or does not take P's points.
             ValueError: the families of P and f do not broadcast, or the class counts differ.
 
         Example:
@@ -90,7 +90,7 @@ class Measure(abc.ABC):
             {'mean': Array([2., 3.], dtype=float32), 'square': Array(15., dtype=float32)}
         """
         f = as_integrand(f)
-        _check_families(self, f)
+        check_families(self, f)
         if batch_size is None:
             return integrate(self, f)
         parts = [in_batches(lambda form: integrate(Lowered((form,)), f), form, batch_size) for form in self.forms()]
@@ -106,10 +106,16 @@ class Measure(abc.ABC):
             >>> P.expect(lambda y: y).item()
             0.6
         """
+        if not callable(f):
+            raise TypeError(
+                f"reweight(f): f must be a function of a point, such as lambda y: class_weight[y], got {type(f).__name__}; "
+                "weights of samples are Empirical(x, weights=w), and c * P scales"
+            )
         return Weighted(f, self)
 
     def restrict(self, A: Callable[..., Bool[Array, ""]]) -> "Measure":
-        """1_A · P, the measure on the points where the predicate A holds.
+        """1_A · P, the measure on the points where the predicate A holds. On a joint, y is the drawn coordinate: to leave
+        out whole rows under soft targets, give them weight 0 instead.
 
         Example:
             >>> import measure_xent as mx
@@ -117,6 +123,10 @@ class Measure(abc.ABC):
             >>> float(P.expect(lambda y: y))
             3.0
         """
+        if not callable(A):
+            raise TypeError(
+                f"restrict(A): A must be a predicate of a point, got {type(A).__name__}; a mask is weights=mask"
+            )
         return Weighted(Indicator(A), self)
 
     def normalize(self) -> "Measure":
@@ -158,7 +168,7 @@ class Measure(abc.ABC):
     __array_ufunc__ = None
 
 
-def _check_families(P, f):
+def check_families(P, f):
     try:
         jnp.broadcast_shapes(P.shape, f.shape)
     except ValueError:
@@ -273,7 +283,7 @@ class Weighted(Measure):
 
     def __post_init__(self):
         set_fields(self, f=as_integrand(self.f))
-        _check_families(self.P, self.f)
+        check_families(self.P, self.f)
 
     @property
     def shape(self):
@@ -349,8 +359,7 @@ class Pushforward(Measure):
 
     @property
     def coordinates(self):
-        (form, *_) = jax.eval_shape(self.forms)
-        return len(form.points) if isinstance(form.points, tuple) else 1
+        return coordinates(jax.eval_shape(self.forms)[0])
 
     def forms(self):
         return tuple(image for form in self.P.forms() for image in form.push(self.T))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._density import Integrand, as_integrand, at
 from ._kernels.null import null_safe_product, where_supported
-from ._kernels.softmax import accumulator
+from ._kernels.softmax import accumulator, class_index
 from ._pytree import pytree, set_fields, static
 
 
@@ -25,8 +25,8 @@ from ._pytree import pytree, set_fields, static
 class NormalForm:
     """Σ_j weights_j δ_{points_j} + background·# + dense, a family by leading axes; absent parts are None.
 
-    ``points`` leaves and ``weights`` share their leading axes, (*family, k) with axes of size 1 where they broadcast.
-    ``certain`` says that no weight can be 0, so null atoms need no care.
+    All parts have the family's axes written out, of size 1 where a part is shared; ``points`` leaves and ``weights``
+    have the atoms' axis behind them. ``certain`` says that no weight can be 0, so null atoms need no care.
     """
 
     points: PyTree[Shaped[Array, "..."]] = None
@@ -66,27 +66,42 @@ class NormalForm:
             mass = mass + self.dense.sum(-1)
         return jnp.broadcast_to(mass, self.family)
 
+    def at_rank(self, rank: int = 0) -> "NormalForm":
+        """The same form with at least ``rank`` family axes, on every part."""
+        ranks = [x.ndim - 1 for x in (self.weights, self.dense) if x is not None]
+        rank = max(rank, *ranks, 0 if self.background is None else self.background.ndim)
+        grow = lambda x, own: None if x is None else x.reshape((1,) * (rank - own) + x.shape)
+        own = 0 if self.weights is None else self.weights.ndim - 1
+        return self._with(
+            points=jax.tree.map(lambda x: grow(x, own), self.points),
+            weights=grow(self.weights, own),
+            background=None if self.background is None else grow(self.background, self.background.ndim),
+            dense=None if self.dense is None else grow(self.dense, self.dense.ndim - 1),
+        )
+
     def scale(self, c: Any) -> "NormalForm":
         certain = self.certain and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
-        return self._with(
-            weights=None if self.weights is None else c[..., None] * self.weights,
-            background=None if self.background is None else c * self.background,
-            dense=None if self.dense is None else c[..., None] * self.dense,
+        form = self.at_rank(c.ndim)
+        return form._with(
+            weights=None if form.weights is None else c[..., None] * form.weights,
+            background=None if form.background is None else c * form.background,
+            dense=None if form.dense is None else c[..., None] * form.dense,
             certain=certain,
-        )._aligned()
+        )
 
     def reweight(self, f: Integrand) -> "NormalForm":
         """f · P. Null atoms stay null, whatever f is there."""
-        parts = iter([_times(f, *part) for part in self.parts()])
-        weights = None if self.weights is None else next(parts)
-        dense = None if self.classes is None else next(parts)
-        return self._with(weights=weights, background=None, dense=dense, certain=False)._aligned()
+        form = self.at_rank(len(f.shape))
+        parts = iter([_times(f, *part) for part in form.parts()])
+        weights = None if form.weights is None else next(parts)
+        dense = None if form.classes is None else next(parts)
+        return form._with(weights=weights, background=None, dense=dense, certain=False).at_rank()
 
     def push(self, transform: Any) -> tuple["NormalForm", ...]:
         """The image under a map of points: every class becomes an atom."""
         return tuple(
-            NormalForm(as_integrand(transform).values(points, weights.ndim), weights, certain=certain)._aligned()
+            NormalForm(as_integrand(transform).values(points, weights.ndim), weights, certain=certain)
             for points, weights, certain in self.parts()
         )
 
@@ -98,6 +113,7 @@ class NormalForm:
             density, inside = jnp.where(hit, self.weights, 0).sum(-1), hit.any(-1)
         if self.classes is not None:
             (y,) = x
+            y = class_index(y)
             weights = self.class_weights()
             family = jnp.broadcast_shapes(weights.shape[:-1], jnp.shape(y))
             index = jnp.broadcast_to(jnp.clip(y, 0, self.classes - 1), family)[..., None]
@@ -137,38 +153,26 @@ class NormalForm:
 
     def merge(self, other: Any) -> "NormalForm | None":
         """The sum as one form, or None where it has none."""
-        if not isinstance(other, NormalForm) or (self.classes and other.classes and self.classes != other.classes):
+        if not isinstance(other, NormalForm):
             return None
-        if self.weights is None or other.weights is None:
-            sparse = self if other.weights is None else other
+        if self.classes and other.classes and self.classes != other.classes:
+            raise ValueError(f"P + Q: P is a measure on {self.classes} classes, Q on {other.classes}")
+        a = self.at_rank()
+        b = other.at_rank(len(a.family))
+        a = a.at_rank(len(b.family))
+        if a.weights is None or b.weights is None:
+            sparse = a if b.weights is None else b
             points, weights, certain = sparse.points, sparse.weights, sparse.certain
-        elif jax.tree.structure(self.points) != jax.tree.structure(other.points):
+        elif jax.tree.structure(a.points) != jax.tree.structure(b.points):
             return None
         else:
-            rank = max(self.weights.ndim, other.weights.ndim)
-            a, b = self._aligned(rank), other._aligned(rank)
             family = jnp.broadcast_shapes(a.weights.shape[:-1], b.weights.shape[:-1])
             points = jax.tree.map(lambda x, y: _concatenate(x, y, family), a.points, b.points)
             weights = _concatenate(a.weights, b.weights, family)
             certain = a.certain and b.certain
         plus = lambda x, y: y if x is None else x if y is None else x + y
-        return NormalForm(
-            points,
-            weights,
-            plus(self.background, other.background),
-            plus(self.dense, other.dense),
-            self.classes or other.classes,
-            certain,
-        )._aligned()
-
-    def _aligned(self, rank: int = 0) -> "NormalForm":
-        """The same form with all leading axes written out: every leaf of points and the weights have one rank."""
-        if self.weights is None:
-            return self
-        rank = max(rank, self.weights.ndim, len(self.family) + 1)
-        extra = rank - self.weights.ndim
-        grow = lambda x: x.reshape((1,) * extra + x.shape)
-        return self._with(points=jax.tree.map(grow, self.points), weights=grow(self.weights))
+        background, dense = plus(a.background, b.background), plus(a.dense, b.dense)
+        return NormalForm(points, weights, background, dense, a.classes or b.classes, certain)
 
     def _with(self, **changes) -> "NormalForm":
         return _replace(self, **changes)
@@ -178,7 +182,8 @@ class NormalForm:
 class Disintegration:
     """∫ δ_x ⊗ P_x dμ(x): atoms x with weights, and the law of the last coordinate given each.
 
-    ``points`` is the tuple of the leading coordinates, with leading axes (*family, k); ``target`` has those as its family.
+    ``points`` is the tuple of the leading coordinates, with leading axes (*family, k); ``target`` has those as its
+    family, of size 1 where it is shared.
     """
 
     points: tuple
@@ -196,13 +201,17 @@ class Disintegration:
 
     def scale(self, c: Any) -> "Disintegration":
         certain = self.certain and isinstance(c, int | float) and c != 0
-        weights = jnp.asarray(c)[..., None] * self.weights
-        grow = lambda x, extra=weights.ndim - self.weights.ndim: x.reshape((1,) * extra + x.shape)
-        points, target = jax.tree.map(grow, (self.points, self.target))
-        return _replace(self, points=points, target=target, weights=weights, certain=certain)
+        c = jnp.asarray(c)
+        form = self.at_rank(c.ndim)
+        return _replace(form, weights=c[..., None] * form.weights, certain=certain)
+
+    def at_rank(self, rank: int = 0) -> "Disintegration":
+        extra = max(0, rank + 1 - self.weights.ndim)
+        return jax.tree.map(lambda x: x.reshape((1,) * extra + x.shape), self)
 
     def reweight(self, f: Integrand) -> "Disintegration":
-        return _replace(self, target=_reweight_given(self, self.target, f))
+        form = self.at_rank(len(f.shape))
+        return _replace(form, target=_reweight_given(form, form.target, f))
 
     def push(self, transform: Any) -> tuple[NormalForm, ...]:
         return tuple(image for form in self.flat() for image in form.push(transform))
@@ -254,11 +263,18 @@ class Disintegration:
 Form = NormalForm | Disintegration
 
 
+def coordinates(form: Form) -> int:
+    """How many coordinates a point has."""
+    if isinstance(form, Disintegration):
+        return len(form.points) + coordinates(form.target)
+    return len(form.points) if isinstance(form.points, tuple) else 1
+
+
 def integrate_form(form: Form, f: Integrand) -> Any:
     """∫ f against the atoms of a form, pytree-valued where f is."""
     total = None
     for flat in form.flat():
-        for points, weights, certain in flat.parts():
+        for points, weights, certain in flat.at_rank(len(f.shape)).parts():
             value, original = _values(f, points, weights, certain)
             part = jax.tree.map(lambda v, o, w=weights: _weighted(w, v, o).sum(w.ndim - 1), value, original)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
@@ -300,6 +316,8 @@ def stand_in(points: PyTree, null: Shaped[Array, "*family k"]) -> PyTree:
     first = jnp.argmin(null, axis=-1, keepdims=True)
 
     def replace(x):
+        if x.shape[axis] == 1 != null.shape[axis]:  # shared by all atoms
+            return x
         event = (1,) * (x.ndim - null.ndim)
         lead = jnp.broadcast_shapes(null.shape, x.shape[: null.ndim])
         x = jnp.broadcast_to(x, (*lead, *x.shape[null.ndim :]))
@@ -328,14 +346,7 @@ def without_null_rows(rows: Disintegration) -> tuple[tuple, NormalForm]:
     ]
     every = lambda masks: functools.reduce(jnp.logical_and, masks)
     padding = jnp.array(False) if target.certain or not finite else every(targets) & ~every(finite)
-    swap = lambda part, rank: stand_in(part, null) if part is not None and part.ndim == rank else part
-    stood = target._with(
-        points=jax.tree.map(lambda y: stand_in(y, null), target.points),
-        weights=swap(target.weights, null.ndim + 1),
-        background=swap(target.background, null.ndim),
-        dense=swap(target.dense, null.ndim + 1),
-    )
-    return stand_in(rows.points, null | padding), stood
+    return stand_in(rows.points, null | padding), stand_in(target, null)
 
 
 def _values(f, points, weights, certain):
@@ -373,7 +384,7 @@ def _reweight_given(rows, target, f):
     parts = iter([_times_given(f, rows, lead, *part) for part in target.parts()])
     weights = None if target.weights is None else next(parts)
     dense = None if target.classes is None else next(parts)
-    return _replace(target, weights=weights, background=None, dense=dense, certain=False)._aligned()
+    return target._with(weights=weights, background=None, dense=dense, certain=False).at_rank()
 
 
 def _times_given(f, rows, lead, y, inner, certain):
@@ -389,7 +400,6 @@ def _times_given(f, rows, lead, y, inner, certain):
     original = f.values(points, lead)
     value = f.values(stand_in(points, null), lead)
     restore = lambda v: v.reshape(*v.shape[: lead - 1], *shape[lead - 1 :])
-    inner = inner.reshape((1,) * (lead + 1 - inner.ndim) + inner.shape)
     return _weighted(inner, restore(value), restore(original))
 
 

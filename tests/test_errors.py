@@ -11,6 +11,26 @@ hidden, labels, weight = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0]), jnp.ones((3,
 Q = mx.LinearSoftmax(weight)
 
 CASES = {
+    "class counts by probs": (
+        lambda: mx.cross_entropy(mx.Categorical(probs=jnp.ones(3) / 3), mx.Categorical(probs=jnp.ones(5) / 5)),
+        ValueError,
+        "3 classes",
+    ),
+    "class counts of uniforms": (
+        lambda: mx.cross_entropy(mx.DiscreteUniform(5), mx.DiscreteUniform(3)),
+        ValueError,
+        "on 3",
+    ),
+    "class counts of a divergence": (
+        lambda: mx.kl_divergence(mx.Categorical(jnp.ones(3)), mx.Categorical(probs=jnp.ones(5) / 5)),
+        ValueError,
+        "3 classes",
+    ),
+    "class counts of a mass": (lambda: (mx.DiscreteUniform(3) + mx.Categorical(jnp.zeros(5))).mass, ValueError, "5"),
+    "float labels by probs": (lambda: mx.cross_entropy(mx.Dirac(1.5), mx.DiscreteUniform(5)), TypeError, "float32"),
+    "float label in a density": (lambda: log(mx.Categorical(jnp.zeros(5)))(1.5), TypeError, "float32"),
+    "an array for a density": (lambda: mx.Dirac(0).reweight(jnp.ones(3)), TypeError, "function of a point"),
+    "a mask for a predicate": (lambda: mx.Dirac(0).restrict(jnp.ones(3)), TypeError, "weights=mask"),
     "class counts": (
         lambda: mx.cross_entropy(mx.DiscreteUniform(4), mx.Categorical(jnp.zeros(5))),
         ValueError,

@@ -3,17 +3,34 @@
 import jax
 import jax.numpy as jnp
 
-from .._density import Constant, Integrand, Multiple, Sum
+from .._density import Constant, Integrand, LogDensity, Multiple, Sum
 from .._dispatch import integrate, rule
 from .._kernels.null import null_safe_product
 from .._measure import Measure
-from .._normal_form import integrate_form
+from .._normal_form import NormalForm, integrate_form
 
 
 @rule(Measure, Integrand)
 def enumerate_atoms(P, f):
     """Σ_x P({x}) f(x)."""
     return jax.tree.map(lambda *terms: sum(terms), *(integrate_form(form, f) for form in P.forms()))
+
+
+@rule(Measure, LogDensity, Measure)
+def one_space(P, f):
+    """Refuses measures on different numbers of classes; integrating is the next rule's."""
+    p, q = (_classes(measure) for measure in (P, f.Q))
+    if p and q and p != q:
+        raise ValueError(f"P is a measure on {p} classes, Q = {type(f.Q).__name__} on {q}")
+    return NotImplemented
+
+
+def _classes(measure):
+    try:
+        forms = jax.eval_shape(measure.forms)
+    except NotImplementedError:
+        return None
+    return next((form.classes for form in forms if isinstance(form, NormalForm) and form.classes), None)
 
 
 @rule(Measure, Constant)

@@ -16,40 +16,36 @@ BLOCK_BYTES = 2 << 20
 SHORT_ROW = 64
 
 
-def in_row_blocks(f: Callable, matrix: Shaped[Array, "*rows V"], *rows: Any) -> Any:
-    """``f(matrix, *rows, cached=False)``, in blocks of rows where that is faster, with ``cached=True``.
+def in_row_blocks(f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (), shared: Any = ()) -> Any:
+    """``f(matrix, rows, shared, cached=False)``, in blocks of rows where that is faster, with ``cached=True``.
 
-    ``f`` maps each row by itself: every leaf of ``rows`` and of the result has either ``matrix``'s leading axes or none
-    of them (shared by all rows, a result may not be). A cached block may be walked often, and copied.
+    ``f`` maps each row by itself: every leaf of ``rows`` and of the result has ``matrix``'s leading axes. A cached block
+    may be walked often, and copied.
     """
     shape = matrix.shape[:-1]
     count, columns = math.prod(shape), matrix.shape[-1]
     size = max(1, BLOCK_BYTES // (4 * columns))
     if columns <= SHORT_ROW or count <= size:
-        return f(matrix, *rows, cached=False)
+        return f(matrix, rows, shared, cached=False)
     blocked = lambda *operands: _blocked(f, shape, size, *operands)
-    return lax.platform_dependent(matrix, *rows, cpu=blocked, default=functools.partial(f, cached=False))
+    return lax.platform_dependent(matrix, rows, shared, cpu=blocked, default=functools.partial(f, cached=False))
 
 
-def _blocked(f, shape, size, matrix, *rows):
+def _blocked(f, shape, size, matrix, rows, shared):
     n, count = len(shape), math.prod(shape)
-    flatten = lambda x: x.reshape(count, *x.shape[n:]) if x.shape[:n] == shape else x
-    arrays, structure = jax.tree.flatten(rows)
-    per_row = [n > 0 and x.shape[:n] == shape for x in arrays]
-    arrays, dtype = [flatten(x) for x in arrays], matrix.dtype
-    # XLA slices 16-bit floats by way of a float32 copy of all of the matrix; the same bits as integers it slices as they are.
-    half = dtype.itemsize == 2
-    matrix = flatten(matrix)
+    flatten = lambda x: x.reshape(count, *x.shape[n:])
+    matrix, rows = flatten(matrix), jax.tree.map(flatten, rows)
 
     def block(start):
         cut = lambda x: lax.dynamic_slice_in_dim(x, start, size)
-        pieces = [cut(x) if own else x for x, own in zip(arrays, per_row, strict=True)]
-        if half:  # behind a barrier, or the compiler lifts the bits of all of the matrix out of the loop
+        if matrix.dtype.itemsize == 2:
+            # XLA slices 16-bit floats by way of a float32 copy of all of the matrix; their bits, as integers, it slices as
+            # they are. Without the barrier it would lift all of the bits out of the loop, another copy.
             bits = lax.bitcast_convert_type(lax.optimization_barrier((matrix, start))[0], jnp.uint16)
-            piece = lax.bitcast_convert_type(cut(bits), dtype)
+            piece = lax.bitcast_convert_type(cut(bits), matrix.dtype)
         else:
             piece = cut(matrix)
-        return f(piece, *jax.tree.unflatten(structure, pieces), cached=True)
+        return f(piece, jax.tree.map(cut, rows), shared, cached=True)
 
     out = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), jax.eval_shape(block, 0))
 

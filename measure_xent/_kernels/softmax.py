@@ -11,17 +11,18 @@ normal form Σ_j w_j δ_{i_j} + b·(counting measure) + d, whatever measure it c
 Conventions at the edge, each the limit of finite logits:
 
 - a logit −inf is a class of probability 0: infinite surprisal;
-- a logit +inf takes the whole mass, every other class has probability 0;
+- logits +inf share the whole mass equally, every other class has probability 0;
 - a row of nothing but −inf is the null measure: every surprisal is +inf, every probability 0;
 - a NaN logit makes its row NaN, unless the row's target is null.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from .blocks import in_row_blocks
 from .null import differentiated, null_safe_product
@@ -53,8 +54,20 @@ def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Ar
     An index outside 0..V−1 with a weight that is not 0 has surprisal +inf and makes its row's gradient NaN.
     """
     dtype = accumulator(logits.dtype)
-    indices, *measure = (part if part is None or i == 0 else part.astype(dtype) for i, part in enumerate(target))
-    return _rows(logits, indices, *measure).cross_entropy
+    indices, *measure = target
+    indices = None if indices is None else class_index(indices)
+    return _rows(logits, indices, *(None if part is None else part.astype(dtype) for part in measure)).cross_entropy
+
+
+def class_index(x: Shaped[Array, "..."]) -> Int[Array, "..."]:
+    """x as class indices: integers wide enough that the number of classes fits, or a TypeError."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(
+            f"class labels must be integers, got points of dtype {x.dtype}; a soft target is "
+            "Categorical(probs=...) or Discrete(indices, weights)"
+        )
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -77,14 +90,17 @@ def max_and_log1p_tail(
         tail = (below + (ties - 1))[..., None]
     else:
         own = jnp.take_along_axis(z, pivot[..., None], axis=-1)
-        others = jnp.where(lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) == pivot[..., None], -jnp.inf, z)
-        highest = jnp.max(others, axis=-1, keepdims=True)
+        # +inf as the largest number: infinite logits then tie as equals, and are told apart from the rest by the gap.
         largest = jnp.finfo(z.dtype).max
-        rest = jnp.sum(jnp.exp(others - jnp.clip(highest, -largest, largest)), axis=-1, keepdims=True)
-        above = highest - own
+        at_pivot = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) == pivot[..., None]
+        others = jnp.where(at_pivot, -jnp.inf, jnp.minimum(z, largest))
+        highest = jnp.max(others, axis=-1, keepdims=True)
+        rest = jnp.sum(jnp.exp(others - jnp.maximum(highest, -largest)), axis=-1, keepdims=True)
+        above = highest - jnp.minimum(own, largest)
         ratio = jnp.exp(-jnp.abs(above))
         tail = jnp.where(above <= 0, rest * ratio, (rest - 1) + ratio)
         top = jnp.maximum(highest, own)
+        top = jnp.where(top == largest, jnp.inf, top)
     log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
     return top, jnp.where(jnp.isnan(top), top, log1p_tail)
 
@@ -104,7 +120,8 @@ def _below_and_ties(z, top):
         parts = [lax.optimization_barrier(part) for part in parts]
         sums = [(below.sum(-1), ties.sum(-1)) if below.ndim == z.ndim else (below, ties) for below, ties in parts]
         return tuple(sum(column) for column in zip(*sums, strict=True))
-    terms = jnp.where(z < top, jnp.exp(z - top), 0), (z == top).astype(z.dtype)
+    # Not z < top: a NaN, which a compiler's maximum may pass over, has to reach the sum.
+    terms = jnp.where(z >= top, 0, jnp.exp(z - top)), (z == top).astype(z.dtype)
     zeros = (jnp.zeros((), z.dtype),) * 2
     return lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (z.ndim - 1,))
 
@@ -112,7 +129,7 @@ def _below_and_ties(z, top):
 @jax.custom_jvp
 def log_softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
-    top, log1p_tail = in_row_blocks(lambda z, cached: max_and_log1p_tail(z), z)
+    top, log1p_tail = in_row_blocks(lambda z, rows, shared, cached: max_and_log1p_tail(z), z)
     return -(_gap(top, z) + log1p_tail)
 
 
@@ -164,13 +181,27 @@ def _pivot(indices, weights, classes):
 def _rows(z, indices, weights, background, dense) -> Rows:
     if indices is not None:
         indices, weights = jnp.broadcast_arrays(indices, weights)
+    target = Target(indices, weights, background, dense)
     family = _family(z, indices, background, dense)
     if family != z.shape[:-1]:  # several targets a row of logits
-        return _pass(z, indices, weights, background, dense, cached=False)
-    return in_row_blocks(_pass, z, indices, weights, background, dense)
+        return _pass(z, target, Target(), cached=False)
+    lead = lambda x, tail: x.shape[: x.ndim - tail]
+    tails = Target(1, 1, 0, 1)
+    shared = [x is None or math.prod(lead(x, t)) == 1 < math.prod(family) for x, t in zip(target, tails, strict=True)]
+    own = [
+        None if all_rows else jnp.broadcast_to(x, (*family, *x.shape[x.ndim - t :]))
+        for x, t, all_rows in zip(target, tails, shared, strict=True)
+    ]
+    common = [
+        x.reshape(x.shape[x.ndim - t :]) if x is not None and all_rows else None
+        for x, t, all_rows in zip(target, tails, shared, strict=True)
+    ]
+    return in_row_blocks(_pass, z, Target(*own), Target(*common))
 
 
-def _pass(z, indices, weights, background, dense, *, cached) -> Rows:
+def _pass(z, own, shared, *, cached) -> Rows:
+    """The rows of a target whose parts are each row's own, or shared by all rows."""
+    indices, weights, background, dense = (a if b is None else b for a, b in zip(own, shared, strict=True))
     z = z.astype(accumulator(z.dtype))
     aligned = indices is not None and indices.shape[:-1] == z.shape[:-1]
     pivot = _pivot(indices, weights, z.shape[-1]) if cached and aligned else None

@@ -10,7 +10,7 @@ from .._density import LogDensity
 from .._dispatch import rule
 from .._kernels import sigmoid
 from .._kernels.null import where_supported
-from .._kernels.softmax import Target, accumulator, cross_entropy, softmax
+from .._kernels.softmax import Target, accumulator, class_index, cross_entropy, softmax
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
@@ -205,7 +205,7 @@ class Categorical(Measure):
 
     def log_abs_density(self, *x):
         (x,) = x
-        x = jnp.asarray(x)
+        x = class_index(x)
         if self.logits is not None:
             target = Target(x[..., None], jnp.ones((*x.shape, 1), accumulator(self.logits.dtype)))
             log_density = -cross_entropy(self.logits, target)
@@ -271,7 +271,7 @@ class Bernoulli(Measure):
 
     def log_abs_density(self, *x):
         (x,) = x
-        x = jnp.asarray(x)
+        x = class_index(x)
         if self.logits is None:
             p0, p1 = self._masses()
             log_density = jnp.log(where_supported((x == 0) | (x == 1), jnp.where(x == 1, p1, p0)))
@@ -328,14 +328,10 @@ def target(form: Form, classes: int, name: str) -> Target:
     """A form as the kernels take it, checked against the number of classes."""
     if not isinstance(form, NormalForm) or isinstance(form.points, tuple | dict | list):
         raise TypeError(f"log({name}) is a function of a class, but P is a measure on tuples; take a Conditional")
-    if form.weights is not None and not jnp.issubdtype(form.points.dtype, jnp.integer):
-        raise TypeError(
-            f"class labels must be integers, got points of dtype {form.points.dtype}; a soft target is "
-            "Categorical(probs=...) or Discrete(indices, weights)"
-        )
     if form.classes not in (None, classes):
         raise ValueError(f"P is a measure on {form.classes} classes, Q = {name} on {classes}")
-    return Target(form.points, form.weights, form.background, form.dense)
+    points = None if form.weights is None else class_index(form.points)
+    return Target(points, form.weights, form.background, form.dense)
 
 
 def _one_of(name, logits, probs):
