@@ -5,7 +5,7 @@ import jax
 
 
 def pytest_addoption(parser):
-    parser.addoption("--examples", type=int, default=5, help="examples a property test draws (default 5)")
+    parser.addoption("--examples", type=int, default=3, help="examples a property test draws (default 3)")
 
 
 def pytest_configure(config):

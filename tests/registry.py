@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 import measure_xent as mx
 
@@ -46,6 +47,28 @@ def scaled(t, c):
 
 def added(*tables):
     return table([x for t in tables for x in t], [p for t in tables for p in t.values()])
+
+
+def lookup(array, *x):
+    """A function of a point given by its table; as ``Partial(lookup, array)`` its array is data, not code."""
+    return array[x]
+
+
+def categorical_of(rows, x):
+    return mx.Categorical(rows[x])
+
+
+def conditional(rows):
+    """x ↦ softmax(rows[x])."""
+    return mx.Conditional(Partial(categorical_of, jnp.asarray(rows, jnp.float32)))
+
+
+def not_one(*x):
+    return x[-1] != 1
+
+
+def mod_three(x):
+    return x % 3
 
 
 def f32(x):
@@ -137,28 +160,26 @@ def reweighted(rng):
     P, p = smoothing(rng)
     c = f32(rng.uniform(0.5, 2, size=V))
     f = {x: c[x] * m for x, m in p.items()}
-    c = jnp.asarray(c, jnp.float32)
-    return P.reweight(lambda y: c[y]).normalize(), scaled(f, 1 / sum(f.values()))
+    return P.reweight(Partial(lookup, jnp.asarray(c, jnp.float32))).normalize(), scaled(f, 1 / sum(f.values()))
 
 
 def restricted(rng):
     P, p = categorical(rng)
-    kept = {x: m for x, m in p.items() if x != 2}
-    return P.restrict(lambda y: y != 2), kept
+    kept = {x: m for x, m in p.items() if x != 1}
+    return P.restrict(not_one), kept
 
 
 def pushed(rng):
     P, p = categorical(rng)
-    return mx.pushforward(lambda y: y % 3, P), table([x % 3 for x in p], p.values())
+    return mx.pushforward(mod_three, P), table([x % 3 for x in p], p.values())
 
 
 def bound(rng):
     P, p = categorical(rng)
     rows = f32(rng.normal(size=(V, V)))
     q = softmax(rows)
-    jrows = jnp.asarray(rows, jnp.float32)
     masses = sum(p[i] * q[i] for i in range(V))
-    return mx.bind(P, mx.Conditional(lambda x: mx.Categorical(jrows[x]))), table(range(V), masses)
+    return mx.bind(P, conditional(rows)), table(range(V), masses)
 
 
 def product(rng):
@@ -170,9 +191,7 @@ def joint_conditional(rng):
     P, p = empirical(rng)
     rows = f32(rng.normal(size=(V, V)))
     q = softmax(rows)
-    jrows = jnp.asarray(rows, jnp.float32)
-    K = mx.Conditional(lambda x: mx.Categorical(jrows[x]))
-    return mx.joint(P, K), {(x, y): a * q[x, y] for x, a in p.items() for y in range(V)}
+    return mx.joint(P, conditional(rows)), {(x, y): a * q[x, y] for x, a in p.items() for y in range(V)}
 
 
 def joint_family(rng):
@@ -187,7 +206,7 @@ def joint_family(rng):
 def joint_restricted(rng):
     P, t = joint_family(rng)
     kept = {(x, y): m for (x, y), m in t.items() if y != 1}
-    return P.restrict(lambda x, y: y != 1).normalize(), scaled(kept, 1 / sum(kept.values()))
+    return P.restrict(not_one).normalize(), scaled(kept, 1 / sum(kept.values()))
 
 
 def pair_atoms(rng):
@@ -241,8 +260,5 @@ def cross_entropy(p: Table, q: Table) -> float:
 
 def random_function(rng, pairs):
     """A random bounded function of a point, once in numpy and once in jax."""
-    a = f32(rng.normal(size=(8, 8)))
-    j = jnp.asarray(a, jnp.float32)
-    if pairs:
-        return (lambda x, y: a[x, y]), (lambda x, y: j[x, y])
-    return (lambda x: a[0, x]), (lambda x: j[0, x])
+    a = f32(rng.normal(size=(8, 8) if pairs else 8))
+    return (lambda *x: a[x]), Partial(lookup, jnp.asarray(a, jnp.float32))
