@@ -20,7 +20,18 @@ from ._pytree import as_node, pytree, set_fields
 
 
 class AbstractConditional(abc.ABC):
-    """A function x ↦ K(x) into measures. A subclass is a pytree that gives ``__call__``."""
+    """A function x ↦ K(x) into measures. A subclass is a pytree that gives ``__call__``.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> @mx.pytree
+        ... class Noisy(mx.AbstractConditional):
+        ...     p: float
+        ...     def __call__(self, bit):
+        ...         return (1 - self.p) * mx.Dirac(bit) + self.p * mx.Dirac(1 - bit)
+        >>> mx.bind(mx.Dirac(1), Noisy(0.25)).expect(lambda bit: bit).item()
+        0.75
+    """
 
     @abc.abstractmethod
     def __call__(self, *x: Any) -> Measure:
@@ -52,9 +63,13 @@ class Conditional(AbstractConditional):
     Args:
         function: a function of one point (of the coordinates, where x is a tuple) that gives one Measure. If it is a
             pytree, such as a module, its leaves are the node's; parameters it closes over are differentiated as usual.
+            A Conditional made inside takes its x as data, ``Conditional(jax.tree_util.Partial(f, x))``.
+
+    Raises:
+        TypeError: function is not callable, or does not give a Measure.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> K = mx.Conditional(lambda x: mx.Categorical(jnp.array([0., 1., 2.]) * x))
         >>> P = mx.Empirical((jnp.array([0., 1.]), jnp.array([2, 2])))
         >>> mx.cross_entropy(P, K).item()  # the mean of log 3 and 0.4076
@@ -90,7 +105,7 @@ class LinearSoftmax(AbstractConditional):
         ValueError: the shapes of weight and bias, or of h, do not match.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> Q = mx.LinearSoftmax(jnp.eye(3), bias=jnp.array([0., 0., 1.]))
         >>> hidden, labels, mask = jnp.eye(3)[:2], jnp.array([0, 1]), jnp.array([1., 0.])
         >>> loss = -mx.Empirical((hidden, labels), weights=mask).expect(mx.log(Q))

@@ -1,12 +1,41 @@
 """Functionals of measures, each its definition. Nats."""
 
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional
 from ._density import log
 from ._measure import Measure
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
+
+def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorator: arguments that are not what the annotations take are refused by name."""
+    parameters = inspect.signature(functional).parameters.values()
+
+    @functools.wraps(functional)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for parameter, argument in zip(parameters, args, strict=False):
+            if not isinstance(argument, parameter.annotation):
+                kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+                takes = " or ".join(kind.__name__.removeprefix("Abstract") for kind in kinds)
+                raise TypeError(
+                    f"{functional.__name__}: {parameter.name} must be a {takes}, got {type(argument).__name__}; labels are "
+                    "Dirac(labels), logits Categorical(logits), a batch Empirical((x, labels))"
+                )
+        return functional(*args, **kwargs)
+
+    return checked
+
+
+@of_measures
 def cross_entropy(P: Measure, Q: Measure | AbstractConditional) -> Float[Array, "*family"]:
     """H(P, Q) = −∫ log q dP, in nats: the average code length of words drawn from P under a code made for Q.
 
@@ -32,6 +61,7 @@ def cross_entropy(P: Measure, Q: Measure | AbstractConditional) -> Float[Array, 
     return -P.expect(log(Q))
 
 
+@of_measures
 def entropy(P: Measure) -> Float[Array, "*family"]:
     """H(P) = −∫ log p dP, in nats, with 0 · log 0 = 0. Source: Shannon (1948).
 
@@ -43,6 +73,7 @@ def entropy(P: Measure) -> Float[Array, "*family"]:
     return -P.expect(log(P))
 
 
+@of_measures
 def kl_divergence(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """KL(P‖Q) = ∫ log(dP/dQ) dP + Q(1) − P(1), in nats: non-negative for finite measures, +inf unless P ≪ Q.
 

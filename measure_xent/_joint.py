@@ -13,6 +13,10 @@ from ._pytree import pytree
 def product(P: Measure, Q: Measure) -> Measure:
     """P ⊗ Q on tuples, the coordinates of P and then those of Q; families broadcast. Source: Fubini's theorem.
 
+    Raises:
+        TypeError: P or Q is not a Measure.
+        ValueError: the families do not broadcast.
+
     Example:
         >>> import measure_xent as mx
         >>> dice = mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(6))
@@ -36,7 +40,7 @@ def joint(P: Measure, K: AbstractConditional | Measure) -> Measure:
         ValueError: the axes of K are not those of P's atoms.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> hidden, labels = jnp.eye(3)[:2], jnp.array([0, 1])
         >>> smoothed = 0.9 * mx.Dirac(labels) + 0.1 * mx.DiscreteUniform(3)
         >>> P = mx.joint(mx.Empirical(hidden), smoothed)
@@ -49,8 +53,10 @@ def joint(P: Measure, K: AbstractConditional | Measure) -> Measure:
 def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
     """∫ K(x) dP(x), the law of y: the mixture of K over P, the last coordinate of ``joint(P, K)``.
 
+    Source: the bind of the Giry monad, https://en.wikipedia.org/wiki/Giry_monad. Arguments and errors are those of ``joint``.
+
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> coin = mx.Conditional(lambda x: mx.Categorical(probs=jnp.where(x == 0, jnp.array([.5, .5]), jnp.array([.1, .9]))))
         >>> mx.bind(mx.DiscreteUniform(2), coin).expect(lambda y: y).item()
         0.7

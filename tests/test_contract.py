@@ -1,5 +1,7 @@
 """The contract at its edges: null sets, infeasible points, labels outside the classes, the null measure, precision."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -59,6 +61,33 @@ def test_null_atoms_of_any_integrand():
     np.testing.assert_allclose(dw, [9, 1], **close)
     mixed = jax.jacfwd(jax.grad(loss, 0), 1)(2.0, w)
     np.testing.assert_allclose(mixed, [0, 0, np.log(2), 0], **close)
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_null_rows_are_nothing_to_second_derivatives(bad):
+    """Reverse over reverse too, in logits and in weights, where a row of the wrong sort of zero would give 0 · NaN."""
+    z = rng.normal(size=(3, 5)).astype(np.float32)
+    spoiled, w, y = jnp.asarray(z).at[1, 2:4].set(bad), jnp.array([1.0, 0.0, 2.0]), jnp.array([0, 2, 4])
+
+    def loss(z, w):
+        smoothed = 0.75 * mx.Dirac(y) + 0.25 * mx.DiscreteUniform(5)
+        return mx.cross_entropy(w * smoothed, mx.Categorical(z)).sum()
+
+    p = np.exp(oracle.log_softmax(z))
+    fisher = np.einsum(
+        "n,nij,nm->nimj", np.asarray(w), np.einsum("ni,ij->nij", p, np.eye(5)) - p[:, :, None] * p[:, None], np.eye(3)
+    )
+    fisher[1], fisher[:, :, 1] = 0, 0
+    cross = np.einsum("ni,nm->nim", p - 0.75 * oracle.one_hot(y, 5) - 0.05, np.eye(3))
+    modes = itertools.product((jax.jacrev, jax.jacfwd), repeat=2)
+    derivatives = lambda outer, inner: (outer(inner(loss)), outer(inner(loss), 1), outer(inner(loss, 1)))
+    orders = [f for outer, inner in modes for f in derivatives(outer, inner)]
+    results = iter(jax.jit(lambda z, w: [f(z, w) for f in orders])(spoiled, w))
+    for hessian, mixed, other in zip(*[results] * 3, strict=True):
+        np.testing.assert_allclose(hessian, fisher, **close)
+        assert np.all(np.isfinite(mixed[1]))
+        np.testing.assert_allclose(mixed[::2], cross[::2], **close)
+        np.testing.assert_allclose(np.moveaxis(other, 0, -1)[::2], cross[::2], **close)
 
 
 def test_restricted_rows_may_be_padding():

@@ -11,6 +11,9 @@ hidden, labels, weight = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0]), jnp.ones((3,
 Q = mx.LinearSoftmax(weight)
 
 CASES = {
+    "labels for a measure": (lambda: mx.cross_entropy(labels, Q), TypeError, r"P must be a Measure.*Dirac\(labels\)"),
+    "logits for a measure": (lambda: mx.cross_entropy(mx.Dirac(0), jnp.ones(3)), TypeError, "Measure or Conditional"),
+    "kl to a conditional": (lambda: mx.kl_divergence(mx.Empirical((hidden, labels)), Q), TypeError, "LinearSoftmax"),
     "class counts by probs": (
         lambda: mx.cross_entropy(mx.Categorical(probs=jnp.ones(3) / 3), mx.Categorical(probs=jnp.ones(5) / 5)),
         ValueError,

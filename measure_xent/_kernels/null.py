@@ -22,11 +22,12 @@ def null_safe_product(
 
 def _jvp(primals, tangents):
     weight, value, original = primals
-    dweight, dvalue, _ = (differentiated(t) for t in tangents)
+    dweight, dvalue, doriginal = (differentiated(t) for t in tangents)
     out = null_safe_product(*primals)
     tangent = jnp.zeros_like(out)
     if dvalue is not None:
-        tangent += jnp.where(weight == 0, 0, weight * dvalue)
+        # A product again, so that its derivative in the weight is that of the integrand also at weight 0.
+        tangent += null_safe_product(weight, dvalue, dvalue if doriginal is None else doriginal)
     if dweight is not None:
         tangent += jnp.where(weight == 0, jnp.where(jnp.isfinite(original), original, 0), value) * dweight
     return out, tangent

@@ -16,6 +16,7 @@ Conventions at the edge, each the limit of finite logits:
 - a NaN logit makes its row NaN, unless the row's target is null.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -119,7 +120,7 @@ def _below_and_ties(z, top):
         # The barrier keeps the compiler from merging the two sums into one of all terms.
         parts = [lax.optimization_barrier(part) for part in parts]
         sums = [(below.sum(-1), ties.sum(-1)) if below.ndim == z.ndim else (below, ties) for below, ties in parts]
-        return tuple(sum(column) for column in zip(*sums, strict=True))
+        return tuple(functools.reduce(jnp.add, column) for column in zip(*sums, strict=True))
     # Not z < top: a NaN, which a compiler's maximum may pass over, has to reach the sum.
     terms = jnp.where(z >= top, 0, jnp.exp(z - top)), (z == top).astype(z.dtype)
     zeros = (jnp.zeros((), z.dtype),) * 2
@@ -185,18 +186,16 @@ def _rows(z, indices, weights, background, dense) -> Rows:
     family = _family(z, indices, background, dense)
     if family != z.shape[:-1]:  # several targets a row of logits
         return _pass(z, target, Target(), cached=False)
-    lead = lambda x, tail: x.shape[: x.ndim - tail]
-    tails = Target(1, 1, 0, 1)
-    shared = [x is None or math.prod(lead(x, t)) == 1 < math.prod(family) for x, t in zip(target, tails, strict=True)]
-    own = [
-        None if all_rows else jnp.broadcast_to(x, (*family, *x.shape[x.ndim - t :]))
-        for x, t, all_rows in zip(target, tails, shared, strict=True)
-    ]
-    common = [
-        x.reshape(x.shape[x.ndim - t :]) if x is not None and all_rows else None
-        for x, t, all_rows in zip(target, tails, shared, strict=True)
-    ]
-    return in_row_blocks(_pass, z, Target(*own), Target(*common))
+    own, shared = {}, {}
+    for name, x in target._asdict().items():
+        if x is not None:
+            tail = x.ndim - (name != "background")
+            lead, event = x.shape[:tail], x.shape[tail:]
+            if math.prod(lead) == 1 < math.prod(family):
+                shared[name] = x.reshape(event)
+            else:
+                own[name] = jnp.broadcast_to(x, (*family, *event))
+    return in_row_blocks(_pass, z, Target(**own), Target(**shared))
 
 
 def _pass(z, own, shared, *, cached) -> Rows:
@@ -226,7 +225,8 @@ def _rows_jvp(primals, tangents):
     if dz is not None:
         residual = _residual(*primals, out.top, out.log1p_tail)
         tangent += jnp.sum(residual * dz.astype(residual.dtype), axis=-1)
-    surprisals = lambda: -log_softmax(z.astype(tangent.dtype))
+    undefined = jnp.isnan(out.top) & _null(weights, background, dense)
+    surprisals = lambda: jnp.where(undefined, 0, -log_softmax(jnp.where(undefined, 0, z.astype(tangent.dtype))))
     if dweights is not None:
         surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, _take(surprisals(), indices))
         tangent += jnp.sum(_at_weight(weights, surprisal) * dweights, axis=-1)
@@ -247,7 +247,7 @@ def _residual(z, indices, weights, background, dense, top, log1p_tail):
     """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
     z = z.astype(top.dtype)
     gap = _gap(top, z)
-    mass, target, null = _expand(z, indices, weights, background, dense)
+    mass, target = _expand(z, indices, weights, background, dense)
     # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
     confident = (gap == 0) & (log1p_tail < jnp.log(2.0))
     excess = mass * jnp.expm1(-log1p_tail) + (mass - target)
@@ -255,25 +255,26 @@ def _residual(z, indices, weights, background, dense, top, log1p_tail):
     if weights is not None:
         infeasible = jnp.any(_out_of_range(indices, z.shape[-1]) & (weights != 0), axis=-1, keepdims=True)
         residual = jnp.where(infeasible, jnp.nan, residual)
-    return jnp.where(null, 0, residual)
+    return jnp.where(_null(weights, background, dense), 0, residual)
 
 
 def _residual_jvp(primals, tangents):
     z, indices, *measure, top, _ = primals
     dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
     value = _residual(*primals)
-    p = softmax(z.astype(top.dtype))
-    mass, _, null = _expand(z, indices, *measure)
+    mass, _ = _expand(z, indices, *measure)
+    null = _null(*measure)
+    p = softmax(jnp.where(null & jnp.isnan(top), 0, z.astype(top.dtype)))
     tangent = jnp.zeros_like(value)
     if dz is not None:
         dz = dz.astype(top.dtype)
         dp = p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
         tangent += jnp.where(null, 0, mass * dp)
     if any(d is not None for d in dmeasure):
-        # The parts that are not differentiated have tangent 0; _expand is linear in the measure.
+        # The parts that are not differentiated have tangent 0.
         still = lambda m: m if m is None else jnp.zeros_like(m)
         parts = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
-        dmass, dtarget, _ = _expand(z, indices, *parts)
+        dmass, dtarget = _expand(z, indices, *parts)
         tangent += jnp.where(null & ~jnp.isfinite(p), 0, dmass * p - dtarget)
     return value, tangent
 
@@ -282,22 +283,27 @@ _residual.defjvp(_residual_jvp, symbolic_zeros=True)
 
 
 def _expand(z, indices, weights, background, dense):
-    """(mass [*, 1], target as a vector over the classes [*, V], whether the row's target is null [*, 1])."""
+    """(mass [*, 1], target as a vector over the classes [*, V]), linear in the measure."""
     classes = z.shape[-1]
-    mass, target, null = jnp.asarray(0.0)[None], jnp.asarray(0.0)[None], jnp.ones((1,), bool)
+    mass, target = jnp.asarray(0.0)[None], jnp.asarray(0.0)[None]
     if weights is not None:
         mass += jnp.sum(weights, axis=-1, keepdims=True)
         target += _scatter(indices, weights, classes)
-        null &= jnp.all(weights == 0, axis=-1, keepdims=True)
     if background is not None:
         mass += classes * background[..., None]
         target += background[..., None]
-        null &= background[..., None] == 0
     if dense is not None:
         mass += jnp.sum(dense, axis=-1, keepdims=True)
         target += dense
-        null &= jnp.all(dense == 0, axis=-1, keepdims=True)
-    return mass, target, null
+    return mass, target
+
+
+def _null(weights, background, dense):
+    """Whether each row's target is the null measure, [*, 1]."""
+    null = jnp.ones((1,), bool)
+    for part in (weights, None if background is None else background[..., None], dense):
+        null = null if part is None else null & jnp.all(part == 0, axis=-1, keepdims=True)
+    return null
 
 
 def _scatter(indices, weights, classes):

@@ -26,7 +26,7 @@ class Atoms(Measure):
         ValueError: a leaf does not start with the atoms' axes, or the sample is empty.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> P = mx.Atoms(jnp.array([1., 2., jnp.nan]), weights=jnp.array([1., 1., 0.]))
         >>> float(P.mass), float(P.expect(jnp.square))
         (2.0, 5.0)
@@ -94,9 +94,10 @@ def Empirical(points: PyTree[Shaped[Array, "..."]], weights: Float[Array, "*atom
     """Σ wᵢ δ(xᵢ) / Σ wᵢ, the empirical measure of a batch: ``Atoms(points, weights).normalize()``.
 
     Its integral is the weighted mean; with all weights 0 it is the null measure, which integrates everything to 0.
+    Arguments and errors are those of ``Atoms``.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> x, mask = jnp.array([1., 3., 100.]), jnp.array([True, True, False])
         >>> float(mx.Empirical(x, weights=mask).expect(lambda x: x))
         2.0

@@ -1,5 +1,6 @@
 """Measures on the classes 0..V−1, and point masses."""
 
+import functools
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ class Dirac(Measure):
         point: the points; all axes are the family's. Against a Categorical they are class labels, integers.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.Dirac(jnp.array([3, 1])).expect(lambda x: x**2).tolist()
         [9.0, 1.0]
     """
@@ -56,7 +57,7 @@ class Discrete(Measure):
         ValueError: the shapes do not broadcast, or there is no atom.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> teacher = mx.Discrete(jnp.array([7, 2]), jnp.array([0.75, 0.25]))
         >>> mx.cross_entropy(teacher, mx.Categorical(jnp.zeros(10))).item()  # log 10
         2.3026
@@ -162,7 +163,7 @@ class Categorical(Measure):
         ValueError: there is no class axis.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> labels, logits = jnp.array([0, 2]), jnp.array([[20., 0., 0.], [0., 0., 0.]])
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Categorical(logits))
         Array([4.12231e-09, 1.09861e+00], dtype=float32)
@@ -240,7 +241,7 @@ class Bernoulli(Measure):
         TypeError: neither or both are given.
 
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> labels, logits = jnp.array([1, 0, 1]), jnp.array([2., -40., jnp.inf])
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Bernoulli(logits))
         Array([1.26928e-01, 4.24835e-18, 0.00000e+00], dtype=float32)
@@ -260,7 +261,7 @@ class Bernoulli(Measure):
 
     @property
     def shape(self):
-        return jnp.shape(self.probs if self.logits is None else self.logits)
+        return self._parameter.shape
 
     @property
     def mass(self):
@@ -281,6 +282,10 @@ class Bernoulli(Measure):
             log_density = -sigmoid.cross_entropy(z, *(a.astype(z.dtype) for a in outcomes))
         return log_density, jnp.ones_like(log_density)
 
+    @property
+    def _parameter(self):
+        return self.probs if self.logits is None else self.logits
+
     def _masses(self):
         if self.logits is None:
             p = self.probs.astype(accumulator(self.probs.dtype))
@@ -296,7 +301,8 @@ def log_sigmoid_against_target(P: Measure, f: LogDensity) -> Any:
     if Q.logits is None:
         return NotImplemented
     z = Q.logits.astype(accumulator(Q.logits.dtype))
-    return sum(-sigmoid.cross_entropy(z, *outcomes(target(form, 2, "Bernoulli"), z.dtype)) for form in P.forms())
+    targets = (outcomes(target(form, 2, "Bernoulli"), z.dtype) for form in P.forms())
+    return functools.reduce(jnp.add, (-sigmoid.cross_entropy(z, *masses) for masses in targets))
 
 
 def outcomes(target: Target, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
@@ -321,7 +327,8 @@ def log_softmax_against_target(P: Measure, f: LogDensity) -> Any:
     Q = f.Q
     if Q.logits is None:
         return NotImplemented
-    return sum(-cross_entropy(Q.logits, target(form, Q.classes, "Categorical")) for form in P.forms())
+    targets = (target(form, Q.classes, "Categorical") for form in P.forms())
+    return functools.reduce(jnp.add, (-cross_entropy(Q.logits, part) for part in targets))
 
 
 def target(form: Form, classes: int, name: str) -> Target:

@@ -3,16 +3,20 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs a command; gives the exit status."""
     from . import bench, digits
+    from .errors import CommandError
 
     parser = argparse.ArgumentParser(
         prog="measure-xent",
         description="Cross-entropy, done right: -P.expect(log(Q)). Train something with it, time it.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"measure-xent {version('measure-xent')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a model with the loss -P.expect(log(Q))")
     tasks = train.add_subparsers(title="tasks", required=True, metavar="TASK")
@@ -22,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
+    except CommandError as error:
+        print(f"measure-xent: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] in ("sklearn", "matplotlib", "rich"):
             print(f"measure-xent: {error.name} is not installed: pip install 'measure-xent[examples]'", file=sys.stderr)

@@ -164,7 +164,7 @@ def torch_call(operation: str, operands: list[np.ndarray], labels: np.ndarray, d
     """torch's cross_entropy on the same numbers, or nothing where torch is not installed."""
     if not importlib.util.find_spec("torch"):
         return {}
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     tensors = [
         torch.from_numpy(x.copy()).to(getattr(torch, dtype)).requires_grad_(operation != "value") for x in operands

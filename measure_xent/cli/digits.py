@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Int
 import measure_xent as mx
 from measure_xent import log, log2
 
+from .errors import CommandError
+
 CLASSES = 10
 
 EPILOG = """
@@ -49,6 +51,7 @@ def add_parser(tasks: Any) -> None:
         description="Train a two-layer perceptron on scikit-learn's 1797 handwritten digits, a fifth held out.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--steps", type=_positive(int), default=1500, help="optimiser steps (%(default)s)")
@@ -58,7 +61,7 @@ def add_parser(tasks: Any) -> None:
         "--optimizer", type=optimizer, default="adamw", metavar="NAME", help="any optax optimiser by name (%(default)s)"
     )
     add("--smoothing", type=_fraction, default=0.0, help="label smoothing, the uniform measure's share (%(default)s)")
-    add("--seed", type=int, default=0, help="the same seed gives the same result (%(default)s)")
+    add("--seed", type=_seed, default=0, help="the same seed gives the same result (%(default)s)")
     add("--out", type=Path, default=Path("runs/digits"), metavar="FOLDER", help="output folder (%(default)s)")
     parser.set_defaults(run=run)
 
@@ -71,6 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
     from .figures import digits_report
 
     train_data, test_data = load(arguments.seed)
+    if arguments.batch_size > len(train_data.labels):
+        raise CommandError(f"--batch-size {arguments.batch_size}: there are {len(train_data.labels)} training digits")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--out {arguments.out}: not a folder that can be written: {error.strerror}") from None
     steps = train(
         train_data,
         steps=arguments.steps,
@@ -98,10 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     metrics, probabilities = evaluate(params, test_data)
     metrics |= {"steps": len(losses), "interrupted": interrupted}
-    arguments.out.mkdir(parents=True, exist_ok=True)
     np.savez(arguments.out / "model.npz", allow_pickle=False, **{name: np.asarray(v) for name, v in params.items()})
     history = {"train_loss": [float(x) for x in losses], "held_out_loss": held_out}
-    (arguments.out / "metrics.json").write_text(json.dumps(metrics | history, indent=1))
+    (arguments.out / "metrics.json").write_text(json.dumps(jax.tree.map(_finite, metrics | history), indent=1))
     digits_report(arguments.out / "report.png", metrics, history, probabilities, np.asarray(test_data.labels))
     print(
         f"held-out cross-entropy  {metrics['nats']:.4f} nats = {metrics['bits']:.4f} bits\n"
@@ -109,7 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
         f"held-out accuracy       {metrics['accuracy']:.2%} of {len(test_data.labels)} digits\n"
         f"model, metrics, picture {arguments.out}/model.npz, metrics.json, report.png"
     )
+    if not math.isfinite(metrics["nats"]):
+        raise CommandError(f"training diverged; try a smaller --lr than {arguments.lr:g}")
     return 0
+
+
+def _finite(x: Any) -> Any:
+    return None if isinstance(x, float) and not math.isfinite(x) else x  # JSON has no NaN
 
 
 def load(seed: int) -> tuple[Data, Data]:
@@ -171,8 +185,6 @@ def train(
     seed: int = 0,
 ) -> Iterator[tuple[dict[str, Array], Float[Array, ""]]]:
     """Yields (parameters, the batch's loss) after every step: batches are drawn in epochs, each a new shuffle."""
-    if batch_size > len(data.labels):
-        raise SystemExit(f"measure-xent: --batch-size {batch_size}: there are {len(data.labels)} training digits")
     params = init(jax.random.key(seed))
     update = optax.with_extra_args_support(optimizer).update
 
@@ -218,7 +230,13 @@ def optimizer(name: str) -> Callable[[float], optax.GradientTransformation]:
     except TypeError:
         takes = False
     if not takes:
-        raise argparse.ArgumentTypeError(f"optax has no optimiser {name!r}; try adamw, sgd, adam, lion, lbfgs, …")
+        raise argparse.ArgumentTypeError(
+            f"optax has no optimiser {name!r} of a learning_rate; try adamw, sgd, adam, lion, lbfgs, …"
+        )
+    try:
+        factory(1.0)  # type: ignore[misc]
+    except TypeError as error:
+        raise argparse.ArgumentTypeError(f"{name} needs more than a learning rate: {error}") from None
     return factory  # type: ignore[return-value]
 
 
@@ -229,8 +247,15 @@ def _positive(kind: type) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"a positive {kind.__name__}, got {text}")
         return value
 
-    parse.__name__ = kind.__name__
+    parse.__name__ = kind.__name__  # argparse's own message names it
     return parse
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"between 0 and 2**32 - 1, got {text}")
+    return value
 
 
 def _fraction(text: str) -> float:

@@ -27,8 +27,8 @@ def digits_report(
         confusion(axes[1], probabilities.argmax(-1), labels, probabilities.shape[-1])
         calibration(axes[2], probabilities, labels)
         figure.suptitle(
-            f"held out: {metrics['nats']:.4f} nats = {metrics['bits']:.4f} bits, "
-            f"perplexity {metrics['perplexity']:.3f}, accuracy {metrics['accuracy']:.2%}"
+            f"held out: {metrics['nats']:.4g} nats = {metrics['bits']:.4g} bits, "
+            f"perplexity {metrics['perplexity']:.4g}, accuracy {metrics['accuracy']:.2%}"
         )
         figure.savefig(path, dpi=120)
         plt.close(figure)
@@ -37,9 +37,9 @@ def digits_report(
 def loss_curves(axes: Any, train: list[float], held_out: dict[int, float]) -> None:
     """Every batch's loss, faint; its running mean; the held-out loss."""
     steps = np.arange(1, len(train) + 1)
-    axes.plot(steps, train, color=BLUE, alpha=0.2, linewidth=0.8)
     window = max(1, len(train) // 50)
-    if len(train) >= window > 1:
+    axes.plot(steps, train, color=BLUE, alpha=0.2 if window > 1 else 1, linewidth=0.8, label="training, each batch")
+    if window > 1:
         mean = np.convolve(train, np.ones(window) / window, "valid")
         axes.plot(steps[window - 1 :], mean, color=BLUE, label=f"training, mean of {window} batches")
     axes.plot(list(held_out), list(held_out.values()), color=ORANGE, label="held out")
