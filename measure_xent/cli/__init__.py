@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 
+class CommandError(Exception):
+    """Ends a command with its message and exit status 1."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs a command; gives the exit status."""
     from . import bench, digits
-    from .errors import CommandError
 
     parser = argparse.ArgumentParser(
         prog="measure-xent",

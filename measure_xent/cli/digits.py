@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 import measure_xent as mx
 from measure_xent import log, log2
 
-from .errors import CommandError
+from . import CommandError
 
 CLASSES = 10
 
