@@ -96,14 +96,27 @@ def max_and_log1p_tail(
         at_pivot = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) == pivot[..., None]
         others = jnp.where(at_pivot, -jnp.inf, jnp.minimum(z, largest))
         highest = jnp.max(others, axis=-1, keepdims=True)
-        rest = jnp.sum(jnp.exp(others - jnp.maximum(highest, -largest)), axis=-1, keepdims=True)
-        above = highest - jnp.minimum(own, largest)
-        ratio = jnp.exp(-jnp.abs(above))
-        tail = jnp.where(above <= 0, rest * ratio, (rest - 1) + ratio)
-        top = jnp.maximum(highest, own)
+        rest = jnp.sum(jnp.exp(others - jnp.maximum(highest, -largest)), axis=-1, keepdims=True) - 1
+        top, tail = merge((jnp.minimum(own, largest), jnp.zeros_like(own)), (highest, rest))
         top = jnp.where(top == largest, jnp.inf, top)
     log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
     return top, jnp.where(jnp.isnan(top), top, log1p_tail)
+
+
+MaxTail = tuple[Float[Array, "*family"], Float[Array, "*family"]]
+
+
+def merge(a: MaxTail, b: MaxTail) -> MaxTail:
+    """The (max, tail) of the classes of both: associative, commutative, with (−inf, −1), of no class, for its unit.
+
+    lse = max + log1p(tail), and the maximum's own term is in neither sum: the lesser part's comes back as the 1 in
+    (1 + tail)·exp(−gap). No logit may be +inf.
+    """
+    (m, s), (n, t) = a, b
+    first = m >= n
+    top, rest, lesser = jnp.maximum(m, n), jnp.where(first, s, t), jnp.where(first, t, s)
+    gap = jnp.where(m == n, 0, top - jnp.minimum(m, n))
+    return top, rest + (1 + lesser) * jnp.exp(-gap)
 
 
 def _below_and_ties(z, top):
