@@ -167,7 +167,10 @@ def given(K: AbstractConditional, x: tuple, lead: int) -> Measure:
     def one(*x):
         measure = K(*x)
         if measure.shape:
-            raise ValueError(f"a Conditional must give one measure a point, gave a family of shape {measure.shape}")
+            raise ValueError(
+                f"a Conditional must give one measure a point, gave a family of shape {measure.shape}; if a batch has more "
+                "than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
+            )
         return measure
 
     for _ in range(lead):

@@ -67,7 +67,9 @@ def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
 def _checked(P, K):
     _check_measure("joint(P, K): P", P)
     if not isinstance(K, AbstractConditional | Measure):
-        raise TypeError(f"joint(P, K): K must be a Conditional or a family of measures, got {type(K).__name__}")
+        raise TypeError(
+            f"joint(P, K): K must be a Conditional or a family of measures such as Dirac(labels), got {type(K).__name__}"
+        )
     if isinstance(K, Measure):
         axes = (*P.shape, *P.atoms)
         if len(K.shape) > len(axes) or any(k not in (1, n) for k, n in zip(K.shape[::-1], axes[::-1], strict=False)):

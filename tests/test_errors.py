@@ -11,6 +11,22 @@ hidden, labels, weight = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0]), jnp.ones((3,
 Q = mx.LinearSoftmax(weight)
 
 CASES = {
+    "labels with an axis": (
+        lambda: mx.cross_entropy(mx.Empirical((hidden, labels[:, None])), Q),
+        ValueError,
+        r"\(1,\)",
+    ),
+    "one-hot labels": (
+        lambda: mx.cross_entropy(mx.Empirical((hidden, jnp.eye(4, 5, dtype=int))), Q),
+        ValueError,
+        r"\(5,\)",
+    ),
+    "axes without a name": (
+        lambda: mx.cross_entropy(mx.Empirical((jnp.ones((2, 4, 3)), jnp.ones((2, 4), int))), Q),
+        ValueError,
+        "ones",
+    ),
+    "labels for a conditional": (lambda: mx.joint(mx.Empirical(hidden), labels), TypeError, "Dirac"),
     "labels for a measure": (lambda: mx.cross_entropy(labels, Q), TypeError, r"P must be a Measure.*Dirac\(labels\)"),
     "logits for a measure": (lambda: mx.cross_entropy(mx.Dirac(0), jnp.ones(3)), TypeError, "Measure or Conditional"),
     "kl to a conditional": (lambda: mx.kl_divergence(mx.Empirical((hidden, labels)), Q), TypeError, "LinearSoftmax"),

@@ -187,8 +187,9 @@ def _out_of_range(indices, classes):
 
 def _pivot(indices, weights, classes):
     """The heaviest atom, the only class where a row's loss may be tiny beside its mass."""
-    heaviest = jnp.argmax(jnp.abs(weights), axis=-1, keepdims=True)
-    return jnp.clip(jnp.take_along_axis(indices, heaviest, axis=-1)[..., 0], 0, classes - 1)
+    if indices.shape[-1] > 1:
+        indices = jnp.take_along_axis(indices, jnp.argmax(jnp.abs(weights), axis=-1, keepdims=True), axis=-1)
+    return jnp.clip(indices[..., 0], 0, classes - 1)
 
 
 @jax.custom_jvp

@@ -338,6 +338,11 @@ def target(form: Form, classes: int, name: str) -> Target:
     if form.classes not in (None, classes):
         raise ValueError(f"P is a measure on {form.classes} classes, Q = {name} on {classes}")
     points = None if form.weights is None else class_index(form.points)
+    if points is not None and points.ndim != form.weights.ndim:
+        raise ValueError(
+            f"log({name}) is a function of one class, but the points of P have shape {points.shape[form.weights.ndim :]}: "
+            "labels are integers with no axis of their own"
+        )
     return Target(points, form.weights, form.background, form.dense)
 
 
