@@ -18,16 +18,17 @@ _R = TypeVar("_R")
 
 def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorator: arguments that are not what the annotations take are refused by name."""
-    parameters = inspect.signature(functional).parameters.values()
+    signature = inspect.signature(functional)
 
     @functools.wraps(functional)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for parameter, argument in zip(parameters, args, strict=False):
-            if not isinstance(argument, parameter.annotation):
-                kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+        for name, argument in signature.bind(*args, **kwargs).arguments.items():
+            kind = signature.parameters[name].annotation
+            if not isinstance(argument, kind):
+                kinds = typing.get_args(kind) or (kind,)
                 takes = " or ".join(kind.__name__.removeprefix("Abstract") for kind in kinds)
                 raise TypeError(
-                    f"{functional.__name__}: {parameter.name} must be a {takes}, got {type(argument).__name__}; labels are "
+                    f"{functional.__name__}: {name} must be a {takes}, got {type(argument).__name__}; labels are "
                     "Dirac(labels), logits Categorical(logits), a batch Empirical((x, labels))"
                 )
         return functional(*args, **kwargs)

@@ -24,6 +24,7 @@ class Entry:
     make: Callable[[np.random.Generator], tuple[mx.Measure, Table]]
     probability: bool = True
     pairs: bool = False
+    classes: int = V
 
     def __repr__(self):
         return self.name
@@ -222,8 +223,8 @@ REGISTRY = [
     Entry("categorical", categorical),
     Entry("categorical with forbidden class", forbidden),
     Entry("categorical by probs", by_probs),
-    Entry("bernoulli", bernoulli),
-    Entry("bernoulli by probs", bernoulli_by_probs),
+    Entry("bernoulli", bernoulli, classes=2),
+    Entry("bernoulli by probs", bernoulli_by_probs, classes=2),
     Entry("discrete", discrete),
     Entry("discrete uniform", discrete_uniform),
     Entry("counting", counting, probability=False),
@@ -246,6 +247,11 @@ REGISTRY = [
 SINGLES = [e for e in REGISTRY if not e.pairs]
 PAIRS = [e for e in REGISTRY if e.pairs]
 POSITIVE = [e for e in REGISTRY if e.name != "signed"]
+
+
+def full_support(entry, rng):
+    """A measure on the entry's space that has mass everywhere."""
+    return bernoulli(rng) if entry.classes == 2 else categorical(rng)
 
 
 def integral(t: Table, f) -> float:

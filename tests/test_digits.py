@@ -96,6 +96,9 @@ def test_ctrl_c_keeps_the_model_and_the_picture(tmp_path):
     [
         (["--optimizer", "adamm"], "no optimiser 'adamm'"),
         (["--optimizer", "apply_updates"], "no optimiser 'apply_updates'"),
+        (["--optimizer", "polyak_sgd"], "of a learning_rate"),
+        (["--seed", "-1"], "between 0 and"),
+        (["--step", "3"], "--step"),
         (["--steps", "0"], "positive int"),
         (["--lr", "-1"], "positive float"),
         (["--smoothing", "1.5"], "between 0 and 1"),
@@ -105,6 +108,20 @@ def test_wrong_flags_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(["train", "digits", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_what_cannot_go_on_is_said(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for arguments, message in (
+        (["--batch-size", "2000"], "1437 training"),
+        (["--out", str(tmp_path / "file")], "folder"),
+    ):
+        assert main(["train", "digits", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["train", "digits", "--lr", "1e9", "--steps", "30", "--out", str(tmp_path)]) == 1
+    assert "diverged" in capsys.readouterr().err
+    refuse = lambda constant: pytest.fail(f"{constant} is not JSON")
+    assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)["nats"] is None
 
 
 def test_help_teaches(capsys):

@@ -1,7 +1,7 @@
 """The contract's edge cases, each in value, gradient, jvp, hvp and in the target's own gradient.
 
 A case is a loss of (logits, target weight), the logits, the weight, and the results by hand: value, gradient in the
-logits, whether second derivatives are those of the softmax (else 0, or NaN), and gradient in the weight.
+logits, the p whose diag(p) − ppᵀ is the second derivative (None where that is 0), and gradient in the weight.
 """
 
 import jax
@@ -21,7 +21,7 @@ bit = lambda y: lambda z, w: mx.cross_entropy(w * mx.Dirac(y), mx.Bernoulli(z)).
 uniform = lambda z, w: mx.cross_entropy(w * mx.DiscreteUniform(V), mx.Categorical(z))
 batch = lambda z, w: mx.cross_entropy(mx.Empirical((z[None], jnp.array([0])), w[None]), mx.Conditional(mx.Categorical))
 
-#        loss, logits, weight, value, gradient in the logits, its probabilities and mass (None: no curvature), in the weight
+# name: loss, logits, weight, value, gradient in the logits, p, gradient in the weight
 CASES = {
     "a null atom over NaN": (label(0), [nan, 0, 0], 0.0, 0, [0, 0, 0], None, 0),
     "a null atom over +inf": (label(0), [0, inf, 0], 0.0, 0, [0, 0, 0], None, 0),

@@ -28,6 +28,7 @@ CASES = {
     ),
     "labels for a conditional": (lambda: mx.joint(mx.Empirical(hidden), labels), TypeError, "Dirac"),
     "labels for a measure": (lambda: mx.cross_entropy(labels, Q), TypeError, r"P must be a Measure.*Dirac\(labels\)"),
+    "labels by keyword": (lambda: mx.cross_entropy(P=labels, Q=Q), TypeError, "P must be a Measure"),
     "logits for a measure": (lambda: mx.cross_entropy(mx.Dirac(0), jnp.ones(3)), TypeError, "Measure or Conditional"),
     "kl to a conditional": (lambda: mx.kl_divergence(mx.Empirical((hidden, labels)), Q), TypeError, "LinearSoftmax"),
     "class counts by probs": (
