@@ -1,6 +1,5 @@
 """Row blocks: a pass over a matrix in pieces that fit the cache, where a compiler would walk memory once an operation."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,25 +9,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-# Cost model, measured on x86 CPUs: XLA reduces rows of a few dozen columns well by itself; longer rows are read from
-# memory once an operation, and twice as fast in blocks of about this size, which stay in a core's cache.
-BLOCK_BYTES = 2 << 20
-SHORT_ROW = 64
+# Cost model, measured on x86 CPUs: rows of up to 16 columns are best written out column by column; longer ones are read
+# from memory once an operation, and up to four times as fast in blocks of about this size, which stay in the cache.
+BLOCK_BYTES = 4 << 20
+SHORT_ROW = 32
 
 
 def in_row_blocks(f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (), shared: Any = ()) -> Any:
-    """``f(matrix, rows, shared, cached=False)``, in blocks of rows where that is faster, with ``cached=True``.
+    """``f(matrix, rows, shared)``, in blocks of rows where that is faster.
 
-    ``f`` maps each row by itself: every leaf of ``rows`` and of the result has ``matrix``'s leading axes. A cached block
-    may be walked often, and copied.
+    ``f`` maps each row by itself: every leaf of ``rows`` and of the result has ``matrix``'s leading axes.
     """
     shape = matrix.shape[:-1]
     count, columns = math.prod(shape), matrix.shape[-1]
     size = max(1, BLOCK_BYTES // (4 * columns))
     if columns <= SHORT_ROW or count <= size:
-        return f(matrix, rows, shared, cached=False)
+        return f(matrix, rows, shared)
     blocked = lambda *operands: _blocked(f, shape, size, *operands)
-    return lax.platform_dependent(matrix, rows, shared, cpu=blocked, default=functools.partial(f, cached=False))
+    return lax.platform_dependent(matrix, rows, shared, cpu=blocked, default=f)
 
 
 def _blocked(f, shape, size, matrix, rows, shared):
@@ -45,7 +43,7 @@ def _blocked(f, shape, size, matrix, rows, shared):
             piece = lax.bitcast_convert_type(cut(bits), matrix.dtype)
         else:
             piece = cut(matrix)
-        return f(piece, jax.tree.map(cut, rows), shared, cached=True)
+        return f(piece, jax.tree.map(cut, rows), shared)
 
     out = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), jax.eval_shape(block, 0))
 

@@ -1,31 +1,36 @@
 """Cross-entropy of any finite target against a softmax of materialised logits.
 
-One row is H(P, softmax z) = Σ_c P_c · (lse(z) − z_c). Written with the pair (max, tail) of the log-sum-exp,
-lse = max + log1p(tail), the surprisal of class c is
+One row is H(P, softmax z) = Σ_c P_c · (lse(z) − z_c). The log-sum-exp is kept as a pair (r, s), lse = r + s: a reference,
+one of the row's own logits, and s = log Σ_c exp(z_c − r) = log1p(Σ over the classes but that one). The surprisal of class c
+is then
 
-    lse − z_c = (max − z_c) + log1p(tail),
+    lse − z_c = (r − z_c) + s,
 
-two non-negative terms that never cancel: a confident row keeps its relative accuracy. The target comes in the
-normal form Σ_j w_j δ_{i_j} + b·(counting measure) + d, whatever measure it came from.
+and where the reference is the maximum, or c itself, these are non-negative terms that never cancel: a confident row keeps
+its relative accuracy. The target comes in the normal form Σ_j w_j δ_{i_j} + b·(counting measure) + d, whatever measure it
+came from.
 
 Conventions at the edge, each the limit of finite logits:
 
 - a logit −inf is a class of probability 0: infinite surprisal;
 - logits +inf share the whole mass equally, every other class has probability 0;
 - a row of nothing but −inf is the null measure: every surprisal is +inf, every probability 0;
-- a NaN logit makes its row NaN, unless the row's target is null.
+- a NaN logit makes its row NaN, unless the row's target is null;
+- of several maxima the first is the mode.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from .blocks import in_row_blocks
+from .blocks import SHORT_ROW, in_row_blocks
 from .null import differentiated, null_safe_product
 
 
@@ -42,11 +47,19 @@ class Target(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What one pass over the logits gives a row: the cross-entropy, the maximum, and log1p(tail) = lse − maximum."""
+    """What one pass over the logits gives a row; top and mode together, and entropy, where they are asked for."""
 
     cross_entropy: Float[Array, "*family"]
-    top: Float[Array, "*family 1"]
-    log1p_tail: Float[Array, "*family 1"]
+    reference: Float[Array, "*rows 1"]  # a logit of the row
+    log_sum: Float[Array, "*rows 1"]  # lse − reference
+    top: Float[Array, "*rows"] | None = None  # the maximum
+    mode: Int[Array, "*rows"] | None = None  # the first class that has it
+    entropy: Float[Array, "*rows"] | None = None  # of the softmax
+
+    @property
+    def log_partition(self) -> Float[Array, "*rows"]:
+        """The log-sum-exp."""
+        return (self.reference + self.log_sum)[..., 0]
 
 
 def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Array, "*family"]:
@@ -54,10 +67,15 @@ def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Ar
 
     An index outside 0..V−1 with a weight that is not 0 has surprisal +inf and makes its row's gradient NaN.
     """
+    return rows(logits, target).cross_entropy
+
+
+def rows(logits: Float[Array, "*family V"], target: Target, asked: tuple[str, ...] = ()) -> Rows:
+    """Cross-entropy and log-partition of every row, and what else is ``asked`` for, by name, from the same pass."""
     dtype = accumulator(logits.dtype)
     indices, *measure = target
     indices = None if indices is None else class_index(indices)
-    return _rows(logits, indices, *(None if part is None else part.astype(dtype) for part in measure)).cross_entropy
+    return _rows(asked, logits, indices, *(None if part is None else part.astype(dtype) for part in measure))
 
 
 def class_index(x: Shaped[Array, "..."]) -> Int[Array, "..."]:
@@ -76,31 +94,47 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def max_and_log1p_tail(
-    z: Float[Array, "*family V"], pivot: Int[Array, "*family"] | None = None
-) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
+def over_classes(reduce: Callable, combine: Callable, f: Callable, z: Float[Array, "*family V"]) -> Array:
+    """``reduce`` of f(z_c, c) over the classes, [*family, 1]; ``combine`` is the same for two.
+
+    A compiler vectorises the loop over the classes. Where they are few, written out they vectorise over the rows.
+    """
+    classes = z.shape[-1]
+    if classes <= SHORT_ROW:
+        return functools.reduce(combine, [f(z[..., c : c + 1], c) for c in range(classes)])
+    return reduce(f(z, lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)), axis=-1, keepdims=True)
+
+
+_sum = functools.partial(over_classes, jnp.sum, jnp.add)
+_max = functools.partial(over_classes, jnp.max, jnp.maximum)
+_min = functools.partial(over_classes, jnp.min, jnp.minimum)
+
+
+def max_and_log1p_tail(z: Float[Array, "*family V"]) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
     """(max, log1p(tail)) of each row, with tail = Σ exp(z − max) less the one term of the maximum itself.
 
-    The maximum's own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum.
-    Without a pivot the maximum is left out by comparison, and its ties are counted, in one reduction. A pivot is a class
-    where log1p(tail) must be exact if it is the maximum: leaving that out instead is the faster by a third in cache.
+    The maximum's own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by
+    comparison, and what ties with it is counted.
     """
-    if pivot is None:
-        top = jnp.max(z, axis=-1, keepdims=True)
-        below, ties = _below_and_ties(z, top)
-        tail = (below + (ties - 1))[..., None]
-    else:
-        own = jnp.take_along_axis(z, pivot[..., None], axis=-1)
-        # +inf as the largest number: infinite logits then tie as equals, and are told apart from the rest by the gap.
-        largest = jnp.finfo(z.dtype).max
-        at_pivot = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) == pivot[..., None]
-        others = jnp.where(at_pivot, -jnp.inf, jnp.minimum(z, largest))
-        highest = jnp.max(others, axis=-1, keepdims=True)
-        rest = jnp.sum(jnp.exp(others - jnp.maximum(highest, -largest)), axis=-1, keepdims=True) - 1
-        top, tail = merge((jnp.minimum(own, largest), jnp.zeros_like(own)), (highest, rest))
-        top = jnp.where(top == largest, jnp.inf, top)
-    log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
+    top = _max(lambda z, c: z, z)
+    # Not z < top: a NaN, which a compiler's maximum may pass over, has to reach the sum.
+    below = _sum(lambda z, c: jnp.where(z >= top, 0, jnp.exp(z - top)), z)
+    ties = _sum(lambda z, c: (z == top).astype(z.dtype), z)
+    log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(below + (ties - 1)))
     return top, jnp.where(jnp.isnan(top), top, log1p_tail)
+
+
+def _relative_to_class(
+    z: Float[Array, "*family V"], pivot: Int[Array, "*family"]
+) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
+    """(z_pivot, log Σ_c exp(z_c − z_pivot)) of each row: one pass, for no maximum has to be known first.
+
+    The sum overflows where the pivot is too far below the maximum, or −inf.
+    """
+    own = jnp.take_along_axis(z, pivot[..., None], axis=-1)
+    # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
+    term = lambda z, c: jnp.where(c == pivot[..., None], 0, jnp.exp((z - own) + 16))
+    return own, jnp.log1p(math.exp(-16) * _sum(term, z))
 
 
 MaxTail = tuple[Float[Array, "*family"], Float[Array, "*family"]]
@@ -119,31 +153,10 @@ def merge(a: MaxTail, b: MaxTail) -> MaxTail:
     return top, rest + (1 + lesser) * jnp.exp(-gap)
 
 
-def _below_and_ties(z, top):
-    """(Σ_{z < top} exp(z − top), how many are the top), in sums of at most 256 terms, then the sum of these.
-
-    A compiler may add a row one by one, which loses digits with its length: half of float32's at 300 000 classes.
-    """
-    classes = z.shape[-1]
-    if classes > 256:
-        n = classes // 256
-        split = z[..., : n * 256].reshape(*z.shape[:-1], n, 256)
-        parts = [_below_and_ties(split, top[..., None])]
-        parts += [_below_and_ties(z[..., n * 256 :], top)] if classes % 256 else []
-        # The barrier keeps the compiler from merging the two sums into one of all terms.
-        parts = [lax.optimization_barrier(part) for part in parts]
-        sums = [(below.sum(-1), ties.sum(-1)) if below.ndim == z.ndim else (below, ties) for below, ties in parts]
-        return tuple(functools.reduce(jnp.add, column) for column in zip(*sums, strict=True))
-    # Not z < top: a NaN, which a compiler's maximum may pass over, has to reach the sum.
-    terms = jnp.where(z >= top, 0, jnp.exp(z - top)), (z == top).astype(z.dtype)
-    zeros = (jnp.zeros((), z.dtype),) * 2
-    return lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (z.ndim - 1,))
-
-
 @jax.custom_jvp
 def log_softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
-    top, log1p_tail = in_row_blocks(lambda z, rows, shared, cached: max_and_log1p_tail(z), z)
+    top, log1p_tail = _tops(z)
     return -(_gap(top, z) + log1p_tail)
 
 
@@ -153,22 +166,30 @@ def _log_softmax_jvp(primals, tangents):
     return log_softmax(z), dz - jnp.sum(softmax(z) * dz, axis=-1, keepdims=True)
 
 
-@jax.custom_jvp
 def softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """Softmax of each row, with the edge conventions of this module and derivatives of every order."""
-    return jnp.exp(log_softmax(z))
+    return _probabilities(z, *_tops(lax.stop_gradient(z)))
 
 
-@softmax.defjvp
-def _softmax_jvp(primals, tangents):
-    (z,), (dz,) = primals, tangents
-    p = softmax(z)
+def _tops(z):
+    return in_row_blocks(lambda z, rows, shared: max_and_log1p_tail(z), z)
+
+
+@jax.custom_jvp
+def _probabilities(z, reference, log_sum):
+    """softmax(z), where the log-sum-exp is known already."""
+    return jnp.exp(-(_gap(reference, z) + log_sum))
+
+
+@_probabilities.defjvp
+def _probabilities_jvp(primals, tangents):
+    p, dz = _probabilities(*primals), tangents[0]
     return p, p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
 
 
-def _gap(top, z):
+def _gap(reference, z):
     # Equal values are 0 apart, infinite ones too.
-    return jnp.where(z == top, 0, top - z)
+    return jnp.where(z == reference, 0, reference - z)
 
 
 def _take(z, indices):
@@ -192,14 +213,14 @@ def _pivot(indices, weights, classes):
     return jnp.clip(indices[..., 0], 0, classes - 1)
 
 
-@jax.custom_jvp
-def _rows(z, indices, weights, background, dense) -> Rows:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _rows(asked, z, indices, weights, background, dense) -> Rows:
     if indices is not None:
         indices, weights = jnp.broadcast_arrays(indices, weights)
     target = Target(indices, weights, background, dense)
     family = _family(z, indices, background, dense)
     if family != z.shape[:-1]:  # several targets a row of logits
-        return _pass(z, target, Target(), cached=False)
+        return _pass(z, target, Target(), asked=asked)
     own, shared = {}, {}
     for name, x in target._asdict().items():
         if x is not None:
@@ -209,37 +230,81 @@ def _rows(z, indices, weights, background, dense) -> Rows:
                 shared[name] = x.reshape(event)
             else:
                 own[name] = jnp.broadcast_to(x, (*family, *event))
-    return in_row_blocks(_pass, z, Target(**own), Target(**shared))
+    operands = z, Target(**own), Target(**shared)
+    exact = lambda *operands: in_row_blocks(functools.partial(_pass, asked=asked), *operands)
+    if "indices" not in own or asked or z.shape[-1] <= SHORT_ROW:
+        return exact(*operands)
+
+    def fast(*operands):
+        out = in_row_blocks(functools.partial(_pass, by_class=True), *operands)
+        return lax.cond(_all_finite(out.log_sum), lambda: out, lambda: exact(*operands))
+
+    return lax.platform_dependent(*operands, cpu=fast, default=exact)
 
 
-def _pass(z, own, shared, *, cached) -> Rows:
+@jax.custom_batching.custom_vmap
+def _all_finite(x):
+    return jnp.all(jnp.isfinite(x))
+
+
+@_all_finite.def_vmap
+def _all_finite_of_a_batch(axis_size, in_batched, x):
+    # One answer for the whole batch keeps a cond one: under vmap, with an answer for each, it would always run both sides.
+    return _all_finite(x), False
+
+
+def _pass(z, own, shared, *, by_class=False, asked=()) -> Rows:
     """The rows of a target whose parts are each row's own, or shared by all rows."""
     indices, weights, background, dense = (a if b is None else b for a, b in zip(own, shared, strict=True))
     z = z.astype(accumulator(z.dtype))
-    aligned = indices is not None and indices.shape[:-1] == z.shape[:-1]
-    pivot = _pivot(indices, weights, z.shape[-1]) if cached and aligned else None
-    top, log1p_tail = max_and_log1p_tail(z, pivot)
+    if by_class:
+        reference, log_sum = _relative_to_class(z, _pivot(indices, weights, z.shape[-1]))
+    else:
+        reference, log_sum = max_and_log1p_tail(z)
+    gap = functools.partial(_gap, reference)
     total = jnp.zeros((), z.dtype)
     if weights is not None:
-        surprisal = _gap(top, _take(z, indices)) + log1p_tail
+        surprisal = gap(_take(z, indices)) + log_sum
         surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, surprisal)
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
-        total += _pair(background, jnp.sum(_gap(top, z), axis=-1) + z.shape[-1] * log1p_tail[..., 0])
+        # Without the barrier XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
+        gaps = lax.optimization_barrier(_sum(lambda z, c: gap(z), z))
+        total += _pair(background, (gaps + z.shape[-1] * log_sum)[..., 0])
     if dense is not None:
-        total += jnp.sum(_pair(dense, _gap(top, z) + log1p_tail), axis=-1)
-    return Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), top, log1p_tail)
+        total += jnp.sum(_pair(dense, gap(z) + log_sum), axis=-1)
+    out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
+    if "mode" in asked:
+        mode = _min(lambda z, c: jnp.where(z == reference, c, jnp.iinfo(jnp.int32).max), z)
+        out = out._replace(top=reference[..., 0], mode=mode[..., 0])
+    if "entropy" in asked:
+        entropy = log_sum + _sum(lambda z, c: _pair(jnp.exp(-(gap(z) + log_sum)), gap(z)), z)
+        out = out._replace(entropy=entropy[..., 0])
+    return out
 
 
-def _rows_jvp(primals, tangents):
+def _rows_jvp(asked, primals, tangents):
     z, indices, weights, background, dense = primals
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
-    out = _rows(*primals)
+    out = _rows(asked, *primals)
     tangent = jnp.zeros((), out.cross_entropy.dtype)
+    undefined = jnp.isnan(out.log_sum) & _null(weights, background, dense)
+    # Only this module's rules read reference and log_sum by themselves; the sum's derivative stands with the second.
+    d = jax.tree.map(jnp.zeros_like, out._replace(mode=None))
     if dz is not None:
-        residual = _residual(*primals, out.top, out.log1p_tail)
-        tangent += jnp.sum(residual * dz.astype(residual.dtype), axis=-1)
-    undefined = jnp.isnan(out.top) & _null(weights, background, dense)
+        dz = dz.astype(tangent.dtype)
+        residual = _residual(*primals, out.reference, out.log_sum)
+        tangent += jnp.sum(residual * dz, axis=-1)
+        defined = jnp.where(undefined, 0, z.astype(tangent.dtype))
+        p = _probabilities(defined, *(jnp.where(undefined, 0, x) for x in (out.reference, out.log_sum)))
+        along = lambda gradient: jnp.sum(gradient * dz, axis=-1)
+        d = d._replace(log_sum=along(p)[..., None])
+        if out.top is not None:
+            d = d._replace(top=along(jnp.arange(z.shape[-1]) == out.mode[..., None]))
+        if out.entropy is not None:
+            information = null_safe_product(p, *[-log_softmax(defined)] * 2)
+            entropy = jnp.sum(information, axis=-1, keepdims=True)
+            d = d._replace(entropy=along(information - entropy * p))
     surprisals = lambda: jnp.where(undefined, 0, -log_softmax(jnp.where(undefined, 0, z.astype(tangent.dtype))))
     if dweights is not None:
         surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, _take(surprisals(), indices))
@@ -248,40 +313,44 @@ def _rows_jvp(primals, tangents):
         tangent += _at_weight(background, jnp.sum(surprisals(), axis=-1)) * dbackground
     if ddense is not None:
         tangent += jnp.sum(_at_weight(dense, surprisals()) * ddense, axis=-1)
-    # Only this module's rules read the last two, and they take their derivative with that of the logits.
-    still = jnp.zeros_like(out.top)
-    return out, Rows(jnp.broadcast_to(tangent, out.cross_entropy.shape), still, still)
+    d = d._replace(cross_entropy=jnp.broadcast_to(tangent, out.cross_entropy.shape))
+    if out.mode is not None:
+        d = d._replace(mode=np.zeros(out.mode.shape, jax.dtypes.float0))
+    return out, d
 
 
 _rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 
 @jax.custom_jvp
-def _residual(z, indices, weights, background, dense, top, log1p_tail):
+def _residual(z, indices, weights, background, dense, reference, log_sum):
     """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
-    z = z.astype(top.dtype)
-    gap = _gap(top, z)
+    z = z.astype(reference.dtype)
     mass, target = _expand(z, indices, weights, background, dense)
-    # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
-    confident = (gap == 0) & (log1p_tail < jnp.log(2.0))
-    excess = mass * jnp.expm1(-log1p_tail) + (mass - target)
-    residual = jnp.where(confident, excess, mass * jnp.exp(-(gap + log1p_tail)) - target)
     if weights is not None:
         infeasible = jnp.any(_out_of_range(indices, z.shape[-1]) & (weights != 0), axis=-1, keepdims=True)
-        residual = jnp.where(infeasible, jnp.nan, residual)
+        mass = jnp.where(infeasible, jnp.nan, mass)
+    # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
+    # Only the reference can be one.
+    confident = jnp.where(log_sum < jnp.log(2.0), reference, jnp.nan)
+    # Once a row: a compiler that fuses these with what follows computes them again for every class.
+    rows = reference, log_sum, confident, jnp.expm1(-log_sum)
+    reference, log_sum, confident, p_less_1 = lax.optimization_barrier(rows)
+    p = jnp.exp(-(_gap(reference, z) + log_sum))
+    residual = jnp.where(z == confident, mass * p_less_1 + (mass - target), mass * p - target)
     return jnp.where(_null(weights, background, dense), 0, residual)
 
 
 def _residual_jvp(primals, tangents):
-    z, indices, *measure, top, _ = primals
+    z, indices, *measure, _, log_sum = primals
     dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
     value = _residual(*primals)
     mass, _ = _expand(z, indices, *measure)
     null = _null(*measure)
-    p = softmax(jnp.where(null & jnp.isnan(top), 0, z.astype(top.dtype)))
+    p = softmax(jnp.where(null & jnp.isnan(log_sum), 0, z.astype(log_sum.dtype)))
     tangent = jnp.zeros_like(value)
     if dz is not None:
-        dz = dz.astype(top.dtype)
+        dz = dz.astype(log_sum.dtype)
         dp = p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
         tangent += jnp.where(null, 0, mass * dp)
     if any(d is not None for d in dmeasure):
