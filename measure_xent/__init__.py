@@ -5,7 +5,7 @@
 Measures     Dirac, Categorical, Bernoulli, Discrete, DiscreteUniform, Counting, Atoms, Empirical
 Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, joint, bind, pushforward
 Conditionals Conditional, LinearSoftmax
-Integrands   log, log2, P / Q, any callable
+Integrands   log, log2, log_partition, confidence, correct, P / Q, any callable; dicts and tuples of them
 Functionals  cross_entropy, entropy, kl_divergence
 Extension    Measure, AbstractConditional, Integrand, LogDensity, RadonNikodym, NormalForm, rule, pytree, static
 """
@@ -14,7 +14,7 @@ from importlib.metadata import version as _version
 
 from . import _integrate as _integrate
 from ._conditional import AbstractConditional, Conditional, LinearSoftmax
-from ._density import Integrand, LogDensity, RadonNikodym, log, log2
+from ._density import Integrand, LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
 from ._dispatch import rule
 from ._information import cross_entropy, entropy, kl_divergence
 from ._joint import bind, joint, product
@@ -44,12 +44,15 @@ __all__ = [
     "NormalForm",
     "RadonNikodym",
     "bind",
+    "confidence",
+    "correct",
     "cross_entropy",
     "entropy",
     "joint",
     "kl_divergence",
     "log",
     "log2",
+    "log_partition",
     "product",
     "pushforward",
     "pytree",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._density import LogDensity
+from ._density import Integrand
 from ._dispatch import integrate, rule
 from ._kernels.null import null_safe_product
 from ._kernels.softmax import accumulator
@@ -146,18 +146,20 @@ class LinearSoftmax(AbstractConditional):
         return Categorical(logits)
 
 
-@rule(Measure, LogDensity, AbstractConditional)
-def tower(P: Measure, f: LogDensity) -> Any:
-    """∫ log K(x)(y) dP(x, y) = ∫ (∫ log K(x)(y) P_x(dy)) dμ(x): one inner integral a row, all rows in one family."""
+@rule(Measure, Integrand, AbstractConditional)
+def tower(P: Measure, f: Any) -> Any:
+    """∫ f(x, y) dP(x, y) = ∫ (∫ f(x, y) P_x(dy)) dμ(x) for functions of K(x): one inner integral a row, all in one family."""
 
     def inner(x, target):
-        return integrate(Lowered((target,)), LogDensity(given(f.Q, x, rows.weights.ndim)))
+        return integrate(Lowered((target,)), f.given(given(f.model, x, rows.weights.ndim)))
 
-    total = 0.0
+    total: Any = None
     for rows in (rows for form in P.forms() for rows in form.rows()):
         original = inner(rows.points, rows.target)
         value = original if rows.certain and rows.target.certain else inner(*without_null_rows(rows))
-        total += null_safe_product(rows.weights, value, original).sum(-1)
+        outer = lambda value, original, w=rows.weights: null_safe_product(w, value, original).sum(-1)
+        part = jax.tree.map(outer, value, original)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
 

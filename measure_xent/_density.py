@@ -1,4 +1,4 @@
-"""Integrands: functions that ``expect`` can look into. log(Q), P / Q, and what + − * make of them."""
+"""Integrands: functions that ``expect`` can look into. log(Q), log_partition(Q), P / Q, and what + − * ** make of them."""
 
 import abc
 import math
@@ -44,6 +44,24 @@ class Integrand(abc.ABC):
         """What rules match on: the integrand, then whatever it is made of that a rule may ask for."""
         return (self,)
 
+    @property
+    def model(self) -> Any:
+        """The one measure or Conditional whose rows this is a function of, as log(Q) is of Q; None where there is none."""
+        return None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """With a model: what ``over_row`` reads of a row beside its cross-entropy and log-partition."""
+        return ()
+
+    def over_row(self, row: Any) -> Any:
+        """With a model: the integral against a row's target, from what a kernel says of the row."""
+        raise NotImplementedError
+
+    def given(self, Q: Any) -> "Integrand":
+        """With a model: the same function of another Q, a family with one more axis."""
+        raise NotImplementedError
+
     def values(self, points: Any, lead: int) -> Any:
         """The values at an array of points: ``lead`` axes, the family's and then the atoms', come first on every leaf."""
         function = lambda point: at(self, point)
@@ -77,8 +95,26 @@ class Integrand(abc.ABC):
     def __truediv__(self, other: Any) -> "Integrand":
         return Multiple(1 / other, self) if is_number(other) else NotImplemented
 
+    def __pow__(self, n: ArrayLike) -> "Integrand":
+        return self.map(jax.tree_util.Partial(_power, n))
+
+    def map(self, g: Callable) -> "Integrand":
+        """x ↦ g(f(x)).
+
+        Example:
+            >>> import jax.numpy as jnp, measure_xent as mx
+            >>> P = mx.DiscreteUniform(4)
+            >>> float(P.expect(mx.log(P).map(jnp.exp)))  # Σ p²
+            0.25
+        """
+        return Composed(g, self)
+
     # NumPy scalars and arrays then leave c * f to f.
     __array_ufunc__ = None
+
+
+def _power(n, value):
+    return value**n
 
 
 def at(f: Callable, point: Any) -> Any:
@@ -96,13 +132,17 @@ def as_integrand(f: Any) -> Integrand:
     if isinstance(f, Integrand):
         return f
     if (g := _as_operand(f)) is None:
-        raise TypeError(f"expect(f): f must be a callable on points, got {type(f).__name__}")
+        raise TypeError(
+            f"expect(f): f must be a callable on points, or a dict or tuple of them, got {type(f).__name__}"
+        )
     return g
 
 
 def _as_operand(f: Any) -> Integrand | None:
     if isinstance(f, Integrand):
         return f
+    if isinstance(f, dict | list | tuple):
+        return Tree(f)
     if is_number(f):
         return Constant(f)
     return Function(f) if callable(f) else None
@@ -148,6 +188,24 @@ class Sum(Integrand):
         return sum(f(*x) for f in self.terms)
 
     @property
+    def model(self):
+        return _common_model(self.terms)
+
+    @property
+    def pattern(self):
+        return (self,) if self.model is None else (self, self.model)
+
+    @property
+    def asked(self):
+        return _all_asked(self.terms)
+
+    def over_row(self, row):
+        return sum(f.over_row(row) for f in self.terms)
+
+    def given(self, Q):
+        return Sum(tuple(f.given(Q) for f in self.terms))
+
+    @property
     def shape(self):
         return jnp.broadcast_shapes(*(f.shape for f in self.terms))
 
@@ -168,6 +226,20 @@ class Multiple(Integrand):
     @property
     def shape(self):
         return jnp.broadcast_shapes(jnp.shape(self.c), self.f.shape)
+
+    @property
+    def model(self):
+        return self.f.model
+
+    @property
+    def asked(self):
+        return self.f.asked
+
+    def over_row(self, row):
+        return self.c * self.f.over_row(row)
+
+    def given(self, Q):
+        return Multiple(jnp.asarray(self.c)[..., None], self.f.given(Q))
 
     def values(self, points, lead):
         return jax.tree.map(lambda v: _align(self.c, v) * v, self.f.values(points, lead))
@@ -196,7 +268,151 @@ class Product(Integrand):
 
 
 @pytree
-class LogDensity(Integrand):
+class Composed(Integrand):
+    """x ↦ g(f(x))."""
+
+    g: Callable
+    f: Integrand
+
+    def __post_init__(self):
+        set_fields(self, g=as_node(self.g))
+
+    def __call__(self, *x):
+        return jax.tree.map(self.g, self.f(*x))
+
+    @property
+    def shape(self):
+        return self.f.shape
+
+    @property
+    def model(self):
+        return self.f.model if isinstance(self.f, OfRow) else None
+
+    @property
+    def pattern(self):
+        return (self,) if self.model is None else (self, self.model)
+
+    @property
+    def asked(self):
+        return self.f.asked
+
+    def over_row(self, row):
+        assert isinstance(self.f, OfRow)
+        return row.times_mass(self.g(self.f.of_row(row)))
+
+    def given(self, Q):
+        return Composed(self.g, self.f.given(Q))
+
+    def values(self, points, lead):
+        return jax.tree.map(self.g, self.f.values(points, lead))
+
+
+@pytree
+class Tree(Integrand):
+    """Several integrands as one, with a value for each: a dict, list or tuple of them."""
+
+    f: Any
+
+    def __post_init__(self):
+        set_fields(self, f=jax.tree.map(as_integrand, self.f, is_leaf=lambda f: not isinstance(f, dict | list | tuple)))
+
+    def map_integrands(self, function: Callable[[Integrand], Any]) -> Any:
+        return jax.tree.map(function, self.f, is_leaf=lambda f: isinstance(f, Integrand))
+
+    @property
+    def integrands(self) -> list[Integrand]:
+        return jax.tree.leaves(self.f, is_leaf=lambda f: isinstance(f, Integrand))
+
+    def __call__(self, *x):
+        return self.map_integrands(lambda f: f(*x))
+
+    @property
+    def shape(self):
+        return jnp.broadcast_shapes(*(f.shape for f in self.integrands))
+
+    @property
+    def model(self):
+        return _common_model(self.integrands)
+
+    @property
+    def pattern(self):
+        return (self,) if self.model is None else (self, self.model)
+
+    @property
+    def asked(self):
+        return _all_asked(self.integrands)
+
+    def over_row(self, row):
+        return self.map_integrands(lambda f: f.over_row(row))
+
+    def given(self, Q):
+        return Tree(self.map_integrands(lambda f: f.given(Q)))
+
+    def values(self, points, lead):
+        return self.map_integrands(lambda f: f.values(points, lead))
+
+
+def _common_model(integrands):
+    first = integrands[0].model
+    return first if all(f.model is first for f in integrands) else None
+
+
+def _all_asked(integrands):
+    return tuple(sorted({name for f in integrands for name in f.asked}))
+
+
+class RowFunction(Integrand):
+    """A function of the measure Q(x), and perhaps of y, that a kernel gives from one pass over the row of logits.
+
+    Sums, multiples and collections of them, of one and the same Q, are integrated in one pass together.
+    """
+
+    Q: Any
+
+    @property
+    def shape(self):
+        return self.Q.shape
+
+    @property
+    def model(self):
+        return self.Q
+
+    @property
+    def pattern(self):
+        return self, self.Q
+
+    def values(self, points, lead):
+        return _family_values(self, points, lead)
+
+    def given(self, Q):
+        return type(self)(Q)  # type: ignore[call-arg]
+
+
+def _measure_at(Q: Any, x: Any) -> Any:
+    """Q, or a Conditional's measure at x."""
+    return Q(*x) if callable(Q) else Q
+
+
+class OfRow(RowFunction):
+    """A function of Q(x) alone."""
+
+    def __call__(self, *x):
+        return self.of_measure(_measure_at(self.Q, x[:-1]))
+
+    def over_row(self, row):
+        return row.times_mass(self.of_row(row))
+
+    @abc.abstractmethod
+    def of_measure(self, Q: Any) -> Float[Array, "*family"]:
+        """The value of a measure."""
+
+    @abc.abstractmethod
+    def of_row(self, row: Any) -> Float[Array, "*family"]:
+        """The value of a row of the kernel."""
+
+
+@pytree
+class LogDensity(RowFunction):
     """x ↦ log q(x) in nats, the density of Q against counting measure; for a Conditional, (x…, y) ↦ log q(y | x…).
 
     What ``log(Q)`` gives, and what a rule for it matches on, as ``rule(P, LogDensity, Q)``.
@@ -212,16 +428,56 @@ class LogDensity(Integrand):
     def __call__(self, *x):
         return self.Q.log_density(*x)
 
-    @property
-    def shape(self):
-        return self.Q.shape
+    def over_row(self, row):
+        return -row.cross_entropy
+
+
+@pytree
+class LogPartition(OfRow):
+    """x ↦ A(x), the log-partition of Q(x)."""
+
+    Q: Any
+
+    def of_measure(self, Q):
+        return Q.log_partition
+
+    def of_row(self, row):
+        return row.log_partition
+
+
+@pytree
+class Confidence(OfRow):
+    """x ↦ max_y q(y | x)."""
+
+    Q: Any
 
     @property
-    def pattern(self):
-        return self, self.Q
+    def asked(self):
+        return ("mode",)
 
-    def values(self, points, lead):
-        return _family_values(self, points, lead)
+    def of_measure(self, Q):
+        return jnp.exp(Q.log_density(Q.mode))
+
+    def of_row(self, row):
+        return jnp.exp(row.top - row.log_partition)
+
+
+@pytree
+class Correct(RowFunction):
+    """(x…, y) ↦ 1 where y is the mode of Q(x…), else 0."""
+
+    Q: Any
+
+    @property
+    def asked(self):
+        return ("mode",)
+
+    def __call__(self, *x):
+        *x, y = x
+        return jnp.where(y == _measure_at(self.Q, x).mode, 1.0, 0.0)
+
+    def over_row(self, row):
+        return row.mass_at_mode
 
 
 @pytree
@@ -298,6 +554,58 @@ def log2(Q: Any) -> Integrand:
         3.0
     """
     return log(Q) / math.log(2)
+
+
+def log_partition(Q: Any) -> Integrand:
+    """The log-partition A of Q = exp(logit − A), the log-sum-exp of the logits, as a function that ``expect`` looks into.
+
+    Its square against the batch is the z-loss (Chowdhery et al. 2022, *PaLM*, §5), from the same pass as the loss. Arguments
+    and errors are those of ``log``; Q is a softmax or sigmoid measure, or a Conditional of them.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> from measure_xent import log, log_partition
+        >>> P = mx.Empirical((jnp.zeros((2, 3)), jnp.array([0, 1])))
+        >>> Q = mx.Conditional(mx.Categorical)
+        >>> loss = -P.expect(log(Q) - 1e-4 * log_partition(Q) ** 2)
+        >>> loss.item()  # log 3 + 1e-4 (log 3)²
+        1.09873
+    """
+    return LogPartition(_checked("log_partition", Q))
+
+
+def confidence(Q: Any) -> Integrand:
+    """The probability of Q's mode, as a function that ``expect`` looks into. Arguments and errors are those of ``log``.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> Q = mx.Categorical(jnp.array([[2., 0.], [0., 0.]]))
+        >>> mx.Dirac(0).expect(mx.confidence(Q)).tolist()
+        [0.8808, 0.5]
+    """
+    return Confidence(_checked("confidence", Q))
+
+
+def correct(Q: Any) -> Integrand:
+    """1 where a point is Q's mode, the first of several, else 0: its mean over a batch is the accuracy, its sum the count.
+
+    Arguments and errors are those of ``log``. A dict or tuple of functions of one Q is integrated in one pass.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> from measure_xent import correct, log
+        >>> logits, labels = jnp.array([[2., 0.], [0., 1.], [3., 0.]]), jnp.array([0, 1, 1])
+        >>> P, Q = mx.Empirical((logits, labels)), mx.Conditional(mx.Categorical)
+        >>> P.expect({"loss": -log(Q), "accuracy": correct(Q)})
+        {'accuracy': Array(0.666667, dtype=float32), 'loss': Array(1.162926, dtype=float32)}
+    """
+    return Correct(_checked("correct", Q))
+
+
+def _checked(name: str, Q: Any) -> Any:
+    if not hasattr(Q, "log_density"):
+        raise TypeError(f"{name}(Q): Q must be a Measure or a Conditional, got {type(Q).__name__}")
+    return Q
 
 
 def log_abs(density: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

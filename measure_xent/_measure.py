@@ -59,6 +59,16 @@ class Measure(abc.ABC):
         return jnp.where(sign < 0, jnp.nan, log_density)
 
     @property
+    def log_partition(self) -> Float[Array, "*family"]:
+        """A in log q = logit − A, in nats, of a measure given by logits."""
+        raise NotImplementedError(f"{type(self).__name__} has no log-partition: Categorical and Bernoulli have")
+
+    @property
+    def mode(self) -> Shaped[Array, "*family"]:
+        """The most probable point."""
+        raise NotImplementedError(f"{type(self).__name__} has no mode: Categorical and Bernoulli have")
+
+    @property
     def coordinates(self) -> int:
         """How many coordinates a point has: 1, or the length of the tuple that it is."""
         return 1

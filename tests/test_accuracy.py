@@ -1,10 +1,10 @@
 """The error of the loss and its gradient, in ulps, over classes, spreads, margins and dtypes, against float64 and mpmath.
 
-The bound. A surprisal is (max − z) + log1p(tail), tail = Σ exp(z_j − max) without the maximum's own term: sums of
-non-negative terms, so relative errors add. With eps the spacing of the dtype sums are kept in,
+The bound. A surprisal is (r − z) + log1p(Σ exp(z_j − r) without the reference's own term), r the maximum or z itself: sums
+of non-negative terms, so relative errors add. With eps the spacing of the dtype sums are kept in,
 
-- a difference z_j − max rounds by ½ eps·|z_j − max|, which exp turns into a relative error of its term: a term a margin
-  below the maximum carries ½·margin, and terms further below than their share of the sum lets them do not count;
+- a difference z_j − r rounds by ½ eps·|z_j − r|, which exp turns into a relative error of its term: a term a margin from
+  the reference carries ½·margin, and terms further below than their share of the sum lets them do not count;
 - exp and log1p are good to 2 eps each, products and the last additions to 1;
 - a sum of V terms of one sign in an order that a compiler chooses grows like a random walk, √V/2, in vector lanes less.
 

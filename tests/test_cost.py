@@ -56,13 +56,13 @@ def test_one_pass_costs_less_than_logsumexp_minus_gather():
     As many exponentials, and one addition, one comparison and one selection a logit more, which keep the label's own term
     out of the sum and small ones in it: the relative accuracy of a confident row.
     """
-    one_pass = lambda z, y: softmax._pass(
-        z, softmax.Target(y[:, None], jnp.ones((ROWS, 1))), softmax.Target(), by_class=True
-    ).cross_entropy
+    one_pass = lambda z, y: (
+        softmax._pass(z, softmax.Target(y[:, None], jnp.ones((ROWS, 1))), softmax.Target(), by_class=True).cross_entropy
+    )
     ours, theirs = cost(one_pass, LOGITS, LABELS), cost(by_hand, LOGITS, LABELS)
     assert ours["flops"] <= theirs["flops"] + 3 * ROWS * CLASSES + 40 * ROWS
     assert ours["transcendentals"] <= theirs["transcendentals"] + 4 * ROWS
-    assert ours["temporaries"] <= theirs["temporaries"] + LOGITS.size * 4  # the block, in the cache
+    assert ours["temporaries"] <= LOGITS.size * 4 + 64 * ROWS  # the block, in the cache
 
 
 def test_the_line_is_the_functional():

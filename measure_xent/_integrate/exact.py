@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .._density import Constant, Integrand, LogDensity, Multiple, Sum
+from .._density import Constant, Integrand, LogDensity, Multiple, Sum, Tree
 from .._dispatch import integrate, rule
 from .._kernels.null import null_safe_product
 from .._measure import Measure
@@ -44,6 +44,12 @@ def mass(P, f):
 def add(P, f):
     """∫ Σ fᵢ dP = Σ ∫ fᵢ dP."""
     return jax.tree.map(lambda *terms: sum(terms), *(integrate(P, term) for term in f.terms))
+
+
+@rule(Measure, Tree)
+def each(P, f):
+    """(∫ f₁ dP, ∫ f₂ dP, …)."""
+    return f.map_integrands(lambda f: integrate(P, f))
 
 
 @rule(Measure, Multiple)

@@ -326,10 +326,10 @@ _rows.defjvp(_rows_jvp, symbolic_zeros=True)
 def _residual(z, indices, weights, background, dense, reference, log_sum):
     """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
     z = z.astype(reference.dtype)
-    mass, target = _expand(z, indices, weights, background, dense)
+    total, target = _expand(z, indices, weights, background, dense)
     if weights is not None:
         infeasible = jnp.any(_out_of_range(indices, z.shape[-1]) & (weights != 0), axis=-1, keepdims=True)
-        mass = jnp.where(infeasible, jnp.nan, mass)
+        total = jnp.where(infeasible, jnp.nan, total)
     # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
     # Only the reference can be one.
     confident = jnp.where(log_sum < jnp.log(2.0), reference, jnp.nan)
@@ -337,7 +337,7 @@ def _residual(z, indices, weights, background, dense, reference, log_sum):
     rows = reference, log_sum, confident, jnp.expm1(-log_sum)
     reference, log_sum, confident, p_less_1 = lax.optimization_barrier(rows)
     p = jnp.exp(-(_gap(reference, z) + log_sum))
-    residual = jnp.where(z == confident, mass * p_less_1 + (mass - target), mass * p - target)
+    residual = jnp.where(z == confident, total * p_less_1 + (total - target), total * p - target)
     return jnp.where(_null(weights, background, dense), 0, residual)
 
 
@@ -345,40 +345,61 @@ def _residual_jvp(primals, tangents):
     z, indices, *measure, _, log_sum = primals
     dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
     value = _residual(*primals)
-    mass, _ = _expand(z, indices, *measure)
+    total, _ = _expand(z, indices, *measure)
     null = _null(*measure)
     p = softmax(jnp.where(null & jnp.isnan(log_sum), 0, z.astype(log_sum.dtype)))
     tangent = jnp.zeros_like(value)
     if dz is not None:
         dz = dz.astype(log_sum.dtype)
         dp = p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
-        tangent += jnp.where(null, 0, mass * dp)
+        tangent += jnp.where(null, 0, total * dp)
     if any(d is not None for d in dmeasure):
         # The parts that are not differentiated have tangent 0.
         still = lambda m: m if m is None else jnp.zeros_like(m)
         parts = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
-        dmass, dtarget = _expand(z, indices, *parts)
-        tangent += jnp.where(null & ~jnp.isfinite(p), 0, dmass * p - dtarget)
+        dtotal, dtarget = _expand(z, indices, *parts)
+        tangent += jnp.where(null & ~jnp.isfinite(p), 0, dtotal * p - dtarget)
     return value, tangent
 
 
 _residual.defjvp(_residual_jvp, symbolic_zeros=True)
 
 
-def _expand(z, indices, weights, background, dense):
+def mass(target: Target, classes: int) -> Float[Array, "*family"]:
+    """The target's mass, a row."""
+    total = jnp.asarray(0.0)
+    if target.weights is not None:
+        total += jnp.sum(target.weights, axis=-1)
+    if target.background is not None:
+        total += classes * target.background
+    if target.dense is not None:
+        total += jnp.sum(target.dense, axis=-1)
+    return total
+
+
+def mass_at(target: Target, index: Int[Array, "*family"]) -> Float[Array, "*family"]:
+    """The target's mass at one class a row."""
+    total = jnp.asarray(0.0)
+    if target.weights is not None:
+        total += jnp.sum(jnp.where(target.indices == index[..., None], target.weights, 0), axis=-1)
+    if target.background is not None:
+        total += target.background
+    if target.dense is not None:
+        total += _take(target.dense, index[..., None])[..., 0]
+    return total
+
+
+def _expand(z, *target):
     """(mass [*, 1], target as a vector over the classes [*, V]), linear in the measure."""
-    classes = z.shape[-1]
-    mass, target = jnp.asarray(0.0)[None], jnp.asarray(0.0)[None]
+    indices, weights, background, dense = target
+    vector = jnp.asarray(0.0)[None]
     if weights is not None:
-        mass += jnp.sum(weights, axis=-1, keepdims=True)
-        target += _scatter(indices, weights, classes)
+        vector += _scatter(indices, weights, z.shape[-1])
     if background is not None:
-        mass += classes * background[..., None]
-        target += background[..., None]
+        vector += background[..., None]
     if dense is not None:
-        mass += jnp.sum(dense, axis=-1, keepdims=True)
-        target += dense
-    return mass, target
+        vector += dense
+    return mass(Target(*target), z.shape[-1])[..., None], vector
 
 
 def _null(weights, background, dense):

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
-from .._density import LogDensity
+from .._density import Integrand, LogDensity
 from .._dispatch import rule
 from .._kernels import sigmoid
-from .._kernels.null import where_supported
-from .._kernels.softmax import Target, accumulator, class_index, cross_entropy, softmax
+from .._kernels.null import null_safe_product, where_supported
+from .._kernels.softmax import Target, accumulator, class_index, cross_entropy, mass, mass_at, rows, softmax
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
@@ -199,6 +199,16 @@ class Categorical(Measure):
             jnp.ones(self.shape) if self.logits is None else jnp.where(jnp.all(self.logits == -jnp.inf, -1), 0.0, 1.0)
         )
 
+    @property
+    def log_partition(self) -> Float[Array, "*family"]:
+        """A in log q = logit − A, the log-sum-exp of the logits, in nats; 0 for probabilities."""
+        return jnp.zeros(self.shape) if self.logits is None else rows(self.logits, Target()).log_partition
+
+    @property
+    def mode(self) -> Int[Array, "*family"]:
+        """The most probable class, the first of several."""
+        return jnp.argmax(self._parameter, axis=-1).astype(jnp.int32)
+
     def forms(self):
         parameter = self._parameter.astype(accumulator(self._parameter.dtype))
         probs = parameter if self.logits is None else softmax(parameter)
@@ -223,7 +233,7 @@ class Categorical(Measure):
         return where_supported((x >= 0) & (x < self.classes), p)
 
     @property
-    def _parameter(self):
+    def _parameter(self) -> Any:
         return self.probs if self.logits is None else self.logits
 
 
@@ -267,6 +277,16 @@ class Bernoulli(Measure):
     def mass(self):
         return jnp.ones(self.shape)
 
+    @property
+    def log_partition(self) -> Float[Array, "*family"]:
+        """A in log q(y) = y · logit − A, the softplus of the logit, in nats; 0 for probabilities."""
+        return jnp.zeros(self.shape) if self.logits is None else -self.log_density(jnp.zeros((), int))
+
+    @property
+    def mode(self) -> Int[Array, "*family"]:
+        """The more probable outcome, 0 of both."""
+        return jnp.where(self._parameter > (0.5 if self.logits is None else 0), 1, 0)
+
     def forms(self):
         return (NormalForm(dense=jnp.stack(self._masses(), axis=-1), classes=2),)
 
@@ -283,7 +303,7 @@ class Bernoulli(Measure):
         return log_density, jnp.ones_like(log_density)
 
     @property
-    def _parameter(self):
+    def _parameter(self) -> Any:
         return self.probs if self.logits is None else self.logits
 
     def _masses(self):
@@ -321,14 +341,37 @@ def outcomes(target: Target, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
     return p0, p1, other
 
 
-@rule(Measure, LogDensity, Categorical)
-def log_softmax_against_target(P: Measure, f: LogDensity) -> Any:
-    """∫ log softmax(z) dP: the log-partition times the mass, less the pairing of the logits with P, in one kernel."""
-    Q = f.Q
+@rule(Measure, Integrand, Categorical)
+def softmax_rows_against_target(P: Measure, f: Any) -> Any:
+    """∫ f dP for functions of softmax(z), all from one kernel: log q is the pairing of the logits with P, less A times
+    P's mass."""
+    Q = f.model
     if Q.logits is None:
         return NotImplemented
-    targets = (target(form, Q.classes, "Categorical") for form in P.forms())
-    return functools.reduce(jnp.add, (-cross_entropy(Q.logits, part) for part in targets))
+    total: Any = None
+    for form in P.forms():
+        part = f.over_row(Row(target(form, Q.classes, "Categorical"), Q.logits, f.asked))
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return total
+
+
+class Row:
+    """What integrands over rows read: the kernel's figures, and the target's masses."""
+
+    def __init__(self, target: Target, logits: Float[Array, "*family V"], asked: tuple[str, ...]):
+        self._target, self._classes = target, logits.shape[-1]
+        figures = rows(logits, target, asked)
+        self.cross_entropy, self.log_partition = figures.cross_entropy, figures.log_partition
+        self.top, self.entropy = figures.top, figures.entropy
+        self.mode: Any = figures.mode
+
+    def times_mass(self, value: Float[Array, "*family"]) -> Float[Array, "*family"]:
+        """The integral of a constant a row, 0 against a null target."""
+        return null_safe_product(mass(self._target, self._classes), value, value)
+
+    @property
+    def mass_at_mode(self) -> Float[Array, "*family"]:
+        return mass_at(self._target, self.mode)
 
 
 def target(form: Form, classes: int, name: str) -> Target:
