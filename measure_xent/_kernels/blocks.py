@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-# Cost model, measured on x86 CPUs: rows of up to 16 columns are best written out column by column; longer ones are read
+# Cost model, measured on x86 CPUs: rows of up to 32 columns are best written out column by column; longer ones are read
 # from memory once an operation, and up to four times as fast in blocks of about this size, which stay in the cache.
 BLOCK_BYTES = 4 << 20
 SHORT_ROW = 32
