@@ -13,11 +13,12 @@ Extension    Measure, AbstractConditional, Integrand, LogDensity, RadonNikodym, 
 from importlib.metadata import version as _version
 
 from . import _integrate as _integrate
-from ._conditional import AbstractConditional, Conditional, LinearSoftmax
+from ._conditional import AbstractConditional, Conditional
 from ._density import Integrand, LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
 from ._dispatch import rule
 from ._information import cross_entropy, entropy, kl_divergence
 from ._joint import bind, joint, product
+from ._linear import LinearSoftmax
 from ._measure import Measure, pushforward
 from ._measures.atoms import Atoms, Empirical
 from ._measures.finite import Bernoulli, Categorical, Counting, Dirac, Discrete, DiscreteUniform

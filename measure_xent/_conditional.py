@@ -11,10 +11,7 @@ from jaxtyping import Array, Float
 from ._density import Integrand
 from ._dispatch import integrate, rule
 from ._kernels.null import null_safe_product
-from ._kernels.softmax import accumulator
 from ._measure import Lowered, Measure
-from ._measures.checks import real_array
-from ._measures.finite import Categorical
 from ._normal_form import without_null_rows
 from ._pytree import as_node, pytree, set_fields
 
@@ -40,6 +37,22 @@ class AbstractConditional(abc.ABC):
     @property
     def shape(self) -> tuple[int, ...]:
         return ()
+
+    def family(self, x: tuple, lead: int) -> Measure:
+        """The measures at an array of points: a family with the ``lead`` leading axes of the coordinates x."""
+
+        def one(*x):
+            measure = self(*x)
+            if measure.shape:
+                raise ValueError(
+                    f"a Conditional must give one measure a point, gave a family of shape {measure.shape}; if a batch has "
+                    "more than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
+                )
+            return measure
+
+        for _ in range(lead):
+            one = jax.vmap(one)
+        return one(*x)
 
     def log_abs_density(self, *x: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """(log |density|, sign) of K(x…) at y, the last coordinate."""
@@ -92,66 +105,12 @@ class Conditional(AbstractConditional):
         return K
 
 
-@pytree
-class LinearSoftmax(AbstractConditional):
-    """The Markov kernel h ↦ Categorical(h @ weight + bias), a classifier's or language model's head.
-
-    Args:
-        weight: [D, V].
-        bias: [V], none by default.
-        softcap: c > 0 bounds the logits as c·tanh(logits / c) (Gemma 2, https://arxiv.org/abs/2408.00118, §2).
-
-    Raises:
-        ValueError: the shapes of weight and bias, or of h, do not match.
-
-    Example:
-        >>> import jax.numpy as jnp, measure_xent as mx
-        >>> Q = mx.LinearSoftmax(jnp.eye(3), bias=jnp.array([0., 0., 1.]))
-        >>> hidden, labels, mask = jnp.eye(3)[:2], jnp.array([0, 1]), jnp.array([1., 0.])
-        >>> loss = -mx.Empirical((hidden, labels), weights=mask).expect(mx.log(Q))
-        >>> loss.item()
-        0.8620
-    """
-
-    weight: Float[Array, "D V"]
-    bias: Float[Array, "V"] | None = None
-    softcap: Float[Array, ""] | None = None
-
-    def __post_init__(self):
-        weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
-        if weight.ndim != 2:
-            raise ValueError(f"LinearSoftmax(weight): shape [D, V], got {weight.shape}")
-        set_fields(self, weight=weight)
-        if self.bias is not None:
-            bias = real_array("LinearSoftmax(bias)", self.bias, floating=True)
-            if bias.shape != weight.shape[1:]:
-                raise ValueError(f"LinearSoftmax(bias): shape {weight.shape[1:]} as weight's classes, got {bias.shape}")
-            set_fields(self, bias=bias)
-        if self.softcap is not None and jnp.ndim(self.softcap) != 0:
-            raise ValueError(f"LinearSoftmax(softcap): a number, got shape {jnp.shape(self.softcap)}")
-
-    def __call__(self, *x):
-        (hidden,) = x
-        hidden = real_array("LinearSoftmax(weight)(h): h", hidden, floating=True)
-        if hidden.shape[-1:] != self.weight.shape[:1]:
-            raise ValueError(
-                f"LinearSoftmax: h must end in weight's D = {self.weight.shape[0]} features, got shape {hidden.shape}"
-            )
-        dtype = accumulator(jnp.result_type(hidden, self.weight))
-        logits = jnp.matmul(hidden, self.weight, preferred_element_type=dtype)
-        if self.bias is not None:
-            logits = logits + self.bias.astype(dtype)
-        if self.softcap is not None:
-            logits = self.softcap * jnp.tanh(logits / self.softcap)
-        return Categorical(logits)
-
-
 @rule(Measure, Integrand, AbstractConditional)
 def tower(P: Measure, f: Any) -> Any:
     """∫ f(x, y) dP(x, y) = ∫ (∫ f(x, y) P_x(dy)) dμ(x) for functions of K(x): one inner integral a row, all in one family."""
 
     def inner(x, target):
-        return integrate(Lowered((target,)), f.given(given(f.model, x, rows.weights.ndim)))
+        return integrate(Lowered((target,)), f.given(f.model.family(x, rows.weights.ndim)))
 
     total: Any = None
     for rows in (rows for form in P.forms() for rows in form.rows()):
@@ -161,20 +120,3 @@ def tower(P: Measure, f: Any) -> Any:
         part = jax.tree.map(outer, value, original)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
-
-
-def given(K: AbstractConditional, x: tuple, lead: int) -> Measure:
-    """The measures K(x) for an array of points: a family with the points' ``lead`` leading axes."""
-
-    def one(*x):
-        measure = K(*x)
-        if measure.shape:
-            raise ValueError(
-                f"a Conditional must give one measure a point, gave a family of shape {measure.shape}; if a batch has more "
-                "than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
-            )
-        return measure
-
-    for _ in range(lead):
-        one = jax.vmap(one)
-    return one(*x)

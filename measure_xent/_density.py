@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from ._pytree import as_node, pytree, set_fields
+from ._pytree import as_node, pytree, set_fields, static
 
 
 class Integrand(abc.ABC):
@@ -95,8 +95,8 @@ class Integrand(abc.ABC):
     def __truediv__(self, other: Any) -> "Integrand":
         return Multiple(1 / other, self) if is_number(other) else NotImplemented
 
-    def __pow__(self, n: ArrayLike) -> "Integrand":
-        return self.map(jax.tree_util.Partial(_power, n))
+    def __pow__(self, n: float) -> "Integrand":
+        return self.map(Power(n))
 
     def map(self, g: Callable) -> "Integrand":
         """x ↦ g(f(x)).
@@ -113,8 +113,14 @@ class Integrand(abc.ABC):
     __array_ufunc__ = None
 
 
-def _power(n, value):
-    return value**n
+@pytree
+class Power:
+    """x ↦ xⁿ."""
+
+    n: float = static()
+
+    def __call__(self, x):
+        return x**self.n
 
 
 def at(f: Callable, point: Any) -> Any:
@@ -350,6 +356,11 @@ class Tree(Integrand):
 
     def values(self, points, lead):
         return self.map_integrands(lambda f: f.values(points, lead))
+
+
+def with_model(f: Integrand, Q: Any) -> Any:
+    """f as the same function of another Q, or with None in its place."""
+    return jax.tree.map(lambda node: Q if node is f.model else node, f, is_leaf=lambda node: node is f.model)
 
 
 def _common_model(integrands):

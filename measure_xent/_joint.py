@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._conditional import AbstractConditional, given
+from ._conditional import AbstractConditional
 from ._measure import Measure, family_of
 from ._normal_form import Disintegration, Form, coordinates
 from ._pytree import pytree
@@ -138,7 +138,7 @@ class Joint(Measure):
             (p,) = atoms  # a measure of several forms has no one list of atoms to index
             laws = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
         else:
-            laws = [(p, form.at_rank(rank + 1)) for p in atoms for form in given(self.K, p[0], p[1].ndim).forms()]
+            laws = [(p, form.at_rank(rank + 1)) for p in atoms for form in self.K.family(p[0], p[1].ndim).forms()]
         return tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
 
     def log_abs_density(self, *x):

@@ -90,6 +90,11 @@ class Measure(abc.ABC):
         """
         return functools.reduce(jnp.add, [form.mass() for form in self.forms()])
 
+    @property
+    def certain_mass(self) -> int | None:
+        """The mass where the shapes alone say it, so that normalising makes no atom null."""
+        return None
+
     def expect(self, f: Callable | Integrand, *, batch_size: int | None = None) -> PyTree[Shaped[Array, "..."]]:
         """∫ f dP: the integral, which for a probability measure is the expectation.
 
@@ -356,7 +361,7 @@ class Normalized(Measure):
 
     def log_abs_density(self, *x):
         log_p, sign = self.P.log_abs_density(*x)
-        log_c, sign_c = log_abs(self._scale())
+        log_c, sign_c = log_abs(jnp.asarray(self._scale()))
         return log_c + log_p, sign_c * sign
 
     @property
@@ -364,6 +369,8 @@ class Normalized(Measure):
         return jnp.where(self.P.mass == 0, 0.0, 1.0)
 
     def _scale(self):
+        if self.P.certain_mass is not None:
+            return 1 / self.P.certain_mass
         mass = self.P.mass
         return jnp.where(mass == 0, 0, 1 / jnp.where(mass == 0, 1, mass))
 

@@ -46,6 +46,24 @@ class Target(NamedTuple):
     dense: Float[Array, "*family V"] | None = None
 
 
+def split(target: Target, family: tuple[int, ...]) -> tuple[Target, Target]:
+    """The target as the parts that are each row's own, with the family's axes, and those shared by all, with none."""
+    own, shared = {}, {}
+    for name, x in target._asdict().items():
+        if x is not None:
+            tail = x.ndim - (name != "background")
+            lead, event = x.shape[:tail], x.shape[tail:]
+            if math.prod(lead) == 1 < math.prod(family):
+                shared[name] = x.reshape(event)
+            else:
+                own[name] = jnp.broadcast_to(x, (*family, *event))
+    return Target(**own), Target(**shared)
+
+
+def join(own: Target, shared: Target) -> Target:
+    return Target(*(a if b is None else b for a, b in zip(own, shared, strict=True)))
+
+
 class Rows(NamedTuple):
     """What one pass over the logits gives a row; top and mode together, and entropy, where they are asked for."""
 
@@ -221,18 +239,10 @@ def _rows(asked, z, indices, weights, background, dense) -> Rows:
     family = _family(z, indices, background, dense)
     if family != z.shape[:-1]:  # several targets a row of logits
         return _pass(z, target, Target(), asked=asked)
-    own, shared = {}, {}
-    for name, x in target._asdict().items():
-        if x is not None:
-            tail = x.ndim - (name != "background")
-            lead, event = x.shape[:tail], x.shape[tail:]
-            if math.prod(lead) == 1 < math.prod(family):
-                shared[name] = x.reshape(event)
-            else:
-                own[name] = jnp.broadcast_to(x, (*family, *event))
-    operands = z, Target(**own), Target(**shared)
+    own, shared = split(target, family)
+    operands = z, own, shared
     exact = lambda *operands: in_row_blocks(functools.partial(_pass, asked=asked), *operands)
-    if "indices" not in own or asked or z.shape[-1] <= SHORT_ROW:
+    if own.indices is None or asked or z.shape[-1] <= SHORT_ROW:
         return exact(*operands)
 
     def fast(*operands):
@@ -255,7 +265,7 @@ def _all_finite_of_a_batch(axis_size, in_batched, x):
 
 def _pass(z, own, shared, *, by_class=False, asked=()) -> Rows:
     """The rows of a target whose parts are each row's own, or shared by all rows."""
-    indices, weights, background, dense = (a if b is None else b for a, b in zip(own, shared, strict=True))
+    indices, weights, background, dense = join(own, shared)
     z = z.astype(accumulator(z.dtype))
     if by_class:
         reference, log_sum = _relative_to_class(z, _pivot(indices, weights, z.shape[-1]))

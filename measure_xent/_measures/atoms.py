@@ -1,5 +1,6 @@
 """Empirical measures: weighted samples of any kind."""
 
+import math
 from typing import Any
 
 import jax
@@ -74,6 +75,10 @@ class Atoms(Measure):
     def atoms(self):
         first = jax.tree.leaves(self.points)[0]
         return first.shape[len(self.shape) : first.ndim - self.event]
+
+    @property
+    def certain_mass(self):
+        return math.prod(self.atoms) if self.weights is None else None
 
     @property
     def coordinates(self):

@@ -11,7 +11,7 @@ from .._density import Integrand, LogDensity
 from .._dispatch import rule
 from .._kernels import sigmoid
 from .._kernels.null import null_safe_product, where_supported
-from .._kernels.softmax import Target, accumulator, class_index, cross_entropy, mass, mass_at, rows, softmax
+from .._kernels.softmax import Rows, Target, accumulator, class_index, cross_entropy, mass, mass_at, rows, softmax
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
@@ -350,7 +350,8 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
         return NotImplemented
     total: Any = None
     for form in P.forms():
-        part = f.over_row(Row(target(form, Q.classes, "Categorical"), Q.logits, f.asked))
+        against = target(form, Q.classes, "Categorical")
+        part = f.over_row(Row(against, Q.classes, rows(Q.logits, against, f.asked)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
@@ -358,9 +359,8 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
 class Row:
     """What integrands over rows read: the kernel's figures, and the target's masses."""
 
-    def __init__(self, target: Target, logits: Float[Array, "*family V"], asked: tuple[str, ...]):
-        self._target, self._classes = target, logits.shape[-1]
-        figures = rows(logits, target, asked)
+    def __init__(self, target: Target, classes: int, figures: Rows):
+        self._target, self._classes = target, classes
         self.cross_entropy, self.log_partition = figures.cross_entropy, figures.log_partition
         self.top, self.entropy = figures.top, figures.entropy
         self.mode: Any = figures.mode

@@ -1,0 +1,296 @@
+"""Integrals over the rows of hidden @ weight, in blocks of rows, so that the matrix of logits never exists.
+
+``values(logits, shared, rows, indices)`` says what is integrated: a pytree of numbers a row, from the rows' logits before bias
+and softcap, arrays ``shared`` by all rows, and each row's own, the indices being what has no derivative. The scalar integral
+Σᵢ wᵢ values(hᵢ W, …) knows the weights of its rows, so that a block of logits gives the value and, times its softmax
+residual, both gradients: three matrix products in all, where a reduction outside of the kernel would take a fourth to make
+the logits again.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .blocks import BLOCK_BYTES
+from .null import differentiated, null_safe_product
+from .softmax import accumulator
+
+# Cost model. A block of R rows reads and writes the accumulated weight gradient once, 8·D·V bytes, beside 6·R·D·V operations
+# of its three matrix products: with F operations and B bytes a second, the share of that is 4/3 · F/B / R, whatever D and V
+# are. F/B is near 7 on CPUs and 250 on accelerators in bf16; these rows keep the share below a tenth.
+ROWS = {"cpu": 256, "default": 4096}
+# On CPUs the block of logits, R·V numbers, is not to be what fills the memory: at most the weight gradient's size, or this.
+LOGITS_BYTES = 8 << 20
+
+
+class Matrix(NamedTuple):
+    """hidden ↦ hidden @ weight, the weight [D, V], or [V, D] with ``class_axis`` 0; products accumulate in float32 or wider."""
+
+    weight: Float[Array, "D V"]
+    class_axis: int
+    precision: Any
+
+    @property
+    def classes(self) -> int:
+        return self.weight.shape[self.class_axis]
+
+    def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
+        return self._dot(hidden, self.weight, (1, 1 - self.class_axis))
+
+    def hidden_gradient(self, residual: Float[Array, "R V"]) -> Float[Array, "R D"]:
+        return self._dot(residual.astype(self.weight.dtype), self.weight, (1, self.class_axis))
+
+    def add_weight_gradient(self, total: Array, hidden: Float[Array, "R D"], residual: Float[Array, "R V"]) -> Array:
+        """total + hiddenᵀ residual, [D, V] or [V, D]; on CPUs in blocks of classes, for there the product is an array first."""
+        features, classes = hidden.shape[1], residual.shape[1]
+        hidden = hidden.astype(self.weight.dtype)
+        residual = residual.astype(self.weight.dtype)
+        product = lambda residual: self._dot(*((hidden, residual) if self.class_axis else (residual, hidden)), (0, 0))
+        size = max(1, BLOCK_BYTES // (4 * features))
+
+        def in_blocks(total, residual):
+            def step(j, total):
+                start = jnp.minimum(j * size, classes - size)
+                new = product(lax.dynamic_slice_in_dim(residual, start, size, 1))
+                if classes % size:  # the last block overlaps
+                    at = lax.broadcasted_iota(jnp.int32, new.shape, self.class_axis) + start
+                    new = jnp.where(at >= j * size, new, 0)
+                old = lax.dynamic_slice_in_dim(total, start, size, self.class_axis)
+                return lax.dynamic_update_slice_in_dim(total, old + new, start, self.class_axis)
+
+            return lax.fori_loop(0, -(-classes // size), step, total)
+
+        at_once = lambda total, residual: total + product(residual)
+        if classes <= size:
+            return at_once(total, residual)
+        return lax.platform_dependent(total, residual, cpu=in_blocks, default=at_once)
+
+    def _dot(self, a, b, axes):
+        dtype = accumulator(jnp.result_type(a, b))
+        numbers = (((axes[0],), (axes[1],)), ((), ()))
+        return lax.dot_general(a, b, numbers, precision=self.precision, preferred_element_type=dtype)
+
+
+def block_rows(count: int, matrix: Matrix, asked: int | None = None) -> dict[str, int]:
+    """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model.
+
+    Blocks are equal where a divisor of ``count`` is near, else the last is padded.
+    """
+    features = matrix.weight.size // matrix.classes
+    room = max(features, LOGITS_BYTES // (accumulator(matrix.weight.dtype).itemsize * matrix.classes), 1)
+
+    def near(rows):
+        rows = min(rows, count)
+        divisor = next((r for r in range(rows, rows // 2, -1) if count % r == 0), None)
+        return divisor or -(-count // -(-count // rows))
+
+    return {
+        platform: near(asked or (min(rows, room) if platform == "cpu" else rows)) for platform, rows in ROWS.items()
+    }
+
+
+def _on_platform(function, sizes, *operands):
+    """``function(size, *operands)`` with the platform's size."""
+    if len(set(sizes.values())) == 1:
+        return function(sizes["cpu"], *operands)
+    by_platform = {p: lambda *operands, size=size: function(size, *operands) for p, size in sizes.items()}
+    return lax.platform_dependent(*operands, **by_platform)
+
+
+def _blocks(size, rows):
+    """Leaves [N, …] as [blocks, size, …], padded with zeros."""
+
+    def split(x):
+        padding = -len(x) % size
+        x = jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))) if padding else x
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(split, rows)
+
+
+def per_row(
+    values: Callable,
+    hidden: Float[Array, "N D"],
+    matrix: Matrix,
+    shared: PyTree[Array],
+    rows: PyTree[Array],
+    indices: PyTree[Array],
+    size: int | None = None,
+) -> PyTree[Float[Array, "N"]]:
+    """``values(hidden @ weight, shared, rows, indices)`` of every row, a block at a time.
+
+    A derivative makes the logits of a block again: four matrix products for a gradient.
+    """
+
+    def blocked(size, weight, shared, *rows):
+        logits = _differentiable_logits(matrix._replace(weight=weight))
+        block = jax.checkpoint(lambda hidden, *rows: values(logits(hidden), shared, *rows))
+        out = lax.scan(lambda _, xs: (None, block(*xs)), None, _blocks(size, rows))[1]
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(hidden)], out)
+
+    return _on_platform(blocked, block_rows(len(hidden), matrix, size), matrix.weight, shared, hidden, rows, indices)
+
+
+def integral(
+    values: Callable,
+    hidden: Float[Array, "N D"],
+    matrix: Matrix,
+    weights: Float[Array, "N"],
+    shared: PyTree[Array],
+    rows: PyTree[Array],
+    indices: PyTree[Array],
+    *,
+    certain: bool = False,
+    size: int | None = None,
+) -> PyTree[Float[Array, ""]]:
+    """Σᵢ weightsᵢ · valuesᵢ, and with it, where it is differentiated, its gradient: three matrix products.
+
+    A row of weight 0 contributes exactly 0, whatever it holds, to the value and to every derivative; ``certain`` says that
+    there is none.
+    """
+    sizes = block_rows(len(hidden), matrix, size)
+    certain = certain and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
+
+    def present(weights, arrays):
+        """The rows, with zeros in the place of those of weight 0."""
+        null = lambda x: (weights == 0).reshape(-1, *(1,) * (x.ndim - 1))
+        return arrays if certain else jax.tree.map(lambda x: jnp.where(null(x), 0, x), arrays)
+
+    def weigh(weights, value, original):
+        return jax.tree.map(lambda v, o: jnp.sum(null_safe_product(weights, v, o)), value, original)
+
+    def total(size, hidden, weight, weights, shared, rows, indices):
+        def block(hidden, weights, rows, indices):
+            hidden, rows = present(weights, (hidden, rows))
+            value = values(matrix._replace(weight=weight).logits(hidden), shared, rows, indices)
+            return weigh(weights, value, value)
+
+        blocks = _blocks(size, (hidden, weights, rows, indices))
+        first = jax.eval_shape(block, *jax.tree.map(lambda x: x[0], blocks))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), zeros, blocks)[0]
+
+    def total_and_gradients(size, hidden, weight, weights, shared, rows, indices):
+        """The total, and for each of its numbers the gradient in all but the indices, summed in float32 or wider."""
+        product = matrix._replace(weight=weight)
+        smooth, rebuild = _smooth(shared)
+
+        def step(sums, block):
+            hidden, weights, rows, indices = block
+            # What a null row's weight has for its derivative; unless that is asked for, it is never computed.
+            original = values(product.logits(hidden), shared, rows, indices)
+            hidden, rows = present(weights, (hidden, rows))
+
+            def function(logits, weights, smooth, rows):
+                value = values(logits, rebuild(smooth), rows, indices)
+                return weigh(weights, value, value if certain else original)
+
+            value, pullback = jax.vjp(function, product.logits(hidden), weights, smooth, rows)
+            kept, own = [], []
+            for (dweight, dshared), cotangent in zip(sums[1], _basis(value), strict=True):
+                residual, dweights, new, drows = pullback(cotangent)
+                dweight = product.add_weight_gradient(dweight, hidden, residual)
+                kept.append((dweight, jax.tree.map(jnp.add, dshared, new)))
+                own.append((product.hidden_gradient(residual).astype(hidden.dtype), dweights, drows))
+            return (jax.tree.map(jnp.add, sums[0], value), kept), own
+
+        blocks = _blocks(size, (hidden, weights, rows, indices))
+        first = jax.eval_shape(lambda: total(size, hidden, weight, weights, shared, rows, indices))
+        wide = lambda x: jnp.zeros(x.shape, accumulator(x.dtype))
+        zeros = [(wide(weight), jax.tree.map(jnp.zeros_like, smooth)) for _ in jax.tree.leaves(first)]
+        (value, kept), own = lax.scan(step, (jax.tree.map(wide, first), zeros), blocks)
+        unblock = lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)]
+        own = jax.tree.map(unblock, own)
+        gradients = [(dh, dw, dv, ds, dr) for (dw, ds), (dh, dv, dr) in zip(kept, own, strict=True)]
+        return value, gradients
+
+    def plain(*arguments):
+        """The same from operations that JAX differentiates, in blocks that it makes again."""
+        *most, shared, rows, indices = arguments
+        smooth, rebuild = _smooth(shared)
+
+        def total(hidden, weight, weights, smooth, rows):
+            row = lambda hidden, rows: per_row(
+                values, hidden, matrix._replace(weight=weight), rebuild(smooth), rows, indices, size
+            )
+            value = row(*present(weights, (hidden, rows)))
+            return weigh(weights, value, value if certain else row(hidden, rows))
+
+        value, pullback = jax.vjp(total, *most, smooth, rows)
+        wide = lambda gradient: (gradient[0], gradient[1].astype(accumulator(gradient[1].dtype)), *gradient[2:])
+        return value, [wide(pullback(cotangent)) for cotangent in _basis(value)]
+
+    @jax.custom_jvp
+    def with_gradients(*arguments):
+        return _on_platform(total_and_gradients, sizes, *arguments)
+
+    @with_gradients.defjvp
+    def _(primals, tangents):
+        # The blocked gradient is not made to be differentiated: its own derivative is that of the plain one.
+        return with_gradients(*primals), jax.jvp(plain, primals, tangents)[1]
+
+    @jax.custom_jvp
+    def value(*arguments):
+        return _on_platform(total, sizes, *arguments)
+
+    def jvp(primals, tangents):
+        out, gradients = with_gradients(*primals)
+        *most, shared, rows, _ = tangents
+        smooth = [t for t, x in zip(jax.tree.leaves(shared), jax.tree.leaves(primals[3]), strict=True) if _is_smooth(x)]
+        along = lambda gradient: sum(map(_inner, jax.tree.leaves(gradient), jax.tree.leaves((*most, smooth, rows))))
+        leaves, tree = jax.tree.flatten(out)
+        tangent = [jnp.asarray(along(g), x.dtype) for x, g in zip(leaves, gradients, strict=True)]
+        return out, jax.tree.unflatten(tree, tangent)
+
+    value.defjvp(jvp, symbolic_zeros=True)
+    return value(hidden, matrix.weight, weights, shared, rows, indices)
+
+
+def _inner(gradient, tangent):
+    tangent = differentiated(tangent)
+    return 0 if tangent is None else jnp.sum(gradient * tangent.astype(gradient.dtype))
+
+
+def _is_smooth(x):
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _smooth(tree):
+    """The leaves that have derivatives, and how to put them back among the others."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def rebuild(smooth):
+        smooth = iter(smooth)
+        return jax.tree.unflatten(structure, [next(smooth) if _is_smooth(x) else x for x in leaves])
+
+    return [x for x in leaves if _is_smooth(x)], rebuild
+
+
+def _basis(value):
+    """The cotangents that pick each number of a pytree in turn."""
+    leaves, tree = jax.tree.flatten(value)
+    unit = lambda k: [jnp.ones_like(x) if i == k else jnp.zeros_like(x) for i, x in enumerate(leaves)]
+    return [jax.tree.unflatten(tree, unit(k)) for k in range(len(leaves))]
+
+
+def _differentiable_logits(matrix):
+    """``matrix.logits`` as JAX differentiates it, with a gradient in a half-precision weight that adds up in float32."""
+    if accumulator(matrix.weight.dtype) == matrix.weight.dtype:
+        return matrix.logits
+
+    @jax.custom_jvp
+    def logits(hidden, wide):
+        return matrix.logits(hidden)
+
+    @logits.defjvp
+    def _(primals, tangents):
+        (hidden, wide), (dhidden, dwide) = primals, tangents
+        along_weight = matrix._replace(weight=dwide).logits(hidden.astype(wide.dtype))
+        return matrix.logits(hidden), matrix.logits(dhidden) + along_weight
+
+    wide = matrix.weight.astype(accumulator(matrix.weight.dtype))
+    return lambda hidden: logits(hidden, wide)

@@ -1,0 +1,227 @@
+"""The linear head: softmax measures whose matrix of logits never exists."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._conditional import AbstractConditional
+from ._density import Integrand, LogDensity, with_model
+from ._dispatch import rule
+from ._kernels.head import Matrix, integral, per_row
+from ._kernels.softmax import Rows, Target, join, rows, split
+from ._measure import Measure
+from ._measures.checks import real_array
+from ._measures.finite import Categorical, Row, target
+from ._pytree import pytree, set_fields, static
+
+
+@pytree
+class LinearSoftmax(AbstractConditional):
+    """The Markov kernel h ↦ Categorical(h @ weight + bias), a classifier's or language model's head.
+
+    Against a measure on pairs (h, y) its log-density is integrated in blocks of rows, and the matrix of logits never exists:
+    value and gradient are three matrix products. At an array of
+    points, ``Q(hidden)`` is a family with a loss each, in the same memory; its gradient takes a fourth product. Products of
+    half-precision numbers accumulate in float32, and so does the gradient in the weight, before it is rounded to its dtype.
+
+    Args:
+        weight: [D, V], or [V, D], as a tied embedding, with ``class_axis=0``: neither is transposed in memory.
+        bias: [V], none by default; −inf forbids a class.
+        softcap: c > 0 bounds the logits as c·tanh(logits / c) (Gemma 2, https://arxiv.org/abs/2408.00118, §2).
+        class_axis: the axis of weight that the classes are, 1 or 0.
+        precision: of the matrix products, as ``jax.lax.dot_general`` takes it.
+        batch_size: how many rows of logits to hold at a time; by default what the shapes and the platform make best.
+
+    Raises:
+        ValueError: the shapes of weight and bias, or of h, do not match.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> Q = mx.LinearSoftmax(jnp.eye(3), bias=jnp.array([0., 0., 1.]))
+        >>> hidden, labels, mask = jnp.eye(3)[:2], jnp.array([0, 1]), jnp.array([1., 0.])
+        >>> loss = -mx.Empirical((hidden, labels), weights=mask).expect(mx.log(Q))
+        >>> loss.item()
+        0.8620
+        >>> mx.cross_entropy(mx.Dirac(labels), Q(hidden)).tolist()
+        [0.862, 0.862]
+    """
+
+    weight: Float[Array, "D V"]
+    bias: Float[Array, "V"] | None = None
+    softcap: Float[Array, ""] | None = None
+    class_axis: int = static(default=1)
+    precision: Any = static(default=None)
+    batch_size: int | None = static(default=None)
+
+    def __post_init__(self):
+        weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
+        if self.class_axis not in (0, 1):
+            raise ValueError(f"LinearSoftmax(class_axis): 1 for a weight [D, V], 0 for [V, D], got {self.class_axis!r}")
+        if weight.ndim != 2:
+            shape = "[D, V]" if self.class_axis else "[V, D]"
+            raise ValueError(f"LinearSoftmax(weight): shape {shape}, got {weight.shape}")
+        set_fields(self, weight=weight)
+        if self.bias is not None:
+            bias = real_array("LinearSoftmax(bias)", self.bias, floating=True)
+            if bias.shape != (self.classes,):
+                raise ValueError(f"LinearSoftmax(bias): shape {(self.classes,)} as weight's classes, got {bias.shape}")
+            set_fields(self, bias=bias)
+        if self.softcap is not None:
+            softcap = real_array("LinearSoftmax(softcap)", self.softcap, floating=True)
+            if softcap.ndim != 0:
+                raise ValueError(f"LinearSoftmax(softcap): a number, got shape {softcap.shape}")
+            set_fields(self, softcap=softcap)
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise ValueError(f"LinearSoftmax(batch_size): a positive int, got {self.batch_size!r}")
+
+    @property
+    def classes(self) -> int:
+        """V, the number of classes."""
+        return self.weight.shape[self.class_axis]
+
+    @property
+    def matrix(self) -> Matrix:
+        """The matrix product alone."""
+        return Matrix(self.weight, self.class_axis, self.precision)
+
+    def __call__(self, *x):
+        (hidden,) = x
+        hidden = real_array("LinearSoftmax(weight)(h): h", hidden, floating=True)
+        features = self.weight.shape[1 - self.class_axis]
+        if hidden.shape[-1:] != (features,):
+            raise ValueError(f"LinearSoftmax: h must end in weight's D = {features} features, got shape {hidden.shape}")
+        family = LinearCategorical(hidden, self)
+        return family if hidden.ndim > 1 else family.dense
+
+    def family(self, x, lead):
+        measures = self(*x)
+        if len(measures.shape) != lead:
+            raise ValueError(
+                f"a LinearSoftmax gives one measure a point h [D], but the points have shape {jnp.shape(x[0])[lead:]}; if a "
+                "batch has more than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
+            )
+        return measures
+
+
+@pytree
+class LinearCategorical(Measure):
+    """The family Categorical(hidden @ weight + bias), a softmax measure for each row of hidden."""
+
+    hidden: Float[Array, "*family D"]
+    head: LinearSoftmax
+
+    @property
+    def shape(self):
+        return self.hidden.shape[:-1]
+
+    @property
+    def dense(self) -> Categorical:
+        """The same measures, with all their logits."""
+        product = self.head.matrix.logits(self._flat)
+        return Categorical(_logits(product, *_rest(self.head)).reshape(*self.shape, self.head.classes))
+
+    @property
+    def mass(self):
+        return self.dense.mass
+
+    @property
+    def log_partition(self):
+        return self.figures(Target()).log_partition
+
+    @property
+    def mode(self):
+        return self.figures(Target(), ("mode",)).mode
+
+    def forms(self):
+        return self.dense.forms()
+
+    def log_abs_density(self, *x):
+        return self.dense.log_abs_density(*x)
+
+    def figures(self, against: Target, asked: tuple[str, ...] = ()) -> Rows:
+        """The kernel's figures of every row against its target; the targets' family is this one's."""
+        own, shared = split(against, self.shape)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(self.shape) :]), own)
+
+        def values(product, shared, own, indices):
+            rest, parts = shared
+            return rows(_logits(product, *rest), join(own._replace(indices=indices), parts), asked)
+
+        arguments = (_rest(self.head), shared), flat._replace(indices=None), flat.indices
+        figures = per_row(values, self._flat, self.head.matrix, *arguments, self.head.batch_size)
+        return jax.tree.map(lambda x: x.reshape(*self.shape, *x.shape[1:]), figures)
+
+    @property
+    def _flat(self):
+        return self.hidden.reshape(-1, self.hidden.shape[-1])
+
+
+def _rest(head: LinearSoftmax) -> tuple:
+    return head.bias, head.softcap
+
+
+def _logits(product, bias, softcap):
+    """The logits from hidden @ weight."""
+    if bias is not None:
+        product = product + bias.astype(product.dtype)
+    if softcap is not None:
+        softcap = softcap.astype(product.dtype)
+        product = softcap * jnp.tanh(product / softcap)
+    return product
+
+
+@rule(Measure, Integrand, LinearCategorical)
+def rows_of_head(P: Measure, f: Any) -> PyTree:
+    """∫ f dP for functions of Categorical(h @ weight), one number a row, from blocks of logits."""
+    Q, total = f.model, None
+    for form in P.forms():
+        against = target(form, Q.head.classes, "LinearSoftmax")
+        if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
+            figures = Q.figures(against, f.asked)
+        else:  # several targets a row of logits
+            figures = rows(Q.dense.logits, against, f.asked)
+        part = f.over_row(Row(against, Q.head.classes, figures))
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return total
+
+
+@rule(Measure, Integrand, LinearSoftmax)
+def integral_of_head(P: Measure, f: Any) -> PyTree:
+    """∫ f(h, y) dP for functions of Categorical(h @ weight): P has the rows' weights, so one pass gives value and gradient."""
+    Q = f.model
+    pairs = [pair for form in P.forms() for pair in form.rows()]
+    if f.shape or any(pair.weights.ndim > 1 or [x.ndim for x in jax.tree.leaves(pair.points)] != [2] for pair in pairs):
+        return NotImplemented  # a family of integrals is the tower's
+    function = jax.tree.map(jnp.asarray, with_model(f, None))
+    # What is minimised is −log q. With its sign inside, the cotangent of −P.expect(log(Q)) is 1 within, and the gradient that
+    # was added up is the result as it is, not another array with the sign changed.
+    sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
+
+    def values(product, shared, own, indices):
+        function, rest, parts = shared
+        against = join(own._replace(indices=indices), parts)
+        logits = _logits(product, *rest)
+        value = function.over_row(Row(against, Q.classes, rows(logits, against, f.asked)))
+        return jax.tree.map(lambda v: sign * v, value)
+
+    def one(pair):
+        (hidden,) = jax.tree.leaves(pair.points)
+        hidden = Q(hidden).hidden  # checked
+        own, shared = split(target(pair.target, Q.classes, "LinearSoftmax"), pair.weights.shape)
+        return integral(
+            values,
+            hidden,
+            Q.matrix,
+            pair.weights,
+            (function, _rest(Q), shared),
+            own._replace(indices=None),
+            own.indices,
+            certain=pair.certain and pair.target.certain,
+            size=Q.batch_size,
+        )
+
+    total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), map(one, pairs))
+    return jax.tree.map(lambda v: sign * v, total)
