@@ -242,7 +242,7 @@ class Multiple(Integrand):
         return self.f.asked
 
     def over_row(self, row):
-        return self.c * self.f.over_row(row)
+        return jax.tree.map(lambda v: _align(self.c, v) * v, self.f.over_row(row))
 
     def given(self, Q):
         return Multiple(jnp.asarray(self.c)[..., None], self.f.given(Q))
@@ -303,8 +303,9 @@ class Composed(Integrand):
         return self.f.asked
 
     def over_row(self, row):
-        assert isinstance(self.f, OfRow)
-        return row.times_mass(self.g(self.f.of_row(row)))
+        f = self.f
+        assert isinstance(f, OfRow)
+        return row.integrate(lambda row: self.g(f.of_row(row)))
 
     def given(self, Q):
         return Composed(self.g, self.f.given(Q))
@@ -364,7 +365,7 @@ def with_model(f: Integrand, Q: Any) -> Any:
 
 
 def _common_model(integrands):
-    first = integrands[0].model
+    first = integrands[0].model if integrands else None
     return first if all(f.model is first for f in integrands) else None
 
 
@@ -411,7 +412,7 @@ class OfRow(RowFunction):
         return self.of_measure(_measure_at(self.Q, x[:-1]))
 
     def over_row(self, row):
-        return row.times_mass(self.of_row(row))
+        return row.integrate(self.of_row)
 
     @abc.abstractmethod
     def of_measure(self, Q: Any) -> Float[Array, "*family"]:
@@ -470,7 +471,7 @@ class Confidence(OfRow):
         return jnp.exp(Q.log_density(Q.mode))
 
     def of_row(self, row):
-        return jnp.exp(row.top - row.log_partition)
+        return jnp.exp(-row.surprisal)
 
 
 @pytree

@@ -132,7 +132,7 @@ class LinearCategorical(Measure):
         return self.figures(Target()).log_partition
 
     @property
-    def mode(self):
+    def mode(self) -> Any:
         return self.figures(Target(), ("mode",)).mode
 
     def forms(self):
@@ -183,7 +183,7 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
             figures = Q.figures(against, f.asked)
         else:  # several targets a row of logits
             figures = rows(Q.dense.logits, against, f.asked)
-        part = f.over_row(Row(against, Q.head.classes, figures))
+        part = f.over_row(Row.of(against, Q.head.classes, figures))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
@@ -204,7 +204,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         function, rest, parts = shared
         against = join(own._replace(indices=indices), parts)
         logits = _logits(product, *rest)
-        value = function.over_row(Row(against, Q.classes, rows(logits, against, f.asked)))
+        value = function.over_row(Row.of(against, Q.classes, rows(logits, against, f.asked)))
         return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):

@@ -157,3 +157,24 @@ def test_merging_pieces_of_a_row():
             top, tail = parts[0]
             assert top == z.max()
             np.testing.assert_allclose(jnp.log1p(tail), np.log1p(np.exp(exact).sum()), rtol=24 * 2**-23)
+
+
+@pytest.mark.parametrize("classes", [5, 40])
+def test_a_confident_class_that_is_not_the_first_atom(classes):
+    """Null atoms, repeated ones and a dense part: where the mass is decides, not which atom is listed or heaviest."""
+    z = jnp.zeros((2, classes)).at[:, 3].set(30.0)
+    tail = (classes - 1) * np.exp(-30.0)
+    one_hot = mx.Categorical(probs=jnp.zeros((2, classes)).at[:, 3].set(1.0))
+    weight = jnp.array([0.5, 0.0])
+    targets = {
+        "null": weight * mx.Dirac(jnp.array([3, -100])) + (1 - weight) * one_hot,
+        "two": 0.25 * mx.Dirac(jnp.array([3, 3])) + 0.25 * mx.Dirac(jnp.array([3, 3])) + 0.5 * one_hot,
+    }
+    for name, P in targets.items():
+        value, gradient = jax.value_and_grad(lambda z, P=P: mx.cross_entropy(P, mx.Categorical(z))[1])(z)
+        np.testing.assert_allclose(value, np.log1p(tail), rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(gradient[1, 3], -tail, rtol=1e-5, err_msg=name)
+    counts = mx.Discrete(jnp.full(4000, 3).at[0].set(1), jnp.ones(4000))
+    np.testing.assert_allclose(mx.cross_entropy(counts, mx.Categorical(z[0])), 30 + 4000 * tail, rtol=1e-6)
+    lopsided = mx.Discrete(jnp.array([1, 3]), jnp.array([1e-9, 1.0]))
+    np.testing.assert_allclose(mx.cross_entropy(lopsided, mx.Categorical(z[0])), 30e-9 + tail, rtol=1e-5)

@@ -107,6 +107,33 @@ def test_second_order(name):
     np.testing.assert_allclose(third, numeric, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("classes", [5, 40])
+def test_several_targets_a_row_of_logits(classes):
+    """Labels [3] against logits [V], and [2, 3] against [2, 1, V]: every kind of target, with any cotangents."""
+    z = rng.normal(size=(2, 1, classes)).astype(np.float32)
+    labels, c = np.array([[0, 1, 2], [4, 4, 0]]), rng.normal(size=(2, 3)).astype(np.float32)
+    targets = {
+        "labels": (mx.Dirac(jnp.asarray(labels)), oracle.one_hot(labels, classes)),
+        "smoothed": (
+            0.75 * mx.Dirac(jnp.asarray(labels)) + 0.25 * mx.DiscreteUniform(classes),
+            0.75 * oracle.one_hot(labels, classes) + 0.25 / classes,
+        ),
+        "dense": (mx.Categorical(probs=jnp.full((2, 3, classes), 1 / classes)), np.full((2, 3, classes), 1 / classes)),
+    }
+    p = np.exp(oracle.log_softmax(z))
+    for name, (P, dense) in targets.items():
+        total = lambda z, P=P: jnp.sum(mx.cross_entropy(P, mx.Categorical(z)) * c)
+        expected = (c[..., None] * (p - dense)).sum(1, keepdims=True)
+        value, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(z))
+        np.testing.assert_allclose(value, (c * oracle.rows(np.broadcast_to(z, dense.shape), dense)).sum(), **close)
+        np.testing.assert_allclose(gradient, expected, **close, err_msg=name)
+        np.testing.assert_allclose(jax.jit(jax.jacfwd(total))(jnp.asarray(z)), expected, **close)
+    one = jax.grad(lambda z: mx.Dirac(jnp.arange(3)).expect(mx.log_partition(mx.Categorical(z))).sum())(
+        jnp.asarray(z[0, 0])
+    )
+    np.testing.assert_allclose(one, 3 * p[0, 0], **close)
+
+
 def test_hessian_is_the_fisher_information():
     z = jnp.asarray(z0[0])
     p = np.exp(oracle.log_softmax(z0[0]))

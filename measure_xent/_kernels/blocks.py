@@ -23,7 +23,7 @@ def in_row_blocks(f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (),
     shape = matrix.shape[:-1]
     count, columns = math.prod(shape), matrix.shape[-1]
     size = max(1, BLOCK_BYTES // (4 * columns))
-    if columns <= SHORT_ROW or count <= size:
+    if not isinstance(count, int) or columns <= SHORT_ROW or count <= size:
         return f(matrix, rows, shared)
     blocked = lambda *operands: _blocked(f, shape, size, *operands)
     return lax.platform_dependent(matrix, rows, shared, cpu=blocked, default=f)
@@ -45,7 +45,8 @@ def _blocked(f, shape, size, matrix, rows, shared):
             piece = cut(matrix)
         return f(piece, jax.tree.map(cut, rows), shared)
 
-    out = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), jax.eval_shape(block, 0))
+    zeros = lambda a: varying_like(jnp.zeros((count, *a.shape[1:]), a.dtype), (matrix, rows, shared))
+    out = jax.tree.map(zeros, jax.eval_shape(block, 0))
 
     def step(i, out):
         start = jnp.minimum(i * size, count - size)  # the last block overlaps, and writes the same again
@@ -53,3 +54,9 @@ def _blocked(f, shape, size, matrix, rows, shared):
 
     out = lax.fori_loop(0, -(-count // size), step, out)
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
+
+
+def varying_like(x: Array, operands: Any) -> Array:
+    """x as an array that varies over the mesh axes that the operands do: inside shard_map a loop's carry has to say so."""
+    axes = frozenset().union(*(getattr(jax.typeof(leaf), "vma", ()) for leaf in jax.tree.leaves(operands)))
+    return lax.pcast(x, tuple(axes), to="varying") if axes else x

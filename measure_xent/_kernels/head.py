@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .blocks import BLOCK_BYTES
+from .blocks import BLOCK_BYTES, varying_like
 from .null import differentiated, null_safe_product
 from .softmax import accumulator
 
@@ -171,7 +171,7 @@ def integral(
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
         first = jax.eval_shape(block, *jax.tree.map(lambda x: x[0], blocks))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        zeros = jax.tree.map(lambda x: varying_like(jnp.zeros(x.shape, x.dtype), (weight, shared, blocks)), first)
         return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), zeros, blocks)[0]
 
     def total_and_gradients(size, hidden, weight, weights, shared, rows, indices):
@@ -200,8 +200,8 @@ def integral(
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
         first = jax.eval_shape(lambda: total(size, hidden, weight, weights, shared, rows, indices))
-        wide = lambda x: jnp.zeros(x.shape, accumulator(x.dtype))
-        zeros = [(wide(weight), jax.tree.map(jnp.zeros_like, smooth)) for _ in jax.tree.leaves(first)]
+        wide = lambda x: varying_like(jnp.zeros(x.shape, accumulator(x.dtype)), (weight, shared, blocks))
+        zeros = [(wide(weight), jax.tree.map(wide, smooth)) for _ in jax.tree.leaves(first)]
         (value, kept), own = lax.scan(step, (jax.tree.map(wide, first), zeros), blocks)
         unblock = lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)]
         own = jax.tree.map(unblock, own)
@@ -283,14 +283,14 @@ def _differentiable_logits(matrix):
         return matrix.logits
 
     @jax.custom_jvp
-    def logits(hidden, wide):
-        return matrix.logits(hidden)
+    def logits(hidden, weight, wide):
+        return matrix._replace(weight=weight).logits(hidden)
 
     @logits.defjvp
     def _(primals, tangents):
-        (hidden, wide), (dhidden, dwide) = primals, tangents
+        (hidden, weight, wide), (dhidden, _, dwide) = primals, tangents
         along_weight = matrix._replace(weight=dwide).logits(hidden.astype(wide.dtype))
-        return matrix.logits(hidden), matrix.logits(dhidden) + along_weight
+        return logits(*primals), matrix._replace(weight=weight).logits(dhidden) + along_weight
 
     wide = matrix.weight.astype(accumulator(matrix.weight.dtype))
-    return lambda hidden: logits(hidden, wide)
+    return lambda hidden: logits(hidden, lax.stop_gradient(matrix.weight), wide)

@@ -22,7 +22,7 @@ Conventions at the edge, each the limit of finite logits:
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Target(NamedTuple):
     dense: Float[Array, "*family V"] | None = None
 
 
-def split(target: Target, family: tuple[int, ...]) -> tuple[Target, Target]:
+def split(target: Target, family: tuple[Any, ...]) -> tuple[Target, Target]:
     """The target as the parts that are each row's own, with the family's axes, and those shared by all, with none."""
     own, shared = {}, {}
     for name, x in target._asdict().items():
@@ -65,19 +65,19 @@ def join(own: Target, shared: Target) -> Target:
 
 
 class Rows(NamedTuple):
-    """What one pass over the logits gives a row; top and mode together, and entropy, where they are asked for."""
+    """What one pass over the logits gives a row; mode and surprisal together, and entropy, where they are asked for."""
 
     cross_entropy: Float[Array, "*family"]
     reference: Float[Array, "*rows 1"]  # a logit of the row
     log_sum: Float[Array, "*rows 1"]  # lse − reference
-    top: Float[Array, "*rows"] | None = None  # the maximum
-    mode: Int[Array, "*rows"] | None = None  # the first class that has it
+    mode: Int[Array, "*rows"] | None = None  # the first class that has the maximum
+    surprisal: Float[Array, "*rows"] | None = None  # of the mode
     entropy: Float[Array, "*rows"] | None = None  # of the softmax
 
     @property
     def log_partition(self) -> Float[Array, "*rows"]:
-        """The log-sum-exp."""
-        return (self.reference + self.log_sum)[..., 0]
+        """The log-sum-exp; −inf of nothing but −inf."""
+        return jnp.where(self.reference == -jnp.inf, self.reference, self.reference + self.log_sum)[..., 0]
 
 
 def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Array, "*family"]:
@@ -225,7 +225,7 @@ def _out_of_range(indices, classes):
 
 
 def _pivot(indices, weights, classes):
-    """The heaviest atom, the only class where a row's loss may be tiny beside its mass."""
+    """The heaviest atom."""
     if indices.shape[-1] > 1:
         indices = jnp.take_along_axis(indices, jnp.argmax(jnp.abs(weights), axis=-1, keepdims=True), axis=-1)
     return jnp.clip(indices[..., 0], 0, classes - 1)
@@ -242,25 +242,32 @@ def _rows(asked, z, indices, weights, background, dense) -> Rows:
     own, shared = split(target, family)
     operands = z, own, shared
     exact = lambda *operands: in_row_blocks(functools.partial(_pass, asked=asked), *operands)
-    if own.indices is None or asked or z.shape[-1] <= SHORT_ROW:
+    few = own.indices is not None and own.indices.shape[-1] <= 2 and dense is None
+    if not few or asked or z.shape[-1] <= SHORT_ROW:
         return exact(*operands)
 
     def fast(*operands):
         out = in_row_blocks(functools.partial(_pass, by_class=True), *operands)
-        return lax.cond(_all_finite(out.log_sum), lambda: out, lambda: exact(*operands))
+        # The heaviest atom is the only class where the loss may be tiny beside the row's mass if that is half of it.
+        heaviest = jnp.max(jnp.abs(weights), axis=-1)
+        rest = jnp.sum(jnp.abs(weights), axis=-1) - heaviest
+        rest = rest if background is None else rest + z.shape[-1] * jnp.abs(background)
+        likely = out.log_sum[..., 0] <= math.log(2)
+        fine = jnp.isfinite(out.log_sum[..., 0]) & (likely | (heaviest >= rest))
+        return lax.cond(_all(fine), lambda: out, lambda: exact(*operands))
 
     return lax.platform_dependent(*operands, cpu=fast, default=exact)
 
 
 @jax.custom_batching.custom_vmap
-def _all_finite(x):
-    return jnp.all(jnp.isfinite(x))
+def _all(x):
+    return jnp.all(x)
 
 
-@_all_finite.def_vmap
-def _all_finite_of_a_batch(axis_size, in_batched, x):
+@_all.def_vmap
+def _all_of_a_batch(axis_size, in_batched, x):
     # One answer for the whole batch keeps a cond one: under vmap, with an answer for each, it would always run both sides.
-    return _all_finite(x), False
+    return _all(x), False
 
 
 def _pass(z, own, shared, *, by_class=False, asked=()) -> Rows:
@@ -286,7 +293,7 @@ def _pass(z, own, shared, *, by_class=False, asked=()) -> Rows:
     out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
     if "mode" in asked:
         mode = _min(lambda z, c: jnp.where(z == reference, c, jnp.iinfo(jnp.int32).max), z)
-        out = out._replace(top=reference[..., 0], mode=mode[..., 0])
+        out = out._replace(mode=mode[..., 0], surprisal=log_sum[..., 0])
     if "entropy" in asked:
         entropy = log_sum + _sum(lambda z, c: _pair(jnp.exp(-(gap(z) + log_sum)), gap(z)), z)
         out = out._replace(entropy=entropy[..., 0])
@@ -305,12 +312,14 @@ def _rows_jvp(asked, primals, tangents):
         dz = dz.astype(tangent.dtype)
         residual = _residual(*primals, out.reference, out.log_sum)
         tangent += jnp.sum(residual * dz, axis=-1)
-        defined = jnp.where(undefined, 0, z.astype(tangent.dtype))
-        p = _probabilities(defined, *(jnp.where(undefined, 0, x) for x in (out.reference, out.log_sum)))
+        # Where several targets share a row, it is not for one null target to say that the row is of no account.
+        absent = undefined if undefined.shape == out.log_sum.shape else jnp.zeros_like(out.log_sum, bool)
+        defined = jnp.where(absent, 0, z.astype(tangent.dtype))
+        p = _probabilities(defined, *(jnp.where(absent, 0, x) for x in (out.reference, out.log_sum)))
         along = lambda gradient: jnp.sum(gradient * dz, axis=-1)
         d = d._replace(log_sum=along(p)[..., None])
-        if out.top is not None:
-            d = d._replace(top=along(jnp.arange(z.shape[-1]) == out.mode[..., None]))
+        if out.mode is not None:
+            d = d._replace(surprisal=along(p - (jnp.arange(z.shape[-1]) == out.mode[..., None])))
         if out.entropy is not None:
             information = null_safe_product(p, *[-log_softmax(defined)] * 2)
             entropy = jnp.sum(information, axis=-1, keepdims=True)
@@ -341,7 +350,7 @@ def _residual(z, indices, weights, background, dense, reference, log_sum):
         infeasible = jnp.any(_out_of_range(indices, z.shape[-1]) & (weights != 0), axis=-1, keepdims=True)
         total = jnp.where(infeasible, jnp.nan, total)
     # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
-    # Only the reference can be one.
+    # Only the reference can be one where P has as much elsewhere.
     confident = jnp.where(log_sum < jnp.log(2.0), reference, jnp.nan)
     # Once a row: a compiler that fuses these with what follows computes them again for every class.
     rows = reference, log_sum, confident, jnp.expm1(-log_sum)
@@ -389,7 +398,7 @@ def mass(target: Target, classes: int) -> Float[Array, "*family"]:
 
 def mass_at(target: Target, index: Int[Array, "*family"]) -> Float[Array, "*family"]:
     """The target's mass at one class a row."""
-    total = jnp.asarray(0.0)
+    total = jnp.zeros(index.shape)
     if target.weights is not None:
         total += jnp.sum(jnp.where(target.indices == index[..., None], target.weights, 0), axis=-1)
     if target.background is not None:
@@ -425,7 +434,7 @@ def _scatter(indices, weights, classes):
         at = jnp.arange(classes)
         atoms = range(indices.shape[-1])
         return sum(jnp.where(at == indices[..., j : j + 1], weights[..., j : j + 1], 0) for j in atoms)
-    indices = jnp.broadcast_to(indices, weights.shape)
+    indices, weights = jnp.broadcast_arrays(indices, weights)
     indices = jnp.where(_out_of_range(indices, classes), classes, indices).reshape(-1, indices.shape[-1])
     rows = jnp.arange(indices.shape[0])[:, None]
     flat = weights.reshape(indices.shape)

@@ -1,7 +1,8 @@
 """Measures on the classes 0..V−1, and point masses."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -351,27 +352,49 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
     total: Any = None
     for form in P.forms():
         against = target(form, Q.classes, "Categorical")
-        part = f.over_row(Row(against, Q.classes, rows(Q.logits, against, f.asked)))
+        part = f.over_row(Row.of(against, Q.classes, rows(Q.logits, against, f.asked)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
 
-class Row:
+class Row(NamedTuple):
     """What integrands over rows read: the kernel's figures, and the target's masses."""
 
-    def __init__(self, target: Target, classes: int, figures: Rows):
-        self._target, self._classes = target, classes
-        self.cross_entropy, self.log_partition = figures.cross_entropy, figures.log_partition
-        self.top, self.entropy = figures.top, figures.entropy
-        self.mode: Any = figures.mode
+    target: Target
+    classes: int
+    cross_entropy: Array
+    log_partition: Array
+    surprisal: Array | None
+    mode: Any
+    entropy: Array | None
 
-    def times_mass(self, value: Float[Array, "*family"]) -> Float[Array, "*family"]:
-        """The integral of a constant a row, 0 against a null target."""
-        return null_safe_product(mass(self._target, self._classes), value, value)
+    @classmethod
+    def of(cls, target: Target, classes: int, figures: Rows) -> "Row":
+        return cls(
+            target,
+            classes,
+            figures.cross_entropy,
+            figures.log_partition,
+            figures.surprisal,
+            figures.mode,
+            figures.entropy,
+        )
+
+    def integrate(self, function: Callable[["Row"], Any]) -> Any:
+        """The integral of a function of the row alone, 0 against a null target."""
+        total = mass(self.target, self.classes)
+        # A null row's figures may be anything: no derivative is taken there.
+        clean = lambda x: None if x is None else jnp.where(total == 0, 0, x)
+        stand_in = self._replace(
+            log_partition=clean(self.log_partition), surprisal=clean(self.surprisal), entropy=clean(self.entropy)
+        )
+        product = lambda value, original: null_safe_product(total, value, original)
+        return jax.tree.map(product, function(stand_in), function(self))
 
     @property
     def mass_at_mode(self) -> Float[Array, "*family"]:
-        return mass_at(self._target, self.mode)
+        undefined = (self.mode >= self.classes) & (mass(self.target, self.classes) != 0)  # a NaN logit
+        return jnp.where(undefined, jnp.nan, mass_at(self.target, self.mode))
 
 
 def target(form: Form, classes: int, name: str) -> Target:

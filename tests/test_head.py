@@ -1,0 +1,208 @@
+"""The linear head: value, every gradient and every mode against float64, in blocks that divide nothing, in bounded memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import measure_xent as mx
+from measure_xent import log, log_partition
+
+from . import oracle
+
+rng = np.random.default_rng(7)
+f32 = lambda x: np.asarray(x, np.float32)
+# float32 products of D ≤ 24 O(1) numbers and sums over N ≤ 40 rows: tens of ulp of 6e-8.
+close = dict(rtol=2e-5, atol=2e-6)
+
+
+def problem(N, V, D=6, scale=1.0):
+    hidden, weight = f32(rng.normal(size=(N, D))), f32(scale * rng.normal(size=(D, V)))
+    labels, weights = rng.integers(V, size=N), f32(rng.uniform(size=N) + 0.1)
+    return hidden, weight, f32(rng.normal(size=V)), labels, weights
+
+
+@pytest.mark.parametrize(("N", "V", "size"), [(1, 1, None), (17, 1, 5), (17, 7, 5), (40, 1009, 16), (3, 50257, 2)])
+@pytest.mark.parametrize("class_axis", [0, 1])
+def test_value_and_every_gradient(N, V, size, class_axis):
+    """In hidden, weight, bias, row weights and softcap; a cotangent that is not 1; smoothed labels; a tied embedding."""
+    hidden, weight, bias, labels, weights = problem(N, V)
+    weights[N // 2] = 0.0 if N > 1 else 1.0
+
+    def loss(h, w, b, m):
+        Q = mx.LinearSoftmax(w if class_axis else w.T, b, 4.0, class_axis=class_axis, batch_size=size)
+        smoothed = 0.75 * mx.Dirac(jnp.asarray(labels)) + 0.25 * mx.DiscreteUniform(V)
+        return -2.5 * mx.joint(mx.Empirical(h, weights=m), smoothed).expect(log(Q))
+
+    target = 0.75 * oracle.one_hot(labels, V) + 0.25 / V
+    expected = oracle.head(hidden, weight, bias, target, weights, softcap=4.0)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(hidden, weight, bias, weights)
+    for got, exact in zip((value, *gradients), expected, strict=True):
+        np.testing.assert_allclose(got, 2.5 * exact, **close)
+    np.testing.assert_allclose(jax.jit(loss)(hidden, weight, bias, weights), 2.5 * expected[0], **close)
+
+
+@pytest.mark.parametrize("integral", [True, False])
+def test_every_mode(integral):
+    """jvp, jacfwd, three kinds of hvp, vmap and checkpoint, of the integral and of a loss each with any cotangent."""
+    N, V = 7, 9
+    hidden, weight, bias, labels, weights = problem(N, V)
+    y = jnp.asarray(labels)
+
+    def loss(h, w, b):
+        Q = mx.LinearSoftmax(w, b, batch_size=3)
+        if integral:
+            return mx.cross_entropy(mx.Atoms((h, y), weights=weights), Q)
+        return jnp.dot(mx.cross_entropy(mx.Dirac(y), Q(h)), weights)
+
+    def exact(h, w, b):
+        z = h @ w + b
+        return jnp.dot(jax.nn.logsumexp(z, -1) - jnp.take_along_axis(z, y[:, None], -1)[:, 0], weights)
+
+    primals = [jnp.asarray(x) for x in (hidden, weight, bias)]
+    tangents = [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in primals]
+
+    def derivatives(loss):
+        gradient = jax.grad(loss, (0, 1, 2))
+        dot = lambda trees: sum(jnp.vdot(a, b) for a, b in zip(trees, tangents, strict=True))
+        stacked = [jnp.stack([x, x + 0.5]) for x in primals]
+        return lambda *primals: {
+            "grad": gradient(*primals),
+            "checkpoint": jax.grad(jax.checkpoint(loss), (0, 1, 2))(*primals),
+            "jvp": jax.jvp(loss, primals, tuple(tangents)),
+            "jacfwd": jax.jacfwd(loss, 2)(*primals),
+            "hvp": jax.jvp(gradient, primals, tuple(tangents))[1],
+            "hvp, reverse over reverse": jax.grad(lambda *p: dot(gradient(*p)), (0, 1, 2))(*primals),
+            "hvp, reverse over forward": jax.grad(lambda *p: jax.jvp(loss, p, tuple(tangents))[1], (0, 1, 2))(*primals),
+            "hessian": jax.hessian(loss, 2)(*primals),
+            "vmap": jax.vmap(jax.value_and_grad(loss, (0, 1, 2)))(*stacked),
+        }
+
+    got = jax.jit(derivatives(loss))(*primals)
+    with jax.enable_x64(True):
+        primals, tangents = [[jnp.asarray(x, jnp.float64) for x in xs] for xs in (primals, tangents)]
+        expected = jax.jit(derivatives(exact))(*primals)
+    for name in got:
+        for a, b in zip(jax.tree.leaves(got[name]), jax.tree.leaves(expected[name]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf])
+def test_contract(junk):
+    """Masked rows over NaN, an all-masked batch, forbidden classes, labels out of range, in value and gradients."""
+    hidden, weight, bias, labels, _ = problem(6, 5)
+    mask, labels[1], hidden[1] = f32([1, 0, 2, 1, 0, 1]), -100, junk
+    bias[3], labels = -np.inf, np.where(labels == 3, 2, labels)
+    keep = mask > 0
+
+    def loss(h, w, b, m, y=labels):
+        return mx.cross_entropy(mx.Empirical((h, jnp.asarray(y)), weights=m), mx.LinearSoftmax(w, b, batch_size=4))
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
+    value, (dh, dw, db, dm) = gradient(hidden, weight, bias, mask)
+    target = np.delete(oracle.one_hot(labels[keep], 5), 3, 1)
+    allowed = [np.delete(x, 3, -1) for x in (weight, bias)]
+    expected, eh, ew, eb, em = oracle.head(hidden[keep], *allowed, target, mask[keep])
+    np.testing.assert_allclose(value, expected, **close)
+    np.testing.assert_allclose(dh[keep], eh, **close)
+    np.testing.assert_array_equal(dh[1], 0)
+    np.testing.assert_allclose(np.delete(dw, 3, 1), ew, **close)
+    np.testing.assert_array_equal(dw[:, 3], 0)
+    np.testing.assert_allclose(np.delete(db, 3), eb, **close)
+    np.testing.assert_allclose(dm[keep], em, **close)
+    hvp = jax.jit(lambda w: jax.jvp(lambda w: jax.grad(loss, 1)(hidden, w, bias, mask), (w,), (w,))[1])(
+        jnp.asarray(weight)
+    )
+    rows = lambda w: jax.grad(loss, 1)(hidden[keep], w, bias, mask[keep], labels[keep])
+    np.testing.assert_allclose(hvp, jax.jvp(rows, (jnp.asarray(weight),) * 1, (jnp.asarray(weight),))[1], **close)
+    value, gradients = gradient(hidden, weight, bias, np.zeros_like(mask))
+    for x in (value, *gradients[:3]):
+        np.testing.assert_array_equal(x, 0)
+    for bad in (-1, 5):
+        value, dw = jax.value_and_grad(lambda w, bad=bad: loss(jnp.ones((6, 6)), w, bias, mask, np.full(6, bad)))(
+            weight
+        )
+        assert value == np.inf
+        assert np.all(np.isnan(dw))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_adds_up_in_float32(dtype):
+    """2000 rows of nearly one gradient: a half-precision sum would stop growing at 256 of them; a loss each too."""
+    N, V, D = 2000, 40, 4
+    hidden, weight = (
+        jnp.asarray(1 + 0.1 * rng.normal(size=(N, D)), dtype),
+        jnp.asarray(0.1 * rng.normal(size=(D, V)), dtype),
+    )
+    y = jnp.zeros(N, int)
+    exact = [np.asarray(x.astype(jnp.float32), np.float64) for x in (hidden, weight)]
+    _, _, expected, *_ = oracle.head(*exact, np.zeros(V), oracle.one_hot(y, V), np.ones(N))
+    sum_of = {
+        "integral": lambda w: mx.cross_entropy(mx.Empirical((hidden, y)), mx.LinearSoftmax(w, batch_size=8)),
+        "each": lambda w: mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w, batch_size=8)(hidden)).mean(),
+    }
+    for name, loss in sum_of.items():
+        value, gradient = jax.jit(jax.value_and_grad(loss))(weight)
+        assert value.dtype == jnp.float32
+        assert gradient.dtype == dtype
+        # The residuals are rounded to the products' dtype, a row each: errors of an ulp that average out, and one at the end.
+        error = np.abs(gradient.astype(jnp.float32) - expected).max() / np.abs(expected).max()
+        assert error < 2 * float(jnp.finfo(dtype).eps), name
+
+
+def test_z_loss_and_counts_in_the_same_pass():
+    hidden, weight, bias, labels, weights = problem(11, 13)
+
+    def figures(w, c):
+        P, Q = mx.Empirical((hidden, jnp.asarray(labels)), weights=weights), mx.LinearSoftmax(w, bias, batch_size=4)
+        got = P.expect({"loss": c * log_partition(Q) ** 2 - log(Q), "accuracy": mx.correct(Q)})
+        return got["loss"], got["accuracy"]
+
+    z = hidden.astype(np.float64) @ weight + bias
+    log_p, w = oracle.log_softmax(z), weights / weights.sum()
+    lse = (z - log_p)[:, 0]
+    one = oracle.one_hot(labels, 13)
+    (loss, accuracy), (dw, dc) = jax.jit(jax.value_and_grad(figures, (0, 1), has_aux=True))(weight, 0.25)
+    np.testing.assert_allclose(loss, w @ (0.25 * lse**2 - (one * log_p).sum(-1)), **close)
+    np.testing.assert_allclose(accuracy, w @ (z.argmax(-1) == labels), **close)
+    residual = w[:, None] * ((1 + 0.5 * lse)[:, None] * np.exp(log_p) - one)
+    np.testing.assert_allclose(dw, hidden.T @ residual, **close)
+    np.testing.assert_allclose(dc, w @ lse**2, **close)
+    Q = mx.LinearSoftmax(weight, bias, batch_size=4)(hidden.reshape(11, 1, 6))
+    np.testing.assert_allclose(Q.log_partition[:, 0], lse, **close)
+    np.testing.assert_array_equal(Q.mode[:, 0], z.argmax(-1))
+
+
+def temporaries(loss, N, V, D=256):
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((N, D), (D, V))] + [jax.ShapeDtypeStruct((N,), jnp.int32)]
+    return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes / 2**20
+
+
+def test_memory():
+    """MiB beside the results: one block of logits, whatever N, in value, gradient, second derivative and a loss each."""
+    loss = lambda h, w, y: -mx.Empirical((h, y)).expect(log(mx.LinearSoftmax(w)))
+    gradient = jax.grad(loss, (0, 1))
+    each = jax.grad(lambda h, w, y: mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w)(h)).sum(), (0, 1))
+    hvp = lambda h, w, y: jax.jvp(lambda w: gradient(h, w, y), (w,), (w,))[1]
+    block, dweight = 256 * 8192 * 4 / 2**20, 256 * 8192 * 4 / 2**20
+    for N in (1024, 4096):
+        dhidden = N * 256 * 4 / 2**20
+        assert temporaries(loss, N, 8192) <= block + 10
+        assert temporaries(gradient, N, 8192) <= dweight + dhidden + 16
+        assert temporaries(each, N, 8192) <= 2 * block + 2 * dweight + 2 * dhidden + 16
+        assert temporaries(hvp, N, 8192) <= 5 * block + 5 * dweight + 6 * dhidden + 16
+    assert temporaries(gradient, 1024, 32000) <= 256 * 32000 * 4 / 2**20 + 1 + 16
+
+
+def test_errors():
+    weight = jnp.zeros((3, 5))
+    with pytest.raises(ValueError, match=r"class_axis\): 1 for a weight \[D, V\], 0 for \[V, D\], got 2"):
+        mx.LinearSoftmax(weight, class_axis=2)
+    with pytest.raises(ValueError, match=r"batch_size\): a positive int, got 0"):
+        mx.LinearSoftmax(weight, batch_size=0)
+    with pytest.raises(ValueError, match="D = 3 features"):
+        mx.cross_entropy(mx.Empirical((jnp.zeros((2, 4)), jnp.zeros(2, int))), mx.LinearSoftmax(weight))
+    with pytest.raises(ValueError, match="on 4 classes"):
+        mx.cross_entropy(mx.joint(mx.Empirical(jnp.zeros((2, 3))), mx.DiscreteUniform(4)), mx.LinearSoftmax(weight))
+    with pytest.raises(ValueError, match="name them all"):
+        mx.cross_entropy(mx.Empirical((jnp.zeros((2, 4, 3)), jnp.zeros((2, 4), int))), mx.LinearSoftmax(weight))
