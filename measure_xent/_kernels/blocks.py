@@ -58,5 +58,5 @@ def _blocked(f, shape, size, matrix, rows, shared):
 
 def varying_like(x: Array, operands: Any) -> Array:
     """x as an array that varies over the mesh axes that the operands do: inside shard_map a loop's carry has to say so."""
-    axes = frozenset().union(*(getattr(jax.typeof(leaf), "vma", ()) for leaf in jax.tree.leaves(operands)))
+    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(operands)))
     return lax.pcast(x, tuple(axes), to="varying") if axes else x
