@@ -45,7 +45,7 @@ def bound(eps, margin, classes):
 def rows(classes, rng):
     """Logits of every spread and margin: (spread, margin) → one row with label y at the margin over the rest."""
     for spread in (1e-6, 1e-2, 1.0, 30.0, 1e4):
-        for margin in (0.0, 1.0, 20.0, 80.0):
+        for margin in (0.0, 1.0, 20.0, 80.0, 200.0):
             z = spread * rng.normal(size=classes)
             y = int(rng.integers(classes))
             z[y] = np.delete(z, y).max(initial=0.0) + margin

@@ -2,6 +2,9 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from measure_xent._kernels.blocks import BLOCK_BYTES
@@ -25,6 +28,36 @@ def test_table(capsys):
     out = capsys.readouterr().out
     assert "64x100" in out
     assert "optax" in out
+
+
+def test_head(capsys):
+    assert main(["bench", "head", "--shapes", "17x6x40", "--repeats", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [figure["operation"] for figure in report["figures"]] == list(bench.HEAD_OPERATIONS)
+    for figure in report["figures"]:
+        assert {"ours", "optax", "limit"} <= set(figure["milliseconds"])
+    assert main(["bench", "head", "--shapes", "17x6x40", "--operations", "each", "--repeats", "1"]) == 0
+    assert "17x6x40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("operation", bench.HEAD_OPERATIONS)
+def test_the_contestants_of_the_head_agree(operation):
+    """What is timed is the same number."""
+    rng = np.random.default_rng(0)
+    hidden, weight = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((17, 6), (6, 40)))
+    labels = jnp.asarray(rng.integers(40, size=17))
+    contest = bench.head_contestants(operation, jnp.linspace(-1, 1, 17))
+    results = [jax.tree.leaves(contest[name](hidden, weight, labels)) for name in ("ours", "optax")]
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags", [["head", "--shapes", "64x100"], ["rows", "--shapes", "2x3x4"], ["head", "--operations", "matmul"]]
+)
+def test_what_the_other_table_takes_is_refused(flags, capsys):
+    assert main(["bench", *flags]) == 1
+    assert flags[-1] in capsys.readouterr().err
 
 
 def test_temporaries_do_not_grow_with_the_logits():
