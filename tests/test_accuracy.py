@@ -178,3 +178,28 @@ def test_a_confident_class_that_is_not_the_first_atom(classes):
     np.testing.assert_allclose(mx.cross_entropy(counts, mx.Categorical(z[0])), 30 + 4000 * tail, rtol=1e-6)
     lopsided = mx.Discrete(jnp.array([1, 3]), jnp.array([1e-9, 1.0]))
     np.testing.assert_allclose(mx.cross_entropy(lopsided, mx.Categorical(z[0])), 30e-9 + tail, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["far below", "forbidden", "light", "undefined"])
+def test_rows_that_the_label_s_logit_cannot_stand_for(case):
+    """Of 40 classes, one row whose sum overflows, or whose mass is elsewhere, takes all rows relative to their maximum."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(3, 40)).astype(np.float32)
+    y = np.array([1, 5, 7])
+    z[1, 5] = {"far below": -200.0, "forbidden": -np.inf, "light": 0.0, "undefined": np.nan}[case]
+    P, dense = mx.Dirac(jnp.asarray(y)), 1.0 * (y[:, None] == np.arange(40))
+    if case == "light":
+        z[1, 9] = 25.0
+        P = mx.Discrete(
+            jnp.stack([jnp.asarray(y), jnp.full(3, 9)], -1), jnp.array([0.5, 0.5])
+        ) + 4.0 * mx.DiscreteUniform(40)
+        dense = 0.5 * (y[:, None] == np.arange(40)) + 0.5 * (np.arange(40) == 9) + 4.0 / 40
+    exact_z = z.astype(np.float64)
+    log_p = exact_z - np.log(np.exp(exact_z - exact_z.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    log_p -= exact_z.max(-1, keepdims=True)
+    expected = np.where(dense == 0, 0, -dense * log_p).sum(-1)
+    slope = dense.sum(-1, keepdims=True) * np.exp(log_p) - dense
+    function = lambda z: mx.cross_entropy(P, mx.Categorical(z))
+    value, gradient = jax.jit(lambda z: (function(z), jax.grad(lambda z: function(z).sum())(z)))(jnp.asarray(z))
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
