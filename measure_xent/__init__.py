@@ -14,9 +14,10 @@ from importlib.metadata import version as _version
 
 from . import _integrate as _integrate
 from ._conditional import AbstractConditional, Conditional
-from ._density import Integrand, LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
+from ._density import LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
 from ._dispatch import rule
 from ._information import cross_entropy, entropy, kl_divergence
+from ._integrand import Integrand
 from ._joint import bind, joint, product
 from ._linear import LinearSoftmax
 from ._measure import Measure, pushforward

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._density import Integrand
 from ._dispatch import integrate, rule
+from ._integrand import Integrand
 from ._kernels.null import null_safe_product
 from ._measure import Lowered, Measure
 from ._normal_form import without_null_rows

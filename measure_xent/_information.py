@@ -9,7 +9,8 @@ from typing import ParamSpec, TypeVar
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional
-from ._density import log
+from ._density import Entropy, log
+from ._integrand import Integrand
 from ._measure import Measure
 
 _P = ParamSpec("_P")
@@ -63,15 +64,21 @@ def cross_entropy(P: Measure, Q: Measure | AbstractConditional) -> Float[Array, 
 
 
 @of_measures
-def entropy(P: Measure) -> Float[Array, "*family"]:
+def entropy(P: Measure | AbstractConditional) -> Float[Array, "*family"] | Integrand:
     """H(P) = −∫ log p dP, in nats, with 0 · log 0 = 0. Source: Shannon (1948).
 
+    Of a Conditional it is the function x ↦ H(P(x)) that ``expect`` looks into: of a softmax head it comes from the same pass
+    over the logits as the loss, and its mean over x is the conditional entropy.
+
     Example:
-        >>> import measure_xent as mx
+        >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.entropy(mx.DiscreteUniform(8)).item()  # 3 log 2
         2.0794
+        >>> Q, P = mx.LinearSoftmax(jnp.zeros((2, 8))), mx.Empirical((jnp.ones((5, 2)), jnp.arange(5)))
+        >>> P.expect((-mx.log(Q), mx.entropy(Q)))
+        (Array(2.0794415, dtype=float32), Array(2.0794415, dtype=float32))
     """
-    return -P.expect(log(P))
+    return Entropy(P) if isinstance(P, AbstractConditional) else -P.expect(log(P))
 
 
 @of_measures

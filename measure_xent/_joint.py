@@ -25,6 +25,7 @@ def product(P: Measure, Q: Measure) -> Measure:
     """
     _check_measure("product(P, Q): P", P)
     _check_measure("product(P, Q): Q", Q)
+    _check_here("product(P, Q): Q", Q)
     return ProductMeasure(P, Q)
 
 
@@ -71,6 +72,7 @@ def _checked(P, K):
             f"joint(P, K): K must be a Conditional or a family of measures such as Dirac(labels), got {type(K).__name__}"
         )
     if isinstance(K, Measure):
+        _check_here("joint(P, K): K", K)
         axes = (*P.shape, *P.atoms)
         if len(K.shape) > len(axes) or any(k not in (1, n) for k, n in zip(K.shape[::-1], axes[::-1], strict=False)):
             raise ValueError(
@@ -82,6 +84,11 @@ def _checked(P, K):
 def _check_measure(name, P):
     if not isinstance(P, Measure):
         raise TypeError(f"{name} must be a Measure, got {type(P).__name__}")
+
+
+def _check_here(name, Q):
+    if Q.mesh_axes:
+        raise ValueError(f"{name} is a sum over the devices of {sorted(Q.mesh_axes)}, which only P may be")
 
 
 @pytree
@@ -101,6 +108,10 @@ class ProductMeasure(Measure):
     @property
     def coordinates(self):
         return self.P.coordinates + self.Q.coordinates
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
 
     def forms(self):
         rank = len(self.shape)
@@ -131,6 +142,10 @@ class Joint(Measure):
     def coordinates(self):
         return coordinates(jax.eval_shape(self.forms)[0])
 
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
     def forms(self):
         rank = len(self.shape)
         atoms = _atoms(self.P, rank)
@@ -158,6 +173,10 @@ class Bind(Measure):
     @property
     def shape(self):
         return self.joint.shape
+
+    @property
+    def mesh_axes(self):
+        return self.joint.mesh_axes
 
     def forms(self):
         return tuple(part for form in self.joint.forms() for part in form.marginal())

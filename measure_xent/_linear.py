@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ._conditional import AbstractConditional
-from ._density import Integrand, LogDensity, with_model
+from ._density import LogDensity
 from ._dispatch import rule
+from ._integrand import Integrand, with_model
 from ._kernels.head import Matrix, integral, per_row
-from ._kernels.softmax import Rows, Target, join, rows, split
+from ._kernels.mesh import AxisName, axes_of, check_axis, varying
+from ._kernels.softmax import Classes, Rows, Target, join, rows, split
 from ._measure import Measure
 from ._measures.checks import real_array
 from ._measures.finite import Categorical, Row, target
@@ -34,9 +36,13 @@ class LinearSoftmax(AbstractConditional):
         class_axis: the axis of weight that the classes are, 1 or 0.
         precision: of the matrix products, as ``jax.lax.dot_general`` takes it.
         batch_size: how many rows of logits to hold at a time; by default what the shapes and the platform make best.
+        axis_name: inside ``jax.shard_map``, the mesh axis over whose devices the classes are spread: weight and bias are then
+            the equal parts that each device has, in the axis's order, and a row's figures are merged across them by
+            collectives of a few numbers a row. Labels count all classes, and hidden, labels and weights are the same on
+            every device of the axis.
 
     Raises:
-        ValueError: the shapes of weight and bias, or of h, do not match.
+        ValueError: the shapes of weight and bias, or of h, do not match; axis_name is of no axis that weight varies over.
 
     Example:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -55,6 +61,7 @@ class LinearSoftmax(AbstractConditional):
     class_axis: int = static(default=1)
     precision: Any = static(default=None)
     batch_size: int | None = static(default=None)
+    axis_name: AxisName | None = static(default=None)
 
     def __post_init__(self):
         weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
@@ -66,8 +73,10 @@ class LinearSoftmax(AbstractConditional):
         set_fields(self, weight=weight)
         if self.bias is not None:
             bias = real_array("LinearSoftmax(bias)", self.bias, floating=True)
-            if bias.shape != (self.classes,):
-                raise ValueError(f"LinearSoftmax(bias): shape {(self.classes,)} as weight's classes, got {bias.shape}")
+            if bias.shape != (self.parts.here,):
+                raise ValueError(
+                    f"LinearSoftmax(bias): shape {(self.parts.here,)} as weight's classes, got {bias.shape}"
+                )
             set_fields(self, bias=bias)
         if self.softcap is not None:
             softcap = real_array("LinearSoftmax(softcap)", self.softcap, floating=True)
@@ -79,8 +88,13 @@ class LinearSoftmax(AbstractConditional):
 
     @property
     def classes(self) -> int:
-        """V, the number of classes."""
-        return self.weight.shape[self.class_axis]
+        """V, the number of classes, on all devices that have a part."""
+        return self.parts.count
+
+    @property
+    def parts(self) -> Classes:
+        """The classes as the kernels take them."""
+        return Classes(self.weight.shape[self.class_axis], self.axis_name)
 
     @property
     def matrix(self) -> Matrix:
@@ -93,6 +107,7 @@ class LinearSoftmax(AbstractConditional):
         features = self.weight.shape[1 - self.class_axis]
         if hidden.shape[-1:] != (features,):
             raise ValueError(f"LinearSoftmax: h must end in weight's D = {features} features, got shape {hidden.shape}")
+        _check_parts(self)
         family = LinearCategorical(hidden, self)
         return family if hidden.ndim > 1 else family.dense
 
@@ -121,7 +136,8 @@ class LinearCategorical(Measure):
     def dense(self) -> Categorical:
         """The same measures, with all their logits."""
         product = self.head.matrix.logits(self._flat)
-        return Categorical(_logits(product, *_rest(self.head)).reshape(*self.shape, self.head.classes))
+        logits = self.head.parts.gather(_logits(product, *_rest(self.head)))
+        return Categorical(logits.reshape(*self.shape, self.head.classes))
 
     @property
     def mass(self):
@@ -142,13 +158,13 @@ class LinearCategorical(Measure):
         return self.dense.log_abs_density(*x)
 
     def figures(self, against: Target, asked: tuple[str, ...] = ()) -> Rows:
-        """The kernel's figures of every row against its target; the targets' family is this one's."""
+        """The kernel's figures of every row against its target, of the classes here; the targets' family is this one's."""
         own, shared = split(against, self.shape)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(self.shape) :]), own)
 
         def values(product, shared, own, indices):
             rest, parts = shared
-            return rows(_logits(product, *rest), join(own._replace(indices=indices), parts), asked)
+            return rows(_logits(product, *rest), join(own._replace(indices=indices), parts), asked, self.head.axis_name)
 
         arguments = (_rest(self.head), shared), flat._replace(indices=None), flat.indices
         figures = per_row(values, self._flat, self.head.matrix, *arguments, self.head.batch_size)
@@ -173,6 +189,32 @@ def _logits(product, bias, softcap):
     return product
 
 
+def _here(target: Target, head: LinearSoftmax) -> Target:
+    """The target on the classes that this device has; atoms count all."""
+    for name, part in target._replace(dense=None)._asdict().items():
+        _check_same(part, head, f"target's {name}")
+    if target.dense is None or head.axis_name is None:
+        return target
+    return target._replace(dense=jax.lax.dynamic_slice_in_dim(target.dense, head.parts.first, head.parts.here, -1))
+
+
+def _check_parts(head: LinearSoftmax) -> None:
+    check_axis("LinearSoftmax(axis_name)", head.axis_name)
+    if not axes_of(head.axis_name) <= varying(head.weight):
+        raise ValueError(
+            f"LinearSoftmax(axis_name={head.axis_name!r}): weight is the same on every device of the axis, where each has its "
+            "part of the classes; split them in shard_map's in_specs"
+        )
+
+
+def _check_same(x: Any, head: LinearSoftmax, what: str) -> None:
+    if axes := varying(x) & axes_of(head.axis_name):
+        raise ValueError(
+            f"LinearSoftmax(axis_name={head.axis_name!r}): the {what} vary over {', '.join(sorted(axes))}, and have to be the "
+            "same on every device that has a part of the classes; leave the axis out of their in_specs"
+        )
+
+
 @rule(Measure, Integrand, LinearCategorical)
 def rows_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f dP for functions of Categorical(h @ weight), one number a row, from blocks of logits."""
@@ -180,10 +222,12 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
     for form in P.forms():
         against = target(form, Q.head.classes, "LinearSoftmax")
         if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
+            against, classes = _here(against, Q.head), Q.head.parts
             figures = Q.figures(against, f.asked)
         else:  # several targets a row of logits
-            figures = rows(Q.dense.logits, against, f.asked)
-        part = f.over_row(Row.of(against, Q.head.classes, figures))
+            logits = Q.dense.logits
+            classes, figures = Classes.of(logits), rows(logits, against, f.asked)
+        part = f.over_row(Row.of(against, classes, figures))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
@@ -204,13 +248,15 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         function, rest, parts = shared
         against = join(own._replace(indices=indices), parts)
         logits = _logits(product, *rest)
-        value = function.over_row(Row.of(against, Q.classes, rows(logits, against, f.asked)))
+        figures = rows(logits, against, f.asked, Q.axis_name)
+        value = function.over_row(Row.of(against, Q.parts, figures))
         return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):
         (hidden,) = jax.tree.leaves(pair.points)
         hidden = Q(hidden).hidden  # checked
-        own, shared = split(target(pair.target, Q.classes, "LinearSoftmax"), pair.weights.shape)
+        _check_same(pair.weights, Q, "weights")
+        own, shared = split(_here(target(pair.target, Q.classes, "LinearSoftmax"), Q), pair.weights.shape)
         return integral(
             values,
             hidden,
@@ -220,6 +266,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             own._replace(indices=None),
             own.indices,
             certain=pair.certain and pair.target.certain,
+            parts=axes_of(Q.axis_name),
             size=Q.batch_size,
         )
 

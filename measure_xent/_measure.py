@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
-from ._density import Integrand, RadonNikodym, as_integrand, is_number, log_abs
+from ._density import RadonNikodym, log_abs
 from ._dispatch import integrate
+from ._integrand import Integrand, as_integrand, is_number
+from ._kernels.mesh import sum_over
 from ._kernels.softmax import max_and_log1p_tail
 from ._normal_form import Form, coordinates, in_batches
 from ._pytree import as_node, pytree, set_fields
@@ -51,7 +53,7 @@ class Measure(abc.ABC):
 
     def log_abs_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """(log |density|, sign) at a point, against counting measure. The logarithm holds where the density underflows."""
-        return log_abs(functools.reduce(jnp.add, [form.density(*x) for form in self.forms()]))
+        return log_abs(self._sum_over_devices(functools.reduce(jnp.add, [form.density(*x) for form in self.forms()])))
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""
@@ -80,6 +82,11 @@ class Measure(abc.ABC):
         return (sum(w.shape[-1] for w in jax.eval_shape(weights)),)
 
     @property
+    def mesh_axes(self) -> frozenset[str]:
+        """The mesh axes of shard_map over whose devices the measure is a sum: ``forms`` are what this device has of it."""
+        return frozenset()
+
+    @property
     def mass(self) -> Float[Array, "*family"]:
         """P(1), the integral of 1.
 
@@ -88,7 +95,10 @@ class Measure(abc.ABC):
             >>> float((3 * mx.Dirac(0) + 2 * mx.DiscreteUniform(10)).mass)
             5.0
         """
-        return functools.reduce(jnp.add, [form.mass() for form in self.forms()])
+        return self._sum_over_devices(functools.reduce(jnp.add, [form.mass() for form in self.forms()]))
+
+    def _sum_over_devices(self, share: Any) -> Any:
+        return sum_over(share, self.mesh_axes)
 
     @property
     def certain_mass(self) -> int | None:
@@ -121,9 +131,9 @@ class Measure(abc.ABC):
         f = as_integrand(f)
         check_families(self, f)
         if batch_size is None:
-            return integrate(self, f)
+            return self._sum_over_devices(integrate(self, f))
         parts = [in_batches(lambda form: integrate(Lowered((form,)), f), form, batch_size) for form in self.forms()]
-        return jax.tree.map(lambda *terms: sum(terms), *parts)
+        return self._sum_over_devices(jax.tree.map(lambda *terms: sum(terms), *parts))
 
     def reweight(self, f: Callable | Integrand) -> "Measure":
         """f · P, the measure with density f against P. Source: dν = f dμ.
@@ -251,6 +261,10 @@ class Scaled(Measure):
         return self.P.coordinates
 
     @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
+    @property
     def atoms(self):
         return self.P.atoms
 
@@ -273,6 +287,9 @@ class Sum(Measure):
         terms = tuple(t for P in self.terms for t in (P.terms if isinstance(P, Sum) else (P,)))
         set_fields(self, terms=terms)
         family_of(*terms)
+        axes = [sorted(P.mesh_axes) for P in terms]
+        if any(each != axes[0] for each in axes):
+            raise ValueError(f"P + Q: sums over the devices of the same mesh axes, got {axes}; give each its axis_name")
 
     @property
     def shape(self):
@@ -281,6 +298,10 @@ class Sum(Measure):
     @property
     def coordinates(self):
         return self.terms[0].coordinates
+
+    @property
+    def mesh_axes(self):
+        return self.terms[0].mesh_axes
 
     def forms(self):
         forms: list[Form] = []
@@ -324,6 +345,10 @@ class Weighted(Measure):
         return self.P.coordinates
 
     @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
+    @property
     def atoms(self):
         return self.P.atoms
 
@@ -351,6 +376,10 @@ class Normalized(Measure):
     @property
     def coordinates(self):
         return self.P.coordinates
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
 
     @property
     def atoms(self):
@@ -392,6 +421,10 @@ class Pushforward(Measure):
     @property
     def coordinates(self):
         return coordinates(jax.eval_shape(self.forms)[0])
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
 
     def forms(self):
         return tuple(image for form in self.P.forms() for image in form.push(self.T))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ._density import Integrand, as_integrand, at
+from ._integrand import Integrand, as_integrand, at
 from ._kernels.null import null_safe_product, where_supported
 from ._kernels.softmax import accumulator, class_index
 from ._pytree import pytree, set_fields, static

@@ -19,3 +19,4 @@ def pytest_configure(config):
     )
     hypothesis.settings.load_profile("budget")
     jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for shard_map

@@ -1,10 +1,13 @@
 """Exact integration: linearity in the integrand, and enumeration of atoms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from .._density import Constant, Integrand, LogDensity, Multiple, Sum, Tree
+from .._density import LogDensity
 from .._dispatch import integrate, rule
+from .._integrand import Constant, Integrand, Multiple, Sum, Tree
 from .._kernels.null import null_safe_product
 from .._measure import Measure
 from .._normal_form import NormalForm, integrate_form
@@ -37,7 +40,9 @@ def _classes(measure):
 def mass(P, f):
     """∫ c dP = c · P(1)."""
     c = jnp.asarray(f.c)
-    return null_safe_product(P.mass, c, c)
+    # Of a sum over devices, the mass of this device's share.
+    mass = functools.reduce(jnp.add, [form.mass() for form in P.forms()]) if P.mesh_axes else P.mass
+    return null_safe_product(mass, c, c)
 
 
 @rule(Measure, Sum)

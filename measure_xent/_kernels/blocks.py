@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from .mesh import zeros
+
 # Cost model, measured on x86 CPUs: rows of up to 32 columns are best written out column by column; longer ones are read
 # from memory once an operation, and up to four times as fast in blocks of about this size, which stay in the cache.
 BLOCK_BYTES = 4 << 20
@@ -45,8 +47,7 @@ def _blocked(f, shape, size, matrix, rows, shared):
             piece = cut(matrix)
         return f(piece, jax.tree.map(cut, rows), shared)
 
-    zeros = lambda a: varying_like(jnp.zeros((count, *a.shape[1:]), a.dtype), (matrix, rows, shared))
-    out = jax.tree.map(zeros, jax.eval_shape(block, 0))
+    out = jax.tree.map(lambda a: zeros(a, (count, *a.shape[1:])), jax.eval_shape(block, 0))
 
     def step(i, out):
         start = jnp.minimum(i * size, count - size)  # the last block overlaps, and writes the same again
@@ -54,9 +55,3 @@ def _blocked(f, shape, size, matrix, rows, shared):
 
     out = lax.fori_loop(0, -(-count // size), step, out)
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
-
-
-def varying_like(x: Array, operands: Any) -> Array:
-    """x as an array that varies over the mesh axes that the operands do: inside shard_map a loop's carry has to say so."""
-    axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(operands)))
-    return lax.pcast(x, tuple(axes), to="varying") if axes else x

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .blocks import BLOCK_BYTES, varying_like
+from .blocks import BLOCK_BYTES
+from .mesh import sum_over, vary, varying, zeros
 from .null import differentiated, null_safe_product
 from .softmax import accumulator
 
@@ -145,13 +146,18 @@ def integral(
     indices: PyTree[Array],
     *,
     certain: bool = False,
+    parts: frozenset[str] = frozenset(),
     size: int | None = None,
 ) -> PyTree[Float[Array, ""]]:
     """Σᵢ weightsᵢ · valuesᵢ, and with it, where it is differentiated, its gradient: three matrix products.
 
     A row of weight 0 contributes exactly 0, whatever it holds, to the value and to every derivative; ``certain`` says that
-    there is none.
+    there is none. Inside shard_map the total is of this device's rows; over the mesh axes ``parts`` each device has a part
+    of the classes, and ``values`` sums over them.
     """
+    arguments = hidden, matrix.weight, weights, shared, rows, indices
+    # A gradient is then of this device's total too. What others have to do with it is for the transpose of this to sum.
+    arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
     sizes = block_rows(len(hidden), matrix, size)
     certain = certain and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
 
@@ -171,16 +177,15 @@ def integral(
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
         first = jax.eval_shape(block, *jax.tree.map(lambda x: x[0], blocks))
-        zeros = jax.tree.map(lambda x: varying_like(jnp.zeros(x.shape, x.dtype), (weight, shared, blocks)), first)
-        return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), zeros, blocks)[0]
+        start = jax.tree.map(zeros, first)
+        return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), start, blocks)[0]
 
     def total_and_gradients(size, hidden, weight, weights, shared, rows, indices):
         """The total, and for each of its numbers the gradient in all but the indices, summed in float32 or wider."""
         product = matrix._replace(weight=weight)
         smooth, rebuild = _smooth(shared)
 
-        def step(sums, block):
-            hidden, weights, rows, indices = block
+        def of_block(hidden, weights, rows, indices):
             # What a null row's weight has for its derivative; unless that is asked for, it is never computed.
             original = values(product.logits(hidden), shared, rows, indices)
             hidden, rows = present(weights, (hidden, rows))
@@ -190,22 +195,27 @@ def integral(
                 return weigh(weights, value, value if certain else original)
 
             value, pullback = jax.vjp(function, product.logits(hidden), weights, smooth, rows)
+            return hidden, value, [pullback(cotangent) for cotangent in _basis(value)]
+
+        def step(sums, block):
+            hidden, value, gradients = of_block(*block)
             kept, own = [], []
-            for (dweight, dshared), cotangent in zip(sums[1], _basis(value), strict=True):
-                residual, dweights, new, drows = pullback(cotangent)
+            for (dweight, dshared), (residual, dweights, new, drows) in zip(sums[1], gradients, strict=True):
                 dweight = product.add_weight_gradient(dweight, hidden, residual)
                 kept.append((dweight, jax.tree.map(jnp.add, dshared, new)))
                 own.append((product.hidden_gradient(residual).astype(hidden.dtype), dweights, drows))
             return (jax.tree.map(jnp.add, sums[0], value), kept), own
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
-        first = jax.eval_shape(lambda: total(size, hidden, weight, weights, shared, rows, indices))
-        wide = lambda x: varying_like(jnp.zeros(x.shape, accumulator(x.dtype)), (weight, shared, blocks))
-        zeros = [(wide(weight), jax.tree.map(wide, smooth)) for _ in jax.tree.leaves(first)]
-        (value, kept), own = lax.scan(step, (jax.tree.map(wide, first), zeros), blocks)
+        _, first, residuals = jax.eval_shape(of_block, *jax.tree.map(lambda x: x[0], blocks))
+        wide = lambda like, x: zeros(like, x.shape, accumulator(x.dtype))
+        start = [(wide(z, weight), jax.tree.map(wide, new, smooth)) for z, _, new, _ in residuals]
+        (value, kept), own = lax.scan(step, (jax.tree.map(wide, first, first), start), blocks)
         unblock = lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)]
         own = jax.tree.map(unblock, own)
-        gradients = [(dh, dw, dv, ds, dr) for (dw, ds), (dh, dv, dr) in zip(kept, own, strict=True)]
+        # Where each device has a part of the classes, so is a hidden state's gradient a sum over the parts.
+        over_parts = lambda dh: sum_over(dh, varying(dh) - varying(hidden))
+        gradients = [(over_parts(dh), dw, dv, ds, dr) for (dw, ds), (dh, dv, dr) in zip(kept, own, strict=True)]
         return value, gradients
 
     def plain(*arguments):
@@ -241,13 +251,14 @@ def integral(
         out, gradients = with_gradients(*primals)
         *most, shared, rows, _ = tangents
         smooth = [t for t, x in zip(jax.tree.leaves(shared), jax.tree.leaves(primals[3]), strict=True) if _is_smooth(x)]
-        along = lambda gradient: sum(map(_inner, jax.tree.leaves(gradient), jax.tree.leaves((*most, smooth, rows))))
+        inner = lambda *pair: sum_over(_inner(*pair), varying(_inner(*pair)) & parts)
+        along = lambda gradient: sum(map(inner, jax.tree.leaves(gradient), jax.tree.leaves((*most, smooth, rows))))
         leaves, tree = jax.tree.flatten(out)
         tangent = [jnp.asarray(along(g), x.dtype) for x, g in zip(leaves, gradients, strict=True)]
         return out, jax.tree.unflatten(tree, tangent)
 
     value.defjvp(jvp, symbolic_zeros=True)
-    return value(hidden, matrix.weight, weights, shared, rows, indices)
+    return value(*arguments)
 
 
 def _inner(gradient, tangent):

@@ -19,6 +19,7 @@ Conventions at the edge, each the limit of finite logits:
 - of several maxima the first is the mode.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -28,9 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .blocks import SHORT_ROW, in_row_blocks
+from .mesh import AxisName, axes_of, sum_over
 from .null import differentiated, null_safe_product
 
 
@@ -88,12 +90,22 @@ def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Ar
     return rows(logits, target).cross_entropy
 
 
-def rows(logits: Float[Array, "*family V"], target: Target, asked: tuple[str, ...] = ()) -> Rows:
-    """Cross-entropy and log-partition of every row, and what else is ``asked`` for, by name, from the same pass."""
+def rows(
+    logits: Float[Array, "*family V"],
+    target: Target,
+    asked: tuple[str, ...] = (),
+    axis_name: AxisName | None = None,
+) -> Rows:
+    """Cross-entropy and log-partition of every row, and what else is ``asked`` for, by name, from the same pass.
+
+    With ``axis_name`` each device of that mesh axis has its part of the logits and of a dense target; a target's indices count
+    all classes, and the figures are those of the whole rows, the same on every device.
+    """
     dtype = accumulator(logits.dtype)
     indices, *measure = target
     indices = None if indices is None else class_index(indices)
-    return _rows(asked, logits, indices, *(None if part is None else part.astype(dtype) for part in measure))
+    parts = (None if part is None else part.astype(dtype) for part in measure)
+    return _rows(asked, Classes.of(logits, axis_name), logits, indices, *parts)
 
 
 def class_index(x: Shaped[Array, "..."]) -> Int[Array, "..."]:
@@ -112,32 +124,96 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def over_classes(reduce: Callable, combine: Callable, f: Callable, z: Float[Array, "*family V"]) -> Array:
-    """``reduce`` of f(z_c, c) over the classes, [*family, 1]; ``combine`` is the same for two.
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes, an array's last axis: all of them, or the equal part that each device of a mesh axis has.
+
+    Sums and extrema are over all of them: of parts, by collectives of one number a row. A part is known to shard_map as
+    varying over its axis, which is what makes the transposes of these sums, the gradients, right.
+    """
+
+    here: int
+    axis_name: AxisName | None = None
+
+    @classmethod
+    def of(cls, z: Float[Array, "*family V"], axis_name: AxisName | None = None) -> "Classes":
+        return cls(z.shape[-1], axis_name)
+
+    @property
+    def count(self) -> int:
+        """V."""
+        return self.here if self.axis_name is None else self.here * lax.axis_size(self.axis_name)
+
+    @property
+    def first(self) -> Any:
+        """The index of the first class here."""
+        return 0 if self.axis_name is None else self.here * lax.axis_index(self.axis_name)
+
+    def all_parts(self, sums: Any) -> Any:
+        """The sums over the classes here, summed over all parts."""
+        return sum_over(sums, axes_of(self.axis_name))
+
+    def sum(self, f: Callable, z: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
+        """Σ_c f(z_c, c)."""
+        return self.all_parts(over_classes(jnp.sum, jnp.add, f, z, self.first))
+
+    def max(self, z: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
+        top = over_classes(jnp.max, jnp.maximum, lambda z, c: z, z)
+        if self.axis_name is None:
+            return top
+        # Not pmax, which has no derivative: JAX 0.10 forgets a custom rule where it linearises a scan, and takes this one's.
+        return jnp.max(lax.all_gather(top, self.axis_name, to="invarying"), axis=0)
+
+    def min(self, f: Callable, z: Float[Array, "*family V"]) -> Array:
+        """The least f(z_c, c)."""
+        least = over_classes(jnp.min, jnp.minimum, f, z, self.first)
+        return least if self.axis_name is None else lax.pmin(lax.stop_gradient(least), self.axis_name)
+
+    def take(self, z: Float[Array, "*family V"], indices: Int[Array, "*family k"]) -> Float[Array, "*family k"]:
+        """z at class indices, family axes broadcast; an index out of range reads some number."""
+        if self.axis_name is None:
+            return _take(z, indices)
+        at = indices - self.first
+        return self.all_parts(jnp.where(_out_of_range(at, self.here), 0, _take(z, at)))
+
+    def gather(self, z: Float[Array, "*family here"]) -> Float[Array, "*family V"]:
+        """All of the rows whose classes here are z."""
+        if self.axis_name is None:
+            return z
+        empty = jnp.zeros((*z.shape[:-1], self.count), z.dtype)
+        return self.all_parts(lax.dynamic_update_slice_in_dim(empty, z, self.first, -1))
+
+    def excludes(self, indices: Int[Array, "*family k"]) -> Bool[Array, "*family k"]:
+        """Whether an index is of no class at all."""
+        return _out_of_range(indices, self.count)
+
+
+def over_classes(
+    reduce: Callable, combine: Callable, f: Callable, z: Float[Array, "*family V"], first: Any = 0
+) -> Array:
+    """``reduce`` of f(z_c, c) over the classes from ``first`` on, [*family, 1]; ``combine`` is the same for two.
 
     A compiler vectorises the loop over the classes. Where they are few, written out they vectorise over the rows.
     """
     classes = z.shape[-1]
     if classes <= SHORT_ROW:
-        return functools.reduce(combine, [f(z[..., c : c + 1], c) for c in range(classes)])
-    return reduce(f(z, lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)), axis=-1, keepdims=True)
+        return functools.reduce(combine, [f(z[..., c : c + 1], first + c) for c in range(classes)])
+    return reduce(f(z, first + lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)), axis=-1, keepdims=True)
 
 
-_sum = functools.partial(over_classes, jnp.sum, jnp.add)
-_max = functools.partial(over_classes, jnp.max, jnp.maximum)
-_min = functools.partial(over_classes, jnp.min, jnp.minimum)
-
-
-def max_and_log1p_tail(z: Float[Array, "*family V"]) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
+def max_and_log1p_tail(
+    z: Float[Array, "*family V"], classes: Classes | None = None
+) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
     """(max, log1p(tail)) of each row, with tail = Σ exp(z − max) less the one term of the maximum itself.
 
     The maximum's own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by
     comparison, and what ties with it is counted.
     """
-    top = _max(lambda z, c: z, z)
+    classes = classes or Classes.of(z)
+    top = classes.max(z)
     # Not z < top: a NaN, which a compiler's maximum may pass over, has to reach the sum.
-    below = _sum(lambda z, c: jnp.where(z >= top, 0, jnp.exp(z - top)), z)
-    ties = _sum(lambda z, c: (z == top).astype(z.dtype), z)
+    below = classes.sum(lambda z, c: jnp.where(z >= top, 0, jnp.exp(z - top)), z)
+    ties = classes.sum(lambda z, c: (z == top).astype(z.dtype), z)
     log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(below + (ties - 1)))
     return top, jnp.where(jnp.isnan(top), top, log1p_tail)
 
@@ -152,57 +228,46 @@ def _relative_to_class(
     own = jnp.take_along_axis(z, pivot[..., None], axis=-1)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
     term = lambda z, c: jnp.where(c == pivot[..., None], 0, jnp.exp((z - own) + 16))
-    return own, jnp.log1p(math.exp(-16) * _sum(term, z))
+    return own, jnp.log1p(math.exp(-16) * over_classes(jnp.sum, jnp.add, term, z))
 
 
-MaxTail = tuple[Float[Array, "*family"], Float[Array, "*family"]]
-
-
-def merge(a: MaxTail, b: MaxTail) -> MaxTail:
-    """The (max, tail) of the classes of both: associative, commutative, with (−inf, −1), of no class, for its unit.
-
-    lse = max + log1p(tail), and the maximum's own term is in neither sum: the lesser part's comes back as the 1 in
-    (1 + tail)·exp(−gap). No logit may be +inf.
-    """
-    (m, s), (n, t) = a, b
-    first = m >= n
-    top, rest, lesser = jnp.maximum(m, n), jnp.where(first, s, t), jnp.where(first, t, s)
-    gap = jnp.where(m == n, 0, top - jnp.minimum(m, n))
-    return top, rest + (1 + lesser) * jnp.exp(-gap)
-
-
-@jax.custom_jvp
-def log_softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def log_softmax(classes: Classes, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
-    top, log1p_tail = _tops(z)
+    top, log1p_tail = _tops(classes, z)
     return -(_gap(top, z) + log1p_tail)
 
 
 @log_softmax.defjvp
-def _log_softmax_jvp(primals, tangents):
+def _log_softmax_jvp(classes, primals, tangents):
     (z,), (dz,) = primals, tangents
-    return log_softmax(z), dz - jnp.sum(softmax(z) * dz, axis=-1, keepdims=True)
+    return log_softmax(classes, z), dz - _inner(classes, softmax(z, classes), dz)
 
 
-def softmax(z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+def softmax(z: Float[Array, "*family V"], classes: Classes | None = None) -> Float[Array, "*family V"]:
     """Softmax of each row, with the edge conventions of this module and derivatives of every order."""
-    return _probabilities(z, *_tops(lax.stop_gradient(z)))
+    classes = classes or Classes.of(z)
+    return _probabilities(classes, z, *_tops(classes, lax.stop_gradient(z)))
 
 
-def _tops(z):
-    return in_row_blocks(lambda z, rows, shared: max_and_log1p_tail(z), z)
+def _tops(classes, z):
+    return in_row_blocks(lambda z, rows, shared: max_and_log1p_tail(z, classes), z)
 
 
-@jax.custom_jvp
-def _probabilities(z, reference, log_sum):
+def _inner(classes, a, b):
+    return classes.all_parts(jnp.sum(a * b, axis=-1, keepdims=True))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _probabilities(classes, z, reference, log_sum):
     """softmax(z), where the log-sum-exp is known already."""
     return jnp.exp(-(_gap(reference, z) + log_sum))
 
 
 @_probabilities.defjvp
-def _probabilities_jvp(primals, tangents):
-    p, dz = _probabilities(*primals), tangents[0]
-    return p, p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
+def _probabilities_jvp(classes, primals, tangents):
+    p, dz = _probabilities(classes, *primals), tangents[0]
+    return p, p * (dz - _inner(classes, p, dz))
 
 
 def _gap(reference, z):
@@ -231,23 +296,23 @@ def _pivot(indices, weights, classes):
     return jnp.clip(indices[..., 0], 0, classes - 1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows(asked, z, indices, weights, background, dense) -> Rows:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
     if indices is not None:
         indices, weights = jnp.broadcast_arrays(indices, weights)
     target = Target(indices, weights, background, dense)
     family = _family(z, indices, background, dense)
     if family != z.shape[:-1]:  # several targets a row of logits
-        return _pass(z, target, Target(), asked=asked)
+        return _pass(z, target, Target(), classes=classes, asked=asked)
     own, shared = split(target, family)
     operands = z, own, shared
-    exact = lambda *operands: in_row_blocks(functools.partial(_pass, asked=asked), *operands)
+    exact = lambda *operands: in_row_blocks(functools.partial(_pass, classes=classes, asked=asked), *operands)
     few = own.indices is not None and own.indices.shape[-1] <= 2 and dense is None
-    if not few or asked or z.shape[-1] <= SHORT_ROW:
+    if not few or asked or classes.axis_name is not None or z.shape[-1] <= SHORT_ROW:
         return exact(*operands)
 
     def fast(*operands):
-        out = in_row_blocks(functools.partial(_pass, by_class=True), *operands)
+        out = in_row_blocks(functools.partial(_pass, classes=classes, by_class=True), *operands)
         # The heaviest atom is the only class where the loss may be tiny beside the row's mass if that is half of it.
         heaviest = jnp.max(jnp.abs(weights), axis=-1)
         rest = jnp.sum(jnp.abs(weights), axis=-1) - heaviest
@@ -270,68 +335,70 @@ def _all_of_a_batch(axis_size, in_batched, x):
     return _all(x), False
 
 
-def _pass(z, own, shared, *, by_class=False, asked=()) -> Rows:
+def _pass(z, own, shared, *, classes, by_class=False, asked=()) -> Rows:
     """The rows of a target whose parts are each row's own, or shared by all rows."""
     indices, weights, background, dense = join(own, shared)
     z = z.astype(accumulator(z.dtype))
     if by_class:
         reference, log_sum = _relative_to_class(z, _pivot(indices, weights, z.shape[-1]))
     else:
-        reference, log_sum = max_and_log1p_tail(z)
+        reference, log_sum = max_and_log1p_tail(z, classes)
     gap = functools.partial(_gap, reference)
     total = jnp.zeros((), z.dtype)
     if weights is not None:
-        surprisal = gap(_take(z, indices)) + log_sum
-        surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, surprisal)
+        surprisal = gap(classes.take(z, indices)) + log_sum
+        surprisal = jnp.where(classes.excludes(indices), jnp.inf, surprisal)
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
         # Without the barrier XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
-        gaps = lax.optimization_barrier(_sum(lambda z, c: gap(z), z))
-        total += _pair(background, (gaps + z.shape[-1] * log_sum)[..., 0])
+        gaps = lax.optimization_barrier(classes.sum(lambda z, c: gap(z), z))
+        total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     if dense is not None:
-        total += jnp.sum(_pair(dense, gap(z) + log_sum), axis=-1)
+        total += classes.all_parts(jnp.sum(_pair(dense, gap(z) + log_sum), axis=-1))
     out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
     if "mode" in asked:
-        mode = _min(lambda z, c: jnp.where(z == reference, c, jnp.iinfo(jnp.int32).max), z)
+        mode = classes.min(lambda z, c: jnp.where(z == reference, c, jnp.iinfo(jnp.int32).max), z)
         out = out._replace(mode=mode[..., 0], surprisal=log_sum[..., 0])
     if "entropy" in asked:
-        entropy = log_sum + _sum(lambda z, c: _pair(jnp.exp(-(gap(z) + log_sum)), gap(z)), z)
+        entropy = log_sum + classes.sum(lambda z, c: _pair(jnp.exp(-(gap(z) + log_sum)), gap(z)), z)
         out = out._replace(entropy=entropy[..., 0])
     return out
 
 
-def _rows_jvp(asked, primals, tangents):
+def _rows_jvp(asked, classes, primals, tangents):
     z, indices, weights, background, dense = primals
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
-    out = _rows(asked, *primals)
+    out = _rows(asked, classes, *primals)
     tangent = jnp.zeros((), out.cross_entropy.dtype)
-    undefined = jnp.isnan(out.log_sum) & _null(weights, background, dense)
+    undefined = jnp.isnan(out.log_sum) & _null(classes, weights, background, dense)
     # Only this module's rules read reference and log_sum by themselves; the sum's derivative stands with the second.
     d = jax.tree.map(jnp.zeros_like, out._replace(mode=None))
     if dz is not None:
         dz = dz.astype(tangent.dtype)
-        residual = _residual(*primals, out.reference, out.log_sum)
-        tangent += jnp.sum(residual * dz, axis=-1)
+        along = lambda gradient: _inner(classes, gradient, dz)[..., 0]
+        tangent += along(_residual(classes, *primals, out.reference, out.log_sum))
         # Where several targets share a row, it is not for one null target to say that the row is of no account.
         absent = undefined if undefined.shape == out.log_sum.shape else jnp.zeros_like(out.log_sum, bool)
         defined = jnp.where(absent, 0, z.astype(tangent.dtype))
-        p = _probabilities(defined, *(jnp.where(absent, 0, x) for x in (out.reference, out.log_sum)))
-        along = lambda gradient: jnp.sum(gradient * dz, axis=-1)
+        p = _probabilities(classes, defined, *(jnp.where(absent, 0, x) for x in (out.reference, out.log_sum)))
         d = d._replace(log_sum=along(p)[..., None])
         if out.mode is not None:
-            d = d._replace(surprisal=along(p - (jnp.arange(z.shape[-1]) == out.mode[..., None])))
+            is_mode = classes.first + jnp.arange(z.shape[-1]) == out.mode[..., None]
+            d = d._replace(surprisal=along(p - is_mode))
         if out.entropy is not None:
-            information = null_safe_product(p, *[-log_softmax(defined)] * 2)
-            entropy = jnp.sum(information, axis=-1, keepdims=True)
+            information = null_safe_product(p, *[-log_softmax(classes, defined)] * 2)
+            entropy = classes.all_parts(jnp.sum(information, axis=-1, keepdims=True))
             d = d._replace(entropy=along(information - entropy * p))
-    surprisals = lambda: jnp.where(undefined, 0, -log_softmax(jnp.where(undefined, 0, z.astype(tangent.dtype))))
+    clean = lambda: jnp.where(undefined, 0, z.astype(tangent.dtype))
+    surprisals = lambda: jnp.where(undefined, 0, -log_softmax(classes, clean()))
     if dweights is not None:
-        surprisal = jnp.where(_out_of_range(indices, z.shape[-1]), jnp.inf, _take(surprisals(), indices))
+        surprisal = jnp.where(classes.excludes(indices), jnp.inf, classes.take(surprisals(), indices))
         tangent += jnp.sum(_at_weight(weights, surprisal) * dweights, axis=-1)
     if dbackground is not None:
-        tangent += _at_weight(background, jnp.sum(surprisals(), axis=-1)) * dbackground
+        surprisal = classes.all_parts(jnp.sum(surprisals(), axis=-1))
+        tangent += _at_weight(background, surprisal) * dbackground
     if ddense is not None:
-        tangent += jnp.sum(_at_weight(dense, surprisals()) * ddense, axis=-1)
+        tangent += _inner(classes, _at_weight(dense, surprisals()), ddense)[..., 0]
     d = d._replace(cross_entropy=jnp.broadcast_to(tangent, out.cross_entropy.shape))
     if out.mode is not None:
         d = d._replace(mode=np.zeros(out.mode.shape, jax.dtypes.float0))
@@ -341,13 +408,13 @@ def _rows_jvp(asked, primals, tangents):
 _rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 
-@jax.custom_jvp
-def _residual(z, indices, weights, background, dense, reference, log_sum):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _residual(classes, z, indices, weights, background, dense, reference, log_sum):
     """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
     z = z.astype(reference.dtype)
-    total, target = _expand(z, indices, weights, background, dense)
+    total, target = _expand(classes, indices, weights, background, dense)
     if weights is not None:
-        infeasible = jnp.any(_out_of_range(indices, z.shape[-1]) & (weights != 0), axis=-1, keepdims=True)
+        infeasible = jnp.any(classes.excludes(indices) & (weights != 0), axis=-1, keepdims=True)
         total = jnp.where(infeasible, jnp.nan, total)
     # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
     # Only the reference can be one where P has as much elsewhere.
@@ -357,26 +424,26 @@ def _residual(z, indices, weights, background, dense, reference, log_sum):
     reference, log_sum, confident, p_less_1 = lax.optimization_barrier(rows)
     p = jnp.exp(-(_gap(reference, z) + log_sum))
     residual = jnp.where(z == confident, total * p_less_1 + (total - target), total * p - target)
-    return jnp.where(_null(weights, background, dense), 0, residual)
+    return jnp.where(_null(classes, weights, background, dense), 0, residual)
 
 
-def _residual_jvp(primals, tangents):
+def _residual_jvp(classes, primals, tangents):
     z, indices, *measure, _, log_sum = primals
     dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
-    value = _residual(*primals)
-    total, _ = _expand(z, indices, *measure)
-    null = _null(*measure)
-    p = softmax(jnp.where(null & jnp.isnan(log_sum), 0, z.astype(log_sum.dtype)))
+    value = _residual(classes, *primals)
+    total, _ = _expand(classes, indices, *measure)
+    null = _null(classes, *measure)
+    p = softmax(jnp.where(null & jnp.isnan(log_sum), 0, z.astype(log_sum.dtype)), classes)
     tangent = jnp.zeros_like(value)
     if dz is not None:
         dz = dz.astype(log_sum.dtype)
-        dp = p * (dz - jnp.sum(p * dz, axis=-1, keepdims=True))
+        dp = p * (dz - _inner(classes, p, dz))
         tangent += jnp.where(null, 0, total * dp)
     if any(d is not None for d in dmeasure):
         # The parts that are not differentiated have tangent 0.
         still = lambda m: m if m is None else jnp.zeros_like(m)
         parts = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
-        dtotal, dtarget = _expand(z, indices, *parts)
+        dtotal, dtarget = _expand(classes, indices, *parts)
         tangent += jnp.where(null & ~jnp.isfinite(p), 0, dtotal * p - dtarget)
     return value, tangent
 
@@ -384,19 +451,19 @@ def _residual_jvp(primals, tangents):
 _residual.defjvp(_residual_jvp, symbolic_zeros=True)
 
 
-def mass(target: Target, classes: int) -> Float[Array, "*family"]:
+def mass(target: Target, classes: Classes) -> Float[Array, "*family"]:
     """The target's mass, a row."""
     total = jnp.asarray(0.0)
     if target.weights is not None:
         total += jnp.sum(target.weights, axis=-1)
     if target.background is not None:
-        total += classes * target.background
+        total += classes.count * target.background
     if target.dense is not None:
-        total += jnp.sum(target.dense, axis=-1)
+        total += classes.all_parts(jnp.sum(target.dense, axis=-1))
     return total
 
 
-def mass_at(target: Target, index: Int[Array, "*family"]) -> Float[Array, "*family"]:
+def mass_at(target: Target, index: Int[Array, "*family"], classes: Classes) -> Float[Array, "*family"]:
     """The target's mass at one class a row."""
     total = jnp.zeros(index.shape)
     if target.weights is not None:
@@ -404,28 +471,32 @@ def mass_at(target: Target, index: Int[Array, "*family"]) -> Float[Array, "*fami
     if target.background is not None:
         total += target.background
     if target.dense is not None:
-        total += _take(target.dense, index[..., None])[..., 0]
+        total += classes.take(target.dense, index[..., None])[..., 0]
     return total
 
 
-def _expand(z, *target):
-    """(mass [*, 1], target as a vector over the classes [*, V]), linear in the measure."""
+def _expand(classes, *target):
+    """(mass [*, 1], target as a vector over the classes here [*, V]), linear in the measure."""
     indices, weights, background, dense = target
     vector = jnp.asarray(0.0)[None]
     if weights is not None:
-        vector += _scatter(indices, weights, z.shape[-1])
+        vector += _scatter(indices - classes.first, weights, classes.here)
     if background is not None:
         vector += background[..., None]
     if dense is not None:
         vector += dense
-    return mass(Target(*target), z.shape[-1])[..., None], vector
+    return mass(Target(*target), classes)[..., None], vector
 
 
-def _null(weights, background, dense):
+def _null(classes, weights, background, dense):
     """Whether each row's target is the null measure, [*, 1]."""
     null = jnp.ones((1,), bool)
-    for part in (weights, None if background is None else background[..., None], dense):
-        null = null if part is None else null & jnp.all(part == 0, axis=-1, keepdims=True)
+    if weights is not None:
+        null &= jnp.all(weights == 0, axis=-1, keepdims=True)
+    if background is not None:
+        null &= background[..., None] == 0
+    if dense is not None:
+        null &= classes.all_parts(jnp.sum(dense != 0, axis=-1, keepdims=True)) == 0
     return null
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._kernels.mesh import AxisName, axes_of, check_axis
 from .._kernels.softmax import accumulator
 from .._measure import Measure
 from .._normal_form import NormalForm
@@ -22,6 +23,8 @@ class Atoms(Measure):
         points: the samples, an array or any pytree of arrays; a tuple makes a measure on tuples.
         weights: wᵢ, 1 each by default. ``weights.shape`` names the atoms' axes, which come first on every leaf of
             points; without weights, the leading axis of every leaf. Booleans (masks) are weights 0 and 1.
+        axis_name: inside ``jax.shard_map``, the mesh axes over whose devices the atoms are spread: the measure is the sum of
+            every device's, and so are its mass and its integrals, the same numbers on each.
 
     Raises:
         ValueError: a leaf does not start with the atoms' axes, or the sample is empty.
@@ -37,8 +40,9 @@ class Atoms(Measure):
     weights: Float[Array, "*atoms"] | None = None
     axes: int = static(default=1)
     event: int = static(default=0)
+    axis_name: AxisName | None = static(default=None)
 
-    def __init__(self, points: Any, weights: Any = None):
+    def __init__(self, points: Any, weights: Any = None, axis_name: AxisName | None = None):
         leaves = jax.tree.leaves(points)
         if not leaves:
             raise ValueError("Atoms(points): an empty sample; give at least one array")
@@ -63,7 +67,8 @@ class Atoms(Measure):
                     )
         if 0 in shape:
             raise ValueError(f"Atoms(points): an empty sample, the atoms' axes have shape {shape}")
-        set_fields(self, points=points, weights=weights, axes=len(shape), event=jnp.ndim(leaves[0]) - len(shape))
+        event = jnp.ndim(leaves[0]) - len(shape)
+        set_fields(self, points=points, weights=weights, axes=len(shape), event=event, axis_name=axis_name)
 
     @property
     def shape(self):
@@ -77,8 +82,15 @@ class Atoms(Measure):
         return first.shape[len(self.shape) : first.ndim - self.event]
 
     @property
+    def mesh_axes(self):
+        check_axis("Atoms(axis_name)", self.axis_name)
+        return axes_of(self.axis_name)
+
+    @property
     def certain_mass(self):
-        return math.prod(self.atoms) if self.weights is None else None
+        if self.weights is not None:
+            return None
+        return math.prod(self.atoms) * math.prod(map(jax.lax.axis_size, self.mesh_axes))
 
     @property
     def coordinates(self):
@@ -95,10 +107,15 @@ class Atoms(Measure):
         return (NormalForm(points, weights.astype(accumulator(weights.dtype))),)
 
 
-def Empirical(points: PyTree[Shaped[Array, "..."]], weights: Float[Array, "*atoms"] | None = None) -> Measure:
-    """Σ wᵢ δ(xᵢ) / Σ wᵢ, the empirical measure of a batch: ``Atoms(points, weights).normalize()``.
+def Empirical(
+    points: PyTree[Shaped[Array, "..."]],
+    weights: Float[Array, "*atoms"] | None = None,
+    axis_name: AxisName | None = None,
+) -> Measure:
+    """Σ wᵢ δ(xᵢ) / Σ wᵢ, the empirical measure of a batch: ``Atoms(points, weights, axis_name).normalize()``.
 
-    Its integral is the weighted mean; with all weights 0 it is the null measure, which integrates everything to 0.
+    Its integral is the weighted mean; with all weights 0 it is the null measure, which integrates everything to 0. With an
+    ``axis_name`` it is the mean over the batches of all devices, however many weights each has.
     Arguments and errors are those of ``Atoms``.
 
     Example:
@@ -107,4 +124,4 @@ def Empirical(points: PyTree[Shaped[Array, "..."]], weights: Float[Array, "*atom
         >>> float(mx.Empirical(x, weights=mask).expect(lambda x: x))
         2.0
     """
-    return Atoms(points, weights).normalize()
+    return Atoms(points, weights, axis_name).normalize()

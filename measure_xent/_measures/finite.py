@@ -8,11 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from .._density import Integrand, LogDensity
+from .._density import LogDensity
 from .._dispatch import rule
+from .._integrand import Integrand
 from .._kernels import sigmoid
 from .._kernels.null import null_safe_product, where_supported
-from .._kernels.softmax import Rows, Target, accumulator, class_index, cross_entropy, mass, mass_at, rows, softmax
+from .._kernels.softmax import (
+    Classes,
+    Rows,
+    Target,
+    accumulator,
+    class_index,
+    cross_entropy,
+    mass,
+    mass_at,
+    rows,
+    softmax,
+)
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
@@ -352,7 +364,7 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
     total: Any = None
     for form in P.forms():
         against = target(form, Q.classes, "Categorical")
-        part = f.over_row(Row.of(against, Q.classes, rows(Q.logits, against, f.asked)))
+        part = f.over_row(Row.of(against, Classes.of(Q.logits), rows(Q.logits, against, f.asked)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
@@ -361,7 +373,7 @@ class Row(NamedTuple):
     """What integrands over rows read: the kernel's figures, and the target's masses."""
 
     target: Target
-    classes: int
+    classes: Classes
     cross_entropy: Array
     log_partition: Array
     surprisal: Array | None
@@ -369,7 +381,7 @@ class Row(NamedTuple):
     entropy: Array | None
 
     @classmethod
-    def of(cls, target: Target, classes: int, figures: Rows) -> "Row":
+    def of(cls, target: Target, classes: Classes, figures: Rows) -> "Row":
         return cls(
             target,
             classes,
@@ -393,8 +405,8 @@ class Row(NamedTuple):
 
     @property
     def mass_at_mode(self) -> Float[Array, "*family"]:
-        undefined = (self.mode >= self.classes) & (mass(self.target, self.classes) != 0)  # a NaN logit
-        return jnp.where(undefined, jnp.nan, mass_at(self.target, self.mode))
+        undefined = (self.mode >= self.classes.count) & (mass(self.target, self.classes) != 0)  # a NaN logit
+        return jnp.where(undefined, jnp.nan, mass_at(self.target, self.mode, self.classes))
 
 
 def target(form: Form, classes: int, name: str) -> Target:
