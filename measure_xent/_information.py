@@ -78,7 +78,9 @@ def entropy(P: Measure | AbstractConditional) -> Float[Array, "*family"] | Integ
         >>> P.expect((-mx.log(Q), mx.entropy(Q)))
         (Array(2.0794415, dtype=float32), Array(2.0794415, dtype=float32))
     """
-    return Entropy(P) if isinstance(P, AbstractConditional) else -P.expect(log(P))
+    if isinstance(P, AbstractConditional):
+        return Entropy(P)
+    return -P.expect(log(P))
 
 
 @of_measures

@@ -13,10 +13,12 @@ from ._dispatch import rule
 from ._integrand import Integrand, with_model
 from ._kernels.head import Matrix, integral, per_row
 from ._kernels.mesh import AxisName, axes_of, check_axis, varying
-from ._kernels.softmax import Classes, Rows, Target, join, rows, split
+from ._kernels.null import null_safe_product
+from ._kernels.softmax import Classes, Target, join, rows, softmax, split
 from ._measure import Measure
 from ._measures.checks import real_array
-from ._measures.finite import Categorical, Row, target
+from ._measures.finite import Categorical, Row, target, written_target
+from ._normal_form import NormalForm
 from ._pytree import pytree, set_fields, static
 
 
@@ -135,52 +137,111 @@ class LinearCategorical(Measure):
     @property
     def dense(self) -> Categorical:
         """The same measures, with all their logits."""
-        product = self.head.matrix.logits(self._flat)
-        logits = self.head.parts.gather(_logits(product, *_rest(self.head)))
-        return Categorical(logits.reshape(*self.shape, self.head.classes))
+        return Categorical(self.head.parts.gather(_logits_of(self.hidden, self.head)))
 
     @property
     def mass(self):
-        return self.dense.mass
+        return jnp.where(self.log_partition == -jnp.inf, 0.0, 1.0)
 
     @property
     def log_partition(self):
-        return self.figures(Target()).log_partition
+        return self.row(Target()).log_partition
 
     @property
     def mode(self) -> Any:
-        return self.figures(Target(), ("mode",)).mode
+        return self.row(Target(), ("mode",)).mode
 
     def forms(self):
-        return self.dense.forms()
+        head = jax.tree.map(lambda x: x.reshape((1,) * len(self.shape) + x.shape), self.head)
+        part = DeferredSoftmax(self.hidden, head, jnp.ones(self.shape))
+        return (NormalForm(deferred=(part,), classes=self.head.classes),)
 
     def log_abs_density(self, *x):
         return self.dense.log_abs_density(*x)
 
-    def figures(self, against: Target, asked: tuple[str, ...] = ()) -> Rows:
-        """The kernel's figures of every row against its target, of the classes here; the targets' family is this one's."""
-        own, shared = split(against, self.shape)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(self.shape) :]), own)
+    def row(self, against: Target, asked: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
+        """Every row's figures against its target, of the classes here; the targets' family is this one's."""
+        lead = len(self.shape)
+        flatten = lambda x: x.reshape(-1, *x.shape[lead:])
+        (own, indices), shared = _operands(against, deferred, self.shape)
+        arguments = (_rest(self.head), shared), *jax.tree.map(flatten, (own, indices))
+        row = functools.partial(_row, self.head, asked)
+        out = per_row(row, flatten(self.hidden), self.head.matrix, *arguments, size=self.head.batch_size)
+        return jax.tree.map(lambda x: x.reshape(self.shape), out)
 
-        def values(product, shared, own, indices):
-            rest, parts = shared
-            return rows(_logits(product, *rest), join(own._replace(indices=indices), parts), asked, self.head.axis_name)
 
-        arguments = (_rest(self.head), shared), flat._replace(indices=None), flat.indices
-        figures = per_row(values, self._flat, self.head.matrix, *arguments, self.head.batch_size)
-        return jax.tree.map(lambda x: x.reshape(*self.shape, *x.shape[1:]), figures)
+@pytree
+class DeferredSoftmax:
+    """c · softmax(hidden @ weight + bias), a dense part of a normal form: the head is shared, its leaves' family axes are 1."""
+
+    hidden: Float[Array, "*family D"]
+    head: LinearSoftmax
+    c: Float[Array, "*family"]
 
     @property
-    def _flat(self):
-        return self.hidden.reshape(-1, self.hidden.shape[-1])
+    def family(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(self.hidden.shape[:-1], self.c.shape)
+
+    def scale(self, c: Any) -> "DeferredSoftmax":
+        return DeferredSoftmax(self.hidden, self.head, c * self.c)
+
+    def split(self, family: tuple[int, ...]) -> tuple[tuple[Array, Array], LinearSoftmax]:
+        """What each row has of its own, with the family's axes, and the head."""
+        lead = self.hidden.ndim - 1
+        own = jnp.broadcast_to(self.hidden, (*family, self.hidden.shape[-1])), jnp.broadcast_to(self.c, family)
+        return own, jax.tree.map(lambda x: x.reshape(x.shape[lead:]), self.head)
+
+    def dense(self) -> Float[Array, "*family V"]:
+        (hidden, c), head = self.split(self.family)
+        return _written(hidden, c, head, Classes(head.classes))
+
+
+def _written(hidden, c, head, classes):
+    """c · softmax(hidden @ weight + bias), of the classes wanted."""
+
+    def probabilities(hidden):
+        p = softmax(_logits_of(hidden, head), head.parts)
+        return p if head.axis_name == classes.axis_name else classes.part(head.parts.gather(p))
+
+    present = jnp.where(c[..., None] == 0, 0, hidden)
+    return null_safe_product(c[..., None], probabilities(present), probabilities(hidden))
+
+
+def _logits_of(hidden, head):
+    product = head.matrix.logits(hidden.reshape(-1, hidden.shape[-1]))
+    return _logits(product, _rest(head)).reshape(*hidden.shape[:-1], -1)
+
+
+def _row(head: LinearSoftmax, asked: tuple[str, ...], product: Array, shared: tuple, own: Any, indices: Any) -> Row:
+    """The figures of a block of rows, from hidden @ weight and what ``_operands`` took apart."""
+    rest, parts = shared
+    against = _target(own, indices, parts, head)
+    return Row.of(against, rows(_logits(product, rest), against, asked, head.axis_name), head.parts)
+
+
+def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
+    """((each row's own, its indices), shared by all), of a target and its deferred parts."""
+    own, shared = split(target, family)
+    parts = [part.split(family) for part in deferred]
+    return ((own._replace(indices=None), [own for own, _ in parts]), own.indices), (shared, [head for _, head in parts])
+
+
+def _target(own, indices, shared, head: LinearSoftmax) -> Target:
+    """A block of rows' target, of the classes here, with its deferred parts written out."""
+    (own, rows), (shared, heads) = own, shared
+    target = join(own._replace(indices=indices), shared)
+    dense = [_written(hidden, c, teacher, head.parts) for (hidden, c), teacher in zip(rows, heads, strict=True)]
+    dense += [] if target.dense is None else [target.dense]
+    return target._replace(dense=functools.reduce(jnp.add, dense)) if dense else target
 
 
 def _rest(head: LinearSoftmax) -> tuple:
     return head.bias, head.softcap
 
 
-def _logits(product, bias, softcap):
+def _logits(product, rest):
     """The logits from hidden @ weight."""
+    bias, softcap = rest
     if bias is not None:
         product = product + bias.astype(product.dtype)
     if softcap is not None:
@@ -195,7 +256,7 @@ def _here(target: Target, head: LinearSoftmax) -> Target:
         _check_same(part, head, f"target's {name}")
     if target.dense is None or head.axis_name is None:
         return target
-    return target._replace(dense=jax.lax.dynamic_slice_in_dim(target.dense, head.parts.first, head.parts.here, -1))
+    return target._replace(dense=head.parts.part(target.dense))
 
 
 def _check_parts(head: LinearSoftmax) -> None:
@@ -218,16 +279,16 @@ def _check_same(x: Any, head: LinearSoftmax, what: str) -> None:
 @rule(Measure, Integrand, LinearCategorical)
 def rows_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f dP for functions of Categorical(h @ weight), one number a row, from blocks of logits."""
-    Q, total = f.model, None
+    Q: Any = f.model
+    total: Any = None
     for form in P.forms():
         against = target(form, Q.head.classes, "LinearSoftmax")
         if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
-            against, classes = _here(against, Q.head), Q.head.parts
-            figures = Q.figures(against, f.asked)
+            row = Q.row(_here(against, Q.head), f.asked, form.deferred)  # type: ignore[union-attr]
         else:  # several targets a row of logits
-            logits = Q.dense.logits
-            classes, figures = Classes.of(logits), rows(logits, against, f.asked)
-        part = f.over_row(Row.of(against, classes, figures))
+            against, logits = written_target(form, Q.head.classes, "LinearSoftmax"), Q.dense.logits
+            row = Row.of(against, rows(logits, against, f.asked), Classes.of(logits))
+        part = f.over_row(row)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
@@ -245,26 +306,24 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
     sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
 
     def values(product, shared, own, indices):
-        function, rest, parts = shared
-        against = join(own._replace(indices=indices), parts)
-        logits = _logits(product, *rest)
-        figures = rows(logits, against, f.asked, Q.axis_name)
-        value = function.over_row(Row.of(against, Q.parts, figures))
+        function, head, parts = shared
+        value = function.over_row(_row(Q, f.asked, product, (head, parts), own, indices))
         return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):
         (hidden,) = jax.tree.leaves(pair.points)
         hidden = Q(hidden).hidden  # checked
         _check_same(pair.weights, Q, "weights")
-        own, shared = split(_here(target(pair.target, Q.classes, "LinearSoftmax"), Q), pair.weights.shape)
+        against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
+        (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
         return integral(
             values,
             hidden,
             Q.matrix,
             pair.weights,
             (function, _rest(Q), shared),
-            own._replace(indices=None),
-            own.indices,
+            own,
+            indices,
             certain=pair.certain and pair.target.certain,
             parts=axes_of(Q.axis_name),
             size=Q.batch_size,

@@ -1,6 +1,7 @@
 """The forms a finite measure lowers to before it is integrated.
 
-Atoms           Σ_j weights_j δ_{points_j} + background·(counting measure on classes) + dense, on one space;
+Atoms           Σ_j weights_j δ_{points_j} + background·(counting measure on classes) + dense, on one space, the dense part
+                written out or deferred;
 Disintegration  ∫ δ_x ⊗ P_x dμ(x), a measure on tuples kept as its marginal μ and the laws P_x of the last coordinate,
                 so that a Markov kernel is evaluated once per x and never once per pair.
 
@@ -26,7 +27,9 @@ class NormalForm:
     """Σ_j weights_j δ_{points_j} + background·# + dense, a family by leading axes; absent parts are None.
 
     All parts have the family's axes written out, of size 1 where a part is shared; ``points`` leaves and ``weights``
-    have the atoms' axis behind them. ``certain`` says that no weight can be 0, so null atoms need no care.
+    have the atoms' axis behind them. ``deferred`` are dense parts not written out, so that a kernel may do it a block of rows
+    at a time: pytrees like a form, with ``family``, ``scale(c)`` and ``dense()``, [*family, V]. ``certain`` says that no
+    weight can be 0, so null atoms need no care.
 
     Example:
         >>> import measure_xent as mx
@@ -39,12 +42,14 @@ class NormalForm:
     weights: Float[Array, "*family k"] | None = None
     background: Float[Array, "*family"] | None = None
     dense: Float[Array, "*family V"] | None = None
+    deferred: tuple[Any, ...] = ()
     classes: int | None = static(default=None)
     certain: bool = static(default=False)
 
     @property
     def family(self) -> tuple[int, ...]:
         shapes = [x.shape[:-1] for x in (self.weights, self.dense) if x is not None]
+        shapes += [part.family for part in self.deferred]
         return jnp.broadcast_shapes(*shapes, () if self.background is None else self.background.shape)
 
     def parts(self) -> Iterator[tuple[Any, Float[Array, "*family k"], bool]]:
@@ -53,28 +58,38 @@ class NormalForm:
             yield self.points, self.weights, self.certain
         if self.classes is not None:
             weights = self.class_weights()
-            yield jnp.arange(self.classes).reshape((1,) * (weights.ndim - 1) + (-1,)), weights, self.dense is None
+            certain = self.dense is None and not self.deferred
+            yield jnp.arange(self.classes).reshape((1,) * (weights.ndim - 1) + (-1,)), weights, certain
 
     def class_weights(self) -> Float[Array, "*family V"]:
         """background + dense as one vector over the classes."""
-        dense = jnp.asarray(0.0)[None] if self.dense is None else self.dense
+        written = self.written().dense
+        dense = jnp.asarray(0.0)[None] if written is None else written
         background = jnp.asarray(0.0) if self.background is None else self.background
         weights = background[..., None] + dense
         return jnp.broadcast_to(weights, (*weights.shape[:-1], self.classes))
 
+    def written(self) -> "NormalForm":
+        """The same with every dense part written out."""
+        if not self.deferred:
+            return self
+        parts = [part.dense() for part in self.deferred] + ([] if self.dense is None else [self.dense])
+        return self._with(dense=functools.reduce(jnp.add, parts), deferred=())
+
     def mass(self) -> Float[Array, "*family"]:
-        mass = jnp.asarray(0.0)
+        mass, dense = jnp.asarray(0.0), self.written().dense
         if self.weights is not None:
             mass = mass + self.weights.sum(-1)
         if self.background is not None:
             mass = mass + self.classes * self.background
-        if self.dense is not None:
-            mass = mass + self.dense.sum(-1)
+        if dense is not None:
+            mass = mass + dense.sum(-1)
         return jnp.broadcast_to(mass, self.family)
 
     def at_rank(self, rank: int = 0) -> "NormalForm":
         """The same form with at least ``rank`` family axes, on every part."""
         ranks = [x.ndim - 1 for x in (self.weights, self.dense) if x is not None]
+        ranks += [len(part.family) for part in self.deferred]
         rank = max(rank, *ranks, 0 if self.background is None else self.background.ndim)
         grow = lambda x, own: None if x is None else x.reshape((1,) * (rank - own) + x.shape)
         own = 0 if self.weights is None else self.weights.ndim - 1
@@ -83,6 +98,7 @@ class NormalForm:
             weights=grow(self.weights, own),
             background=None if self.background is None else grow(self.background, self.background.ndim),
             dense=None if self.dense is None else grow(self.dense, self.dense.ndim - 1),
+            deferred=tuple(jax.tree.map(lambda x, p=p: grow(x, len(p.family)), p) for p in self.deferred),
         )
 
     def scale(self, c: Any) -> "NormalForm":
@@ -92,7 +108,8 @@ class NormalForm:
         return form._with(
             weights=None if form.weights is None else c[..., None] * form.weights,
             background=None if form.background is None else c * form.background,
-            dense=None if form.dense is None else c[..., None] * form.dense,
+            dense=None if form.dense is None else null_safe_product(c[..., None], form.dense, form.dense),
+            deferred=tuple(part.scale(c) for part in form.deferred),
             certain=certain,
         )
 
@@ -102,7 +119,7 @@ class NormalForm:
         parts = iter([_times(f, *part) for part in form.parts()])
         weights = None if form.weights is None else next(parts)
         dense = None if form.classes is None else next(parts)
-        return form._with(weights=weights, background=None, dense=dense, certain=False).at_rank()
+        return form._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).at_rank()
 
     def push(self, transform: Any) -> tuple["NormalForm", ...]:
         """The image under a map of points: every class becomes an atom."""
@@ -178,7 +195,8 @@ class NormalForm:
             certain = a.certain and b.certain
         plus = lambda x, y: y if x is None else x if y is None else x + y
         background, dense = plus(a.background, b.background), plus(a.dense, b.dense)
-        return NormalForm(points, weights, background, dense, a.classes or b.classes, certain)
+        deferred = a.deferred + b.deferred
+        return NormalForm(points, weights, background, dense, deferred, a.classes or b.classes, certain)
 
     def _with(self, **changes) -> "NormalForm":
         return _replace(self, **changes)
@@ -234,7 +252,7 @@ class Disintegration:
         """The law of the last coordinate, the mixture Σ_x μ(x) P_x."""
         if isinstance(self.target, Disintegration):
             raise TypeError("bind(P, K): K must give measures on one space, got measures on tuples")
-        target, mix = self.target, lambda part: null_safe_product(self.weights[..., None], part, part)
+        target, mix = self.target.written(), lambda part: null_safe_product(self.weights[..., None], part, part)
         axis = self.weights.ndim - 1
         shape = jnp.broadcast_shapes(self.weights.shape, target.family)
         merge = lambda a: _merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[axis + 1 :])), axis)
@@ -390,7 +408,7 @@ def _reweight_given(rows, target, f):
     parts = iter([_times_given(f, rows, lead, *part) for part in target.parts()])
     weights = None if target.weights is None else next(parts)
     dense = None if target.classes is None else next(parts)
-    return target._with(weights=weights, background=None, dense=dense, certain=False).at_rank()
+    return target._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).at_rank()
 
 
 def _times_given(f, rows, lead, y, inner, certain):

@@ -173,6 +173,55 @@ def test_z_loss_and_counts_in_the_same_pass():
     np.testing.assert_array_equal(Q.mode[:, 0], z.argmax(-1))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_teacher_that_is_a_head(alone):
+    """Distillation with neither's logits: the integral, a loss each and their gradients, in the teacher's parts too."""
+    N, V, D = 11, 23, 4
+    hidden, weight, bias, labels, weights = problem(N, V)
+    theirs, teacher, tbias = f32(rng.normal(size=(N, D))), f32(rng.normal(size=(D, V))), f32(rng.normal(size=V))
+    weights[2], theirs[2], hidden[2] = 0, np.nan, np.nan
+    y = jnp.asarray(labels)
+
+    def loss(h, w, m, t, u, b, each=False):
+        T, Q = mx.LinearSoftmax(u.T, b, 5.0, class_axis=0, batch_size=4), mx.LinearSoftmax(w, bias, batch_size=3)
+        K = T(t) if alone else 0.25 * mx.Dirac(y) + 0.75 * T(t)
+        if each:
+            return jnp.dot(mx.cross_entropy(m * K, mx.LinearSoftmax(w, bias)(jnp.nan_to_num(h))), jnp.arange(N))
+        return mx.joint(mx.Atoms(h, weights=m), K).expect(-log(Q) + 0.5 * mx.correct(Q))
+
+    def exact(h, w, m, t, u, b, each=False):
+        keep = jnp.asarray(np.arange(N) != 2)
+        h, t = (jnp.where(keep[:, None], x, 0) for x in (h, t))
+        p, z = jax.nn.softmax(5 * jnp.tanh((t @ u + b) / 5)), h @ w + bias
+        target = p if alone else 0.25 * jax.nn.one_hot(labels, V, dtype=p.dtype) + 0.75 * p
+        value = (target * (jax.nn.logsumexp(z, -1, keepdims=True) - z)).sum(-1)
+        if each:
+            return jnp.dot(jnp.where(keep, m, 0) * value, jnp.arange(N))
+        value += 0.5 * jnp.take_along_axis(target, z.argmax(-1, keepdims=True), -1)[:, 0]
+        return jnp.dot(jnp.where(keep, m, 0), value)
+
+    arguments = [jnp.asarray(x) for x in (hidden, weight, weights, theirs, teacher, tbias)]
+    for each in (False, True):
+        got = jax.jit(jax.value_and_grad(lambda *a, each=each: loss(*a, each=each), range(6)))(*arguments)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(x, jnp.float64) for x in arguments]
+            expected = jax.value_and_grad(lambda *a, each=each: exact(*a, each=each), range(6))(*wide)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            keep = np.arange(N) != 2 if len(np.shape(a)) and len(a) == N else ...
+            np.testing.assert_allclose(np.asarray(a)[keep], np.asarray(b)[keep], rtol=1e-4, atol=2e-5)
+            assert np.all(np.isfinite(a))
+    keep = np.arange(N) != 2
+    T, Q = mx.LinearSoftmax(teacher, tbias)(theirs[keep]), mx.LinearSoftmax(weight, bias)(hidden[keep])
+    log_p = oracle.log_softmax(theirs[keep].astype(np.float64) @ teacher + tbias)
+    log_q = oracle.log_softmax(hidden[keep].astype(np.float64) @ weight + bias)
+    np.testing.assert_allclose(mx.kl_divergence(T, Q), (np.exp(log_p) * (log_p - log_q)).sum(-1), **close)
+    np.testing.assert_allclose(mx.entropy(T), -(np.exp(log_p) * log_p).sum(-1), **close)
+    np.testing.assert_allclose(T.mass, 1)
+    # The teacher's measures are measures like others.
+    np.testing.assert_allclose((0.5 * T).expect(lambda y: y), 0.5 * np.exp(log_p) @ np.arange(V), rtol=1e-5)
+    np.testing.assert_allclose(mx.cross_entropy(T, mx.Categorical(log_q)), -(np.exp(log_p) * log_q).sum(-1), **close)
+
+
 def temporaries(loss, N, V, D=256):
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((N, D), (D, V))] + [jax.ShapeDtypeStruct((N,), jnp.int32)]
     return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes / 2**20
@@ -192,6 +241,12 @@ def test_memory():
         assert temporaries(each, N, 8192) <= 2 * block + 2 * dweight + 2 * dhidden + 16
         assert temporaries(hvp, N, 8192) <= 5 * block + 5 * dweight + 6 * dhidden + 16
     assert temporaries(gradient, 1024, 32000) <= 256 * 32000 * 4 / 2**20 + 1 + 16
+
+    def distil(h, w, y):
+        P = mx.joint(mx.Empirical(h), mx.LinearSoftmax(2 * jax.lax.stop_gradient(w))(h))
+        return -P.expect(log(mx.LinearSoftmax(w)))
+
+    assert temporaries(jax.grad(distil, (0, 1)), 4096, 8192) <= 2 * dweight + dhidden + 4 * block + 16
 
 
 def test_errors():

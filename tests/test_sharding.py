@@ -115,6 +115,25 @@ def test_hidden_gathered_over_the_classes_devices():
         np.testing.assert_allclose(a, b, **close)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_teacher_in_parts(whole):
+    """A teacher with its classes on the same devices, and one that each device has the whole of."""
+
+    def loss(h, w, u, y, axis_name=None):
+        T = mx.LinearSoftmax(u, batch_size=5, axis_name=None if whole else axis_name)
+        K = 0.5 * mx.Dirac(y) + 0.5 * T(0.5 * h)
+        P = mx.joint(mx.Empirical(h, axis_name=axis_name and "data"), K)
+        return -P.expect(log(mx.LinearSoftmax(w, batch_size=5, axis_name=axis_name)))
+
+    specs = (ROWS, COLUMNS, S() if whole else COLUMNS, ROWS)
+    function = jax.shard_map(lambda *args: loss(*args, "model"), mesh=mesh, in_specs=specs, out_specs=S())
+    arguments = hidden, weight, f32(rng.normal(size=(D, V))), labels
+    got = jax.jit(jax.value_and_grad(function, (0, 1, 2)))(*arguments)
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*arguments)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, **close)
+
+
 def test_contract():
     """NaN behind the mask, forbidden classes, confident rows, infinite losses, a batch that is masked out, of parts too."""
     h, b, y = hidden.copy(), bias.copy(), labels.copy()

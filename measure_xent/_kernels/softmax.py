@@ -176,6 +176,10 @@ class Classes:
         at = indices - self.first
         return self.all_parts(jnp.where(_out_of_range(at, self.here), 0, _take(z, at)))
 
+    def part(self, z: Float[Array, "*family V"]) -> Float[Array, "*family here"]:
+        """Of all classes, those here."""
+        return z if self.axis_name is None else lax.dynamic_slice_in_dim(z, self.first, self.here, -1)
+
     def gather(self, z: Float[Array, "*family here"]) -> Float[Array, "*family V"]:
         """All of the rows whose classes here are z."""
         if self.axis_name is None:

@@ -334,7 +334,7 @@ def log_sigmoid_against_target(P: Measure, f: LogDensity) -> Any:
     if Q.logits is None:
         return NotImplemented
     z = Q.logits.astype(accumulator(Q.logits.dtype))
-    targets = (outcomes(target(form, 2, "Bernoulli"), z.dtype) for form in P.forms())
+    targets = (outcomes(written_target(form, 2, "Bernoulli"), z.dtype) for form in P.forms())
     return functools.reduce(jnp.add, (-sigmoid.cross_entropy(z, *masses) for masses in targets))
 
 
@@ -363,8 +363,8 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
         return NotImplemented
     total: Any = None
     for form in P.forms():
-        against = target(form, Q.classes, "Categorical")
-        part = f.over_row(Row.of(against, Classes.of(Q.logits), rows(Q.logits, against, f.asked)))
+        against = written_target(form, Q.classes, "Categorical")
+        part = f.over_row(Row.of(against, rows(Q.logits, against, f.asked), Classes.of(Q.logits)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
@@ -372,45 +372,44 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
 class Row(NamedTuple):
     """What integrands over rows read: the kernel's figures, and the target's masses."""
 
-    target: Target
-    classes: Classes
-    cross_entropy: Array
-    log_partition: Array
-    surprisal: Array | None
-    mode: Any
-    entropy: Array | None
+    cross_entropy: Float[Array, "*family"]
+    log_partition: Float[Array, "*rows"]
+    mass: Float[Array, "*family"]  # of the target
+    mode: Int[Array, "*rows"] | None  # of Q
+    surprisal: Float[Array, "*rows"] | None  # of the mode
+    mass_at_mode: Float[Array, "*family"] | None
+    entropy: Float[Array, "*rows"] | None
 
     @classmethod
-    def of(cls, target: Target, classes: Classes, figures: Rows) -> "Row":
+    def of(cls, target: Target, figures: Rows, classes: Classes) -> "Row":
+        total, at_mode = mass(target, classes), None
+        if figures.mode is not None:
+            undefined = (figures.mode >= classes.count) & (total != 0)  # a NaN logit
+            at_mode = jnp.where(undefined, jnp.nan, mass_at(target, figures.mode, classes))
+        total = jnp.broadcast_to(total, figures.cross_entropy.shape)
         return cls(
-            target,
-            classes,
             figures.cross_entropy,
             figures.log_partition,
-            figures.surprisal,
+            total,
             figures.mode,
+            figures.surprisal,
+            at_mode,
             figures.entropy,
         )
 
     def integrate(self, function: Callable[["Row"], Any]) -> Any:
         """The integral of a function of the row alone, 0 against a null target."""
-        total = mass(self.target, self.classes)
         # A null row's figures may be anything: no derivative is taken there.
-        clean = lambda x: None if x is None else jnp.where(total == 0, 0, x)
+        clean = lambda x: None if x is None else jnp.where(self.mass == 0, 0, x)
         stand_in = self._replace(
             log_partition=clean(self.log_partition), surprisal=clean(self.surprisal), entropy=clean(self.entropy)
         )
-        product = lambda value, original: null_safe_product(total, value, original)
+        product = lambda value, original: null_safe_product(self.mass, value, original)
         return jax.tree.map(product, function(stand_in), function(self))
-
-    @property
-    def mass_at_mode(self) -> Float[Array, "*family"]:
-        undefined = (self.mode >= self.classes.count) & (mass(self.target, self.classes) != 0)  # a NaN logit
-        return jnp.where(undefined, jnp.nan, mass_at(self.target, self.mode, self.classes))
 
 
 def target(form: Form, classes: int, name: str) -> Target:
-    """A form as the kernels take it, checked against the number of classes."""
+    """A form as the kernels take it, but for its deferred parts, checked against the number of classes."""
     if not isinstance(form, NormalForm) or isinstance(form.points, tuple | dict | list):
         raise TypeError(f"log({name}) is a function of a class, but P is a measure on tuples; take a Conditional")
     if form.classes not in (None, classes):
@@ -422,6 +421,11 @@ def target(form: Form, classes: int, name: str) -> Target:
             "labels are integers with no axis of their own"
         )
     return Target(points, form.weights, form.background, form.dense)
+
+
+def written_target(form: Form, classes: int, name: str) -> Target:
+    """The same with every dense part written out."""
+    return target(form.written() if isinstance(form, NormalForm) else form, classes, name)
 
 
 def _one_of(name, logits, probs):
