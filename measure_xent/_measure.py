@@ -105,7 +105,9 @@ class Measure(abc.ABC):
         """The mass where the shapes alone say it, so that normalising makes no atom null."""
         return None
 
-    def expect(self, f: Callable | Integrand, *, batch_size: int | None = None) -> PyTree[Shaped[Array, "..."]]:
+    def expect(
+        self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None
+    ) -> PyTree[Shaped[Array, "..."]]:
         """∫ f dP: the integral, which for a probability measure is the expectation.
 
         Args:

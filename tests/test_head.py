@@ -42,6 +42,38 @@ def test_value_and_every_gradient(N, V, size, class_axis):
     np.testing.assert_allclose(jax.jit(loss)(hidden, weight, bias, weights), 2.5 * expected[0], **close)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("N", [1, 17, 1000])
+@pytest.mark.parametrize("V", [1, 7, 32003, 50257])
+def test_sizes_and_scales(N, V, scale):
+    """Value and gradients, in the masses of the target's atoms too, from tiny logits to huge; a sum in float64, by chunks."""
+    if N == 1000 and V > 7 and scale != 1:
+        pytest.skip("seconds each, and the same code")
+    hidden, weight, bias, labels, weights = problem(N, V, scale=scale)
+    masses = f32(rng.uniform(size=N) + 0.5)
+    value, dh, dw, db, dweights, dmasses = 0.0, [], 0.0, 0.0, [], []
+    for i in range(0, N, 100):
+        h, m, c = (x[i : i + 100].astype(np.float64) for x in (hidden, weights, masses))
+        z, hot = h @ weight.astype(np.float64) + bias, oracle.one_hot(labels[i : i + 100], V)
+        target = c[:, None] * hot + 0.25 / V
+        losses, residual = oracle.rows(z, target), m[:, None] * oracle.rows_gradient(z, target)
+        value, dw, db = value + m @ losses, dw + h.T @ residual, db + residual.sum(0)
+        dh.append(residual @ weight.T.astype(np.float64))
+        dweights.append(losses)
+        dmasses.append(m * oracle.rows(z, hot))
+
+    def loss(h, w, b, m, c):
+        target = c * mx.Dirac(jnp.asarray(labels)) + 0.25 * mx.DiscreteUniform(V)
+        return mx.cross_entropy(mx.joint(mx.Atoms(h, weights=m), target), mx.LinearSoftmax(w, b))
+
+    expected = value, np.concatenate(dh), dw, db, np.concatenate(dweights), np.concatenate(dmasses)
+    got = jax.jit(jax.value_and_grad(loss, range(5)))(hidden, weight, bias, weights, masses)
+    # A logit is off by ulps of its products, each at most about 4·scale: that is what a probability is off by, relatively.
+    error = 1e-5 + 2e-6 * scale
+    for a, b in zip(jax.tree.leaves(got), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=5 * error, atol=error * max(np.abs(b).max(), 1e-30))
+
+
 @pytest.mark.parametrize("integral", [True, False])
 def test_every_mode(integral):
     """jvp, jacfwd, three kinds of hvp, vmap and checkpoint, of the integral and of a loss each with any cotangent."""
@@ -228,11 +260,18 @@ def temporaries(loss, N, V, D=256):
 
 
 def test_memory():
-    """MiB beside the results: one block of logits, whatever N, in value, gradient, second derivative and a loss each."""
+    """MiB beside the results: blocks of logits, whatever N, in value, a loss each, and first and second derivatives."""
     loss = lambda h, w, y: -mx.Empirical((h, y)).expect(log(mx.LinearSoftmax(w)))
     gradient = jax.grad(loss, (0, 1))
     each = jax.grad(lambda h, w, y: mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w)(h)).sum(), (0, 1))
     hvp = lambda h, w, y: jax.jvp(lambda w: gradient(h, w, y), (w,), (w,))[1]
+    jvp = lambda h, w, y: jax.jvp(lambda h, w: loss(h, w, y), (h, w), (h, w))
+    in_pairs = lambda h, w, y: jax.vmap(gradient, (0, None, 0))(h.reshape(2, -1, 256), w, y.reshape(2, -1))
+
+    def jacfwd(h, w, y):
+        weighted = lambda m: -mx.Atoms((h, y), weights=m).expect(log(mx.LinearSoftmax(w)))
+        return jax.jacfwd(weighted)(jnp.ones(len(y)))
+
     block, dweight = 256 * 8192 * 4 / 2**20, 256 * 8192 * 4 / 2**20
     for N in (1024, 4096):
         dhidden = N * 256 * 4 / 2**20
@@ -240,6 +279,9 @@ def test_memory():
         assert temporaries(gradient, N, 8192) <= dweight + dhidden + 16
         assert temporaries(each, N, 8192) <= 2 * block + 2 * dweight + 2 * dhidden + 16
         assert temporaries(hvp, N, 8192) <= 5 * block + 5 * dweight + 6 * dhidden + 16
+        assert temporaries(jvp, N, 8192) <= block + dweight + dhidden + 16
+        assert temporaries(in_pairs, N, 8192) <= 2 * (2 * block + dweight) + dhidden + 24
+        assert temporaries(jacfwd, N, 8192) <= block + N * N * 4 / 2**20 + 16  # its N directions
     assert temporaries(gradient, 1024, 32000) <= 256 * 32000 * 4 / 2**20 + 1 + 16
 
     def distil(h, w, y):

@@ -12,7 +12,7 @@ class CommandError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs a command; gives the exit status."""
-    from . import bench, digits
+    from . import bench, digits, lm
 
     parser = argparse.ArgumentParser(
         prog="measure-xent",
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train = commands.add_parser("train", help="train a model with the loss -P.expect(log(Q))")
     tasks = train.add_subparsers(title="tasks", required=True, metavar="TASK")
     digits.add_parser(tasks)
+    lm.add_parser(tasks)
     bench.add_parser(commands)
 
     arguments = parser.parse_args(argv)
@@ -33,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"measure-xent: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] in ("sklearn", "matplotlib", "rich"):
+        if error.name is not None and error.name.split(".")[0] in (
+            "sklearn",
+            "matplotlib",
+            "rich",
+            "tokenizers",
+            "orbax",
+        ):
             print(f"measure-xent: {error.name} is not installed: pip install 'measure-xent[examples]'", file=sys.stderr)
             return 1
         raise

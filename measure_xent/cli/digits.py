@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import measure_xent as mx
 from measure_xent import log, log2
 
 from . import CommandError
+from .terminal import fraction, output_folder, positive, seed, training_bar
 
 CLASSES = 10
 
@@ -54,32 +56,26 @@ def add_parser(tasks: Any) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--steps", type=_positive(int), default=1500, help="optimiser steps (%(default)s)")
-    add("--batch-size", type=_positive(int), default=128, help="images a step (%(default)s)")
-    add("--lr", type=_positive(float), default=1e-3, help="learning rate (%(default)s)")
+    add("--steps", type=positive(int), default=1500, help="optimiser steps (%(default)s)")
+    add("--batch-size", type=positive(int), default=128, help="images a step (%(default)s)")
+    add("--lr", type=positive(float), default=1e-3, help="learning rate (%(default)s)")
     add(
         "--optimizer", type=optimizer, default="adamw", metavar="NAME", help="any optax optimiser by name (%(default)s)"
     )
-    add("--smoothing", type=_fraction, default=0.0, help="label smoothing, the uniform measure's share (%(default)s)")
-    add("--seed", type=_seed, default=0, help="the same seed gives the same result (%(default)s)")
+    add("--smoothing", type=fraction, default=0.0, help="label smoothing, the uniform measure's share (%(default)s)")
+    add("--seed", type=seed, default=0, help="the same seed gives the same result (%(default)s)")
     add("--out", type=Path, default=Path("runs/digits"), metavar="FOLDER", help="output folder (%(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, evaluates on the held-out digits and writes the report."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from .figures import digits_report
 
     train_data, test_data = load(arguments.seed)
     if arguments.batch_size > len(train_data.labels):
         raise CommandError(f"--batch-size {arguments.batch_size}: there are {len(train_data.labels)} training digits")
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out {arguments.out}: not a folder that can be written: {error.strerror}") from None
+    output_folder(arguments.out)
     steps = train(
         train_data,
         steps=arguments.steps,
@@ -90,9 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     held_out_loss = jax.jit(cross_entropy)
     params, losses, held_out, interrupted = init(jax.random.key(arguments.seed)), [], {}, False
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console) as progress:
+    with training_bar("loss {task.fields[loss]:.4f}") as progress:
         bar = progress.add_task("training on digits", total=arguments.steps, loss=math.nan)
         try:
             for params, loss in steps:
@@ -103,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
-        console.print(f"stopped after {len(losses)} steps; keeping the model and the picture so far")
+        print(f"stopped after {len(losses)} steps; keeping the model and the picture so far", file=sys.stderr)
 
     metrics, probabilities = evaluate(params, test_data)
     metrics |= {"steps": len(losses), "interrupted": interrupted}
@@ -238,28 +232,3 @@ def optimizer(name: str) -> Callable[[float], optax.GradientTransformation]:
     except TypeError as error:
         raise argparse.ArgumentTypeError(f"{name} needs more than a learning rate: {error}") from None
     return factory  # type: ignore[return-value]
-
-
-def _positive(kind: type) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"a positive {kind.__name__}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse's own message names it
-    return parse
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"between 0 and 2**32 - 1, got {text}")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"between 0 and 1, got {text}")
-    return value

@@ -34,6 +34,27 @@ def digits_report(
         plt.close(figure)
 
 
+def lm_report(path: Path, metrics: dict[str, Any], history: dict[str, Any], vocabulary: int, step_tokens: int) -> None:
+    """Loss curves, and the held-out loss by how much of the text before has been seen."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True)
+        loss_curves(axes[0], history["train_loss"], {int(k): v for k, v in history["held_out_loss"].items()})
+        axes[0].axhline(np.log(vocabulary), color=GREY, linestyle=":", label=f"log {vocabulary}: every token alike")
+        axes[0].set(yscale="linear", ylim=(0, None), xlabel=f"step of {step_tokens} tokens", ylabel="nats a token")
+        axes[0].legend(frameon=False)
+        nats = np.array(metrics["nats_by_place"])
+        octaves = [np.arange(2**k, min(2 ** (k + 1), len(nats) + 1)) for k in range(len(nats).bit_length())]
+        labels = [f"{n[0]}–{n[-1]}" if len(n) > 1 else f"{n[0]}" for n in octaves]
+        axes[1].plot(labels, [nats[n - 1].mean() for n in octaves], "o-", color=ORANGE)
+        axes[1].set(title="Held-out cross-entropy by context", xlabel="tokens seen before", ylabel="nats a token")
+        figure.suptitle(
+            f"held out: {metrics['nats']:.4g} nats a token = {metrics['bits_per_byte']:.4g} bits a byte, "
+            f"perplexity {metrics['perplexity']:.4g}, accuracy {metrics['accuracy']:.2%}"
+        )
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
 def loss_curves(axes: Any, train: list[float], held_out: dict[int, float]) -> None:
     """Every batch's loss, faint; its running mean; the held-out loss."""
     steps = np.arange(1, len(train) + 1)

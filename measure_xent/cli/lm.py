@@ -1,0 +1,314 @@
+"""``measure-xent train lm``: a small language model on the Python standard library's own source."""
+
+import argparse
+import copy
+import functools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+import measure_xent as mx
+from measure_xent import correct, log
+
+from . import CommandError
+from .corpus import LIBRARY, Corpus, encode, read, train_tokenizer
+from .terminal import output_folder, positive, seed, training_bar
+from .transformer import Parameters, hidden_states, init
+
+TEMPERATURE = 0.8  # of the sample
+SAMPLE_TOKENS = 160
+HELD_OUT_WINDOWS = 32, 512  # while training, and at the end
+
+EPILOG = """
+The loss of a batch is one integral, and the logits, tokens x vocabulary, never exist:
+
+    P = Empirical((hidden, next_tokens))
+    Q = LinearSoftmax(embedding, class_axis=0)          tied to the input's embedding
+    loss = -P.expect(log(Q))
+
+Held-out nats and bytes are sums over the batches, divided once, so a batch that is not full weighs what it holds.
+
+examples:
+  measure-xent train lm                                 five minutes or so on two cores
+  measure-xent train lm --resume                        goes on from the last checkpoint, to the same numbers
+  measure-xent train lm --source ~/novel.txt --vocabulary 4096 --out runs/novel
+  measure-xent train lm --width 512 --layers 8 --context 512 --batch-size 32 --steps 20000
+
+OUT/checkpoints has the parameters and the optimiser's state, OUT/tokenizer.json the vocabulary, OUT/metrics.json the figures,
+OUT/sample.txt what the model writes, OUT/report.png the pictures. Ctrl-C stops early and keeps them all; --resume goes on.
+"""
+
+
+class Settings(NamedTuple):
+    """All that decides a run's numbers."""
+
+    steps: int
+    batch_size: int
+    context: int
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    lr: float
+    seed: int
+
+
+class State(NamedTuple):
+    parameters: Parameters
+    optimizer: Any
+
+
+def add_parser(tasks: Any) -> None:
+    parser = tasks.add_parser(
+        "lm",
+        help="a small language model on Python's own source, in minutes",
+        description="Train a small transformer, and a byte-pair vocabulary for it, on the Python standard library's source.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    whole = positive(int)
+    add(
+        "--source",
+        type=Path,
+        default=LIBRARY,
+        metavar="PATH",
+        help="a text, or a folder of texts (the standard library)",
+    )
+    add("--steps", type=whole, default=700, help="optimiser steps (%(default)s)")
+    add("--batch-size", type=whole, default=8, help="sequences a step (%(default)s)")
+    add("--context", type=whole, default=128, help="tokens a sequence (%(default)s)")
+    add("--vocabulary", type=_vocabulary, default=16384, help="tokens of the byte-pair encoding (%(default)s)")
+    add("--width", type=whole, default=256, help="features of a hidden state (%(default)s)")
+    add("--layers", type=whole, default=4, help="(%(default)s)")
+    add("--heads", type=whole, default=4, help="of attention, a divisor of half the width (%(default)s)")
+    add("--lr", type=positive(float), default=2e-3, help="AdamW's highest learning rate (%(default)s)")
+    add("--seed", type=seed, default=0, help="the same seed gives the same result (%(default)s)")
+    add("--checkpoint-every", type=whole, default=100, metavar="STEPS", help="(%(default)s)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    add("--out", type=Path, default=Path("runs/lm"), metavar="FOLDER", help="output folder (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def _vocabulary(text: str) -> int:
+    if not 257 <= (value := int(text)) <= 1 << 20:
+        raise argparse.ArgumentTypeError(f"at least 257, the bytes and an end mark, and at most {1 << 20}, got {text}")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, keeps checkpoints, evaluates on the held-out files and writes the report."""
+    import orbax.checkpoint as ocp
+
+    settings = Settings(**{name: getattr(arguments, name) for name in Settings._fields})
+    if settings.width % (2 * settings.heads):
+        raise CommandError(f"--heads {settings.heads}: has to divide half of --width {settings.width}")
+    output_folder(arguments.out)
+    folder = (arguments.out / "checkpoints").resolve()
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)) as checkpoints:
+        last = checkpoints.latest_step()
+        if arguments.resume and last is None:
+            raise CommandError(f"--resume: no checkpoint in {folder}")
+        if not arguments.resume and last is not None:
+            raise CommandError(f"--out {arguments.out}: has a run of {last} steps; --resume goes on with it")
+        corpus, tokenizer = load(arguments, settings)
+        state, history = start(settings, corpus)
+        if last is not None:
+            saved = ocp.args.Composite(state=ocp.args.StandardRestore(state), history=ocp.args.JsonRestore())
+            restored = checkpoints.restore(last, args=saved)
+            state, history = restored["state"], resumed(restored["history"], history)
+
+        def save(step: int) -> None:
+            if step not in checkpoints.all_steps():
+                # Written behind the next steps' back: what they change has to be another's.
+                parts = dict(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(copy.deepcopy(history)))
+                checkpoints.save(step, args=ocp.args.Composite(**parts), force=True)
+
+        step = first = len(history["train_loss"])
+        train_step, losses, began, interrupted = jax.jit(functools.partial(update, settings)), [], None, False
+        with training_bar("loss {task.fields[loss]:.3f}", "{task.fields[speed]:,.0f} tokens/s") as progress:
+            bar = progress.add_task("training lm", total=settings.steps, completed=step, loss=math.nan, speed=0)
+
+            def read_losses() -> None:
+                history["train_loss"] += [float(loss) for loss in losses]
+                losses.clear()
+
+            try:
+                while step < settings.steps:
+                    windows = corpus.batch(step, settings.batch_size, settings.context, settings.seed)
+                    state, loss = train_step(state, windows)
+                    losses.append(loss)
+                    step += 1
+                    if began is None:  # the first step compiles
+                        began = jax.block_until_ready(loss) and time.perf_counter()
+                    if step % 10 == 0 or step == settings.steps:
+                        read_losses()
+                        done = (step - first - 1) * settings.batch_size * settings.context
+                        speed = done / (time.perf_counter() - began)
+                        progress.update(bar, completed=step, loss=history["train_loss"][-1], speed=speed)
+                    if step % 50 == 0 or step in (1, settings.steps):
+                        figures = evaluate(state.parameters, corpus, settings, HELD_OUT_WINDOWS[0])
+                        history["held_out_loss"][str(step)] = figures["nats"]
+                    if step % arguments.checkpoint_every == 0 or step == settings.steps:
+                        read_losses()
+                        save(step)
+            except KeyboardInterrupt:
+                interrupted = True
+                read_losses()
+                save(step := len(history["train_loss"]))
+        checkpoints.wait_until_finished()
+    if interrupted:
+        print(f"stopped after {step} steps; --resume goes on", file=sys.stderr)
+    return report(arguments.out, state.parameters, corpus, tokenizer, settings, history)
+
+
+def load(arguments: argparse.Namespace, settings: Settings) -> tuple[Corpus, Any]:
+    """The text as tokens, of the vocabulary of the run or of a new one."""
+    from rich.console import Console
+    from tokenizers import Tokenizer
+
+    if not arguments.source.exists():
+        raise CommandError(f"--source {arguments.source}: no such file or folder")
+    with Console(stderr=True).status(f"reading {arguments.source}, making {settings.vocabulary} tokens of it"):
+        parts, path = read(arguments.source), arguments.out / "tokenizer.json"
+        if arguments.resume:
+            tokenizer = Tokenizer.from_file(str(path))
+        else:
+            tokenizer = train_tokenizer(parts[0], settings.vocabulary)
+            tokenizer.save(str(path))
+        corpus = encode(parts, tokenizer)
+    if len(corpus.train) - 1 - settings.context < settings.batch_size * settings.context:
+        raise CommandError(
+            f"--source {arguments.source}: {len(corpus.train)} tokens to train on, too few for a step of {settings.batch_size} "
+            f"sequences of {settings.context}; give more text, or a smaller --batch-size or --context"
+        )
+    return corpus, tokenizer
+
+
+def start(settings: Settings, corpus: Corpus) -> tuple[State, dict[str, Any]]:
+    """The state and the history before the first step."""
+    shape = dict(vocabulary=len(corpus.byte_lengths), width=settings.width, layers=settings.layers)
+    parameters = init(jax.random.key(settings.seed), **shape)
+    run = settings._asdict() | {"text": corpus.checksum}
+    return State(parameters, optimizer(settings).init(parameters)), {"run": run, "train_loss": [], "held_out_loss": {}}
+
+
+def resumed(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The saved history, if it is of the same run."""
+    for name, value in saved["run"].items():
+        if name == "text" and value != new["run"][name]:
+            raise CommandError("--source: not the text that the run to --resume has read; start another with --out")
+        if value != new["run"][name]:
+            option = f"--{name} {new['run'][name]}".replace("_", "-")
+            raise CommandError(f"{option}: the run to --resume has {value}; start another with --out")
+    return saved
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """AdamW behind a clipped gradient, with a warm-up and a cosine's decay."""
+    warm_up = max(1, min(100, settings.steps // 10))
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, settings.lr, warm_up, max(settings.steps, warm_up + 1), settings.lr / 10
+    )
+    matrices = lambda parameters: {name: "gain" not in name for name in parameters}
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95, weight_decay=0.1, mask=matrices))
+
+
+def head(parameters: Parameters) -> mx.LinearSoftmax:
+    return mx.LinearSoftmax(parameters["embedding"], class_axis=0)
+
+
+def update(settings: Settings, state: State, windows: Int[Array, "B T+1"]) -> tuple[State, Float[Array, ""]]:
+    """One step of the optimiser, and the loss before it."""
+
+    def loss(parameters):
+        hidden = hidden_states(parameters, windows[:, :-1], settings.heads)
+        P = mx.Empirical((hidden.reshape(-1, settings.width), windows[:, 1:].reshape(-1)))
+        return -P.expect(log(head(parameters)))
+
+    value, gradient = jax.value_and_grad(loss)(state.parameters)
+    updates, state_of_optimizer = optimizer(settings).update(gradient, state.optimizer, state.parameters)
+    parameters: Any = optax.apply_updates(state.parameters, updates)
+    return State(parameters, state_of_optimizer), value
+
+
+def evaluate(parameters: Parameters, corpus: Corpus, settings: Settings, windows: int) -> dict[str, Any]:
+    """Figures of held-out text, each a ratio of two integrals that are summed over the batches."""
+    batches = corpus.held_out_batches(settings.batch_size, settings.context, windows)
+    parts = (_integrals(settings.heads, parameters, *batch, corpus.byte_lengths) for batch in batches)
+    total = jax.tree.map(lambda *parts: sum(parts), *parts)
+    nats = float(total["nats"] / total["mass"])
+    return {
+        "nats": nats,
+        "bits_per_byte": float(total["nats"] / total["bytes"]) / math.log(2),
+        "perplexity": math.exp(min(nats, 700)),
+        "accuracy": float(total["correct"] / total["mass"]),
+        "tokens": int(total["mass"]),
+        "nats_by_place": np.asarray(total["nats_by_place"] / total["mass_by_place"]).tolist(),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _integrals(heads, parameters, windows, weights, byte_lengths):
+    hidden, Q = hidden_states(parameters, windows[:, :-1], heads), head(parameters)
+    P = mx.Atoms((hidden, windows[:, 1:]), weights=weights)
+    nats, right = P.expect((-log(Q), correct(Q)))
+    by_place = jnp.swapaxes(weights, 0, 1) * mx.cross_entropy(mx.Dirac(windows[:, 1:].T), Q(jnp.swapaxes(hidden, 0, 1)))
+    return {
+        "nats": nats,
+        "correct": right,
+        "mass": P.mass,
+        "bytes": P.expect(lambda h, token: byte_lengths[token]),
+        "nats_by_place": by_place.sum(1),
+        "mass_by_place": weights.sum(0),
+    }
+
+
+def sample(parameters: Parameters, tokenizer: Any, prompt: str, settings: Settings) -> str:
+    """What the model writes behind a prompt."""
+
+    @jax.jit
+    def next_token(tokens, length, key):
+        hidden = hidden_states(parameters, tokens[None], settings.heads)[0, length - 1]
+        Q: Any = head(parameters)(hidden)
+        return jax.random.categorical(key, Q.logits / TEMPERATURE)
+
+    tokens = tokenizer.encode(prompt).ids
+    for i in range(SAMPLE_TOKENS):
+        seen = tokens[-settings.context :]
+        padded = np.pad(seen, (0, settings.context - len(seen)))
+        tokens.append(int(next_token(padded, len(seen), jax.random.fold_in(jax.random.key(settings.seed), i))))
+    return tokenizer.decode(tokens)
+
+
+def report(
+    out: Path, parameters: Parameters, corpus: Corpus, tokenizer: Any, settings: Settings, history: dict[str, Any]
+) -> int:
+    """Writes and prints the figures, a sample and the picture."""
+    from .figures import lm_report
+
+    metrics = evaluate(parameters, corpus, settings, HELD_OUT_WINDOWS[1])
+    if not math.isfinite(metrics["nats"]):
+        raise CommandError(f"training diverged; try a smaller --lr than {settings.lr:g}, with another --out")
+    written = sample(parameters, tokenizer, "def ", settings)
+    (out / "sample.txt").write_text(written, encoding="utf-8")
+    (out / "metrics.json").write_text(json.dumps(metrics | history, indent=1))
+    lm_report(out / "report.png", metrics, history, len(corpus.byte_lengths), settings.batch_size * settings.context)
+    print(
+        f"{written}\n\n"
+        f"held-out cross-entropy  {metrics['nats']:.4f} nats a token, {metrics['bits_per_byte']:.4f} bits a byte\n"
+        f"held-out perplexity     {metrics['perplexity']:.2f} of {len(corpus.byte_lengths)}\n"
+        f"held-out accuracy       {metrics['accuracy']:.2%} of {metrics['tokens']} tokens\n"
+        f"metrics, sample, picture {out}/metrics.json, sample.txt, report.png"
+    )
+    return 0
