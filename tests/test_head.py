@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import measure_xent as mx
@@ -117,6 +118,45 @@ def test_every_mode(integral):
     for name in got:
         for a, b in zip(jax.tree.leaves(got[name]), jax.tree.leaves(expected[name]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_training_loops():
+    """optax.MultiSteps over micro-batches, half-precision steps in a scan, and Gauss–Newton products."""
+    hidden, weight, bias, labels, _ = problem(16, 11)
+    y = jnp.asarray(labels)
+    loss = lambda w, h, y: mx.cross_entropy(
+        mx.Empirical((h, y)), mx.LinearSoftmax(w, bias.astype(w.dtype), batch_size=3)
+    )
+
+    whole, parts = optax.sgd(0.1), optax.MultiSteps(optax.sgd(0.1), 4)
+    w = v = jnp.asarray(weight)
+    state = parts.init(v)
+    for i in range(0, 16, 4):
+        updates, state = parts.update(jax.grad(loss)(v, hidden[i : i + 4], y[i : i + 4]), state, v)
+        v = optax.apply_updates(v, updates)
+    updates, _ = whole.update(jax.grad(loss)(w, hidden, y), whole.init(w), w)
+    np.testing.assert_allclose(v, optax.apply_updates(w, updates), **close)
+
+    def step(carry, _):
+        w, state = carry
+        value, gradient = jax.value_and_grad(loss)(w, jnp.asarray(hidden, jnp.bfloat16), y)
+        updates, state = adam.update(gradient, state, w)
+        return (optax.apply_updates(w, updates), state), value
+
+    adam, half = optax.adam(0.05), jnp.asarray(weight, jnp.bfloat16)
+    (half, _), values = jax.jit(lambda w: jax.lax.scan(step, (w, adam.init(w)), None, 60))(half)
+    assert half.dtype == jnp.bfloat16
+    assert values.dtype == jnp.float32
+    assert values[-1] < 0.3 * values[0]
+
+    # The logits are linear in the weight: its Gauss–Newton matrix is the Hessian, JᵀHJ with H of the losses in the logits.
+    logits = lambda w: hidden @ w + bias
+    along = jnp.asarray(rng.normal(size=weight.shape), jnp.float32)
+    z, dz = jax.jvp(logits, (w,), (along,))
+    p = np.exp(oracle.log_softmax(z))
+    curved = p * (np.asarray(dz) - (p * np.asarray(dz)).sum(-1, keepdims=True)) / 16
+    product = jax.jvp(lambda w: jax.grad(loss)(w, hidden, y), (w,), (along,))[1]
+    np.testing.assert_allclose(product, hidden.T @ curved, **close)
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf])

@@ -40,13 +40,14 @@ class Corpus(NamedTuple):
     def held_out_batches(
         self, size: int, context: int, windows: int
     ) -> Iterator[tuple[Int[np.ndarray, "size context+1"], np.ndarray]]:
-        """(windows, weights) of up to so many held-out windows, the last ones filled up with weight 0."""
-        count = min(windows, -(-(len(self.held_out) - 1) // context))
+        """(windows, weights) of up to so many held-out windows, from all over; what is no text has weight 0."""
+        all_windows = -(-(len(self.held_out) - 1) // context)
+        count = min(windows, all_windows)
         padded = -(-count // size) * size
         weights = np.zeros((padded, context), np.float32)
         tokens = np.zeros((padded, context + 1), self.held_out.dtype)
-        for i in range(count):
-            piece = self.held_out[i * context : (i + 1) * context + 1]
+        for i, window in enumerate(np.linspace(0, all_windows - 1, count).astype(int)):
+            piece = self.held_out[window * context : (window + 1) * context + 1]
             tokens[i, : len(piece)], weights[i, : len(piece) - 1] = piece, 1
         for i in range(0, padded, size):
             yield tokens[i : i + size], weights[i : i + size]

@@ -1,5 +1,6 @@
 """The pictures that commands write."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def lm_report(path: Path, metrics: dict[str, Any], history: dict[str, Any], voca
         axes[0].set(yscale="linear", ylim=(0, None), xlabel=f"step of {step_tokens} tokens", ylabel="nats a token")
         axes[0].legend(frameon=False)
         nats = np.array(metrics["nats_by_place"])
-        octaves = [np.arange(2**k, min(2 ** (k + 1), len(nats) + 1)) for k in range(len(nats).bit_length())]
-        labels = [f"{n[0]}–{n[-1]}" if len(n) > 1 else f"{n[0]}" for n in octaves]
-        axes[1].plot(labels, [nats[n - 1].mean() for n in octaves], "o-", color=ORANGE)
+        edges = [0, *(2**k for k in range((len(nats) - 1).bit_length())), len(nats)]
+        octaves = [(a, b) for a, b in itertools.pairwise(edges) if a < b]
+        labels = [f"{a + 1}–{b}" if a + 1 < b else f"{b}" for a, b in octaves]
+        axes[1].plot(labels, [nats[a:b].mean() for a, b in octaves], "o-", color=ORANGE)
         axes[1].set(title="Held-out cross-entropy by context", xlabel="tokens seen before", ylabel="nats a token")
         figure.suptitle(
             f"held out: {metrics['nats']:.4g} nats a token = {metrics['bits_per_byte']:.4g} bits a byte, "
