@@ -113,7 +113,7 @@ def tower(P: Measure, f: Any) -> Any:
         return integrate(Lowered((target,)), f.given(f.model.family(x, rows.weights.ndim)))
 
     total: Any = None
-    for rows in (rows for form in P.forms() for rows in form.rows()):
+    for rows in (rows for form in P.forms() for rows in form.rows(f.of_x)):
         original = inner(rows.points, rows.target)
         value = original if rows.certain and rows.target.certain else inner(*without_null_rows(rows))
         outer = lambda value, original, w=rows.weights: null_safe_product(w, value, original).sum(-1)

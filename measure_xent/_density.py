@@ -45,10 +45,14 @@ def _measure_at(Q: Any, x: Any) -> Any:
 
 
 class OfRow(RowFunction):
-    """A function of Q(x) alone."""
+    """A function of Q(x) alone: of points (x…, y), or of one x."""
 
     def __call__(self, *x):
-        return self.of_measure(_measure_at(self.Q, x[:-1]))
+        return self.of_measure(_measure_at(self.Q, x[:-1] or x))
+
+    @property
+    def of_x(self):
+        return True
 
     def over_row(self, row):
         return row.integrate(self.of_row)

@@ -54,6 +54,11 @@ class Integrand(abc.ABC):
         """With a model: what ``over_row`` reads of a row beside its cross-entropy and log-partition."""
         return ()
 
+    @property
+    def of_x(self) -> bool:
+        """With a Conditional for a model: whether this reads x alone, as x ↦ H(Q(x)) does, and no y."""
+        return False
+
     def over_row(self, row: Any) -> Any:
         """With a model: the integral against a row's target, from what a kernel says of the row."""
         raise NotImplementedError
@@ -205,6 +210,10 @@ class Sum(Integrand):
     def asked(self):
         return _all_asked(self.terms)
 
+    @property
+    def of_x(self):
+        return all(f.of_x for f in self.terms)
+
     def over_row(self, row):
         return sum(f.over_row(row) for f in self.terms)
 
@@ -240,6 +249,10 @@ class Multiple(Integrand):
     @property
     def asked(self):
         return self.f.asked
+
+    @property
+    def of_x(self):
+        return self.f.of_x
 
     def over_row(self, row):
         return jax.tree.map(lambda v: _align(self.c, v) * v, self.f.over_row(row))
@@ -302,6 +315,10 @@ class Composed(Integrand):
     def asked(self):
         return self.f.asked
 
+    @property
+    def of_x(self):
+        return self.f.of_x
+
     def over_row(self, row):
         of_row = self.f.of_row  # type: ignore[attr-defined]
         return row.integrate(lambda row: self.g(of_row(row)))
@@ -347,6 +364,10 @@ class Tree(Integrand):
     @property
     def asked(self):
         return _all_asked(self.integrands)
+
+    @property
+    def of_x(self):
+        return all(f.of_x for f in self.integrands)
 
     def over_row(self, row):
         return self.map_integrands(lambda f: f.over_row(row))

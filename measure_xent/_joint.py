@@ -76,7 +76,8 @@ def _checked(P, K):
         axes = (*P.shape, *P.atoms)
         if len(K.shape) > len(axes) or any(k not in (1, n) for k, n in zip(K.shape[::-1], axes[::-1], strict=False)):
             raise ValueError(
-                f"joint(P, K): K needs one measure for each atom of P, axes {axes}, but is a family {K.shape}"
+                f"joint(P, K): K needs one measure for each atom of P, axes {axes}, but is a family {K.shape}; "
+                "if a batch has more than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
             )
     return P, K
 

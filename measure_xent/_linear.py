@@ -104,6 +104,10 @@ class LinearSoftmax(AbstractConditional):
         return Matrix(self.weight, self.class_axis, self.precision)
 
     def __call__(self, *x):
+        if len(x) != 1:
+            raise TypeError(
+                f"LinearSoftmax is a function of one coordinate h, got {len(x)}: P is a measure on pairs (h, y)"
+            )
         (hidden,) = x
         hidden = real_array("LinearSoftmax(weight)(h): h", hidden, floating=True)
         features = self.weight.shape[1 - self.class_axis]
@@ -297,7 +301,7 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
 def integral_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f(h, y) dP for functions of Categorical(h @ weight): P has the rows' weights, so one pass gives value and gradient."""
     Q = f.model
-    pairs = [pair for form in P.forms() for pair in form.rows()]
+    pairs = [pair for form in P.forms() for pair in form.rows(f.of_x)]
     if f.shape or any(pair.weights.ndim > 1 or [x.ndim for x in jax.tree.leaves(pair.points)] != [2] for pair in pairs):
         return NotImplemented  # a family of integrals is the tower's
     function = jax.tree.map(jnp.asarray, with_model(f, None))

@@ -159,8 +159,11 @@ class NormalForm:
         hits = jax.tree.leaves(jax.tree.map(equal, points, tuple(x)))
         return jnp.all(jnp.stack(jnp.broadcast_arrays(*hits)), axis=0)
 
-    def rows(self) -> tuple["Disintegration", ...]:
-        """A measure on tuples, disintegrated at the last coordinate."""
+    def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
+        """A measure on tuples, disintegrated at the last coordinate; for a function ``of_x``, one of x alone will do."""
+        if of_x and self.weights is not None and not isinstance(self.points, tuple):
+            nothing = jnp.zeros(jax.tree.leaves(self.points)[0].shape[: self.weights.ndim], jnp.int32)
+            return self._with(points=(self.points, nothing)).rows()
         if self.weights is None or not isinstance(self.points, tuple) or len(self.points) < 2:
             raise TypeError(
                 "a Conditional integrates over pairs (x, y): P must be a measure on tuples, such as "
@@ -243,9 +246,9 @@ class Disintegration:
     def density(self, *x: Any) -> Float[Array, "*family"]:
         return functools.reduce(jnp.add, [form.density(*x) for form in self.flat()])
 
-    def rows(self) -> tuple["Disintegration", ...]:
+    def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
         if isinstance(self.target, Disintegration):
-            return tuple(row for form in self.flat() for row in form.rows())
+            return tuple(row for form in self.flat() for row in form.rows(of_x))
         return (self,)
 
     def marginal(self) -> tuple["Form", ...]:
@@ -394,7 +397,10 @@ def _weighted(weights, value, original):
 def _times(f, points, weights, certain):
     value, original = _values(f, points, weights, certain)
     if jnp.ndim(value) > weights.ndim and value.shape[weights.ndim :] != ():
-        raise ValueError(f"f * P: f must be scalar-valued, got values of shape {value.shape[weights.ndim :]}")
+        raise ValueError(
+            f"f * P: f must be scalar-valued, got values of shape {value.shape[weights.ndim :]}; if a batch has more than one "
+            "axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
+        )
     return _weighted(weights, value, original)
 
 

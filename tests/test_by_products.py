@@ -156,6 +156,27 @@ def test_entropy_and_mode_of_rows(classes):
     np.testing.assert_allclose(along(jnp.asarray(z)), (slope * np.asarray(v)).sum(-1), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "model", [lambda w: mx.LinearSoftmax(w), lambda w: mx.Conditional(lambda h: mx.Categorical(h @ w))]
+)
+def test_functions_of_x_alone(model):
+    """Against a measure on x, without labels: the mean entropy of predictions, and the value at one x."""
+    h, w = (np.asarray(rng.normal(size=shape), np.float32) for shape in ((6, 3), (3, 5)))
+    Q, mass = model(jnp.asarray(w)), np.array([1, 0, 2, 1, 1, 3], np.float32)
+    h[1] = nan
+    log_p = oracle.log_softmax(h.astype(np.float64) @ w)
+    each = -(np.exp(log_p) * log_p).sum(-1), np.exp(log_p).max(-1)
+    P = mx.Empirical(jnp.asarray(h), weights=mass)
+    got = P.expect((mx.entropy(Q), confidence(Q)))
+    for a, b in zip(got, each, strict=True):
+        np.testing.assert_allclose(a, np.nansum(mass * b) / 8, rtol=1e-5)
+    np.testing.assert_allclose(mx.entropy(Q)(jnp.asarray(h[0])), each[0][0], rtol=1e-5)
+    gradient = jax.grad(lambda w: P.expect(mx.entropy(model(w)) + log_partition(model(w))))(jnp.asarray(w))
+    assert np.all(np.isfinite(gradient))
+    with pytest.raises(TypeError, match="integrates over pairs"):
+        P.expect(mx.entropy(Q) - log(Q))
+
+
 def test_one_pass():
     """All of them together read blocks of logits in one loop."""
     z, y = jax.ShapeDtypeStruct((20_000, 1000), jnp.float32), jax.ShapeDtypeStruct((20_000,), jnp.int32)

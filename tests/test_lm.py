@@ -68,7 +68,7 @@ def test_held_out_figures_are_the_whole_texts_own(whole):
     parts = corpus.read(SOURCE)
     text = corpus.encode(parts, Tokenizer.from_file(str(whole / "tokenizer.json")))
     text = text._replace(held_out=text.held_out[: 16 * 5 + 8])  # 87 targets: 5 windows and a part of one, batches of 4
-    state, _ = lm.start(SETTINGS, text)
+    state, _ = lm.start(SETTINGS, text, SOURCE)
     figures = lm.evaluate(state.parameters, text, SETTINGS, 100)
     nats, right, size = [], [], 0
     for i in range(0, 87, 16):
@@ -105,7 +105,7 @@ def test_tokens_are_the_text():
 
 def test_the_future_is_not_seen():
     """Hidden states depend on tokens before and at their place alone, and on places by their distance."""
-    parameters = lm.start(SETTINGS, corpus.Corpus(np.zeros(1), np.zeros(1), np.ones(300)))[0].parameters
+    parameters = lm.start(SETTINGS, corpus.Corpus(np.zeros(1), np.zeros(1), np.ones(300)), SOURCE)[0].parameters
     tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, 300)
     before, after = (hidden_states(parameters, t, 2) for t in (tokens, tokens.at[:, 9].set(5)))
     np.testing.assert_array_equal(before[:, :9], after[:, :9])
@@ -119,13 +119,13 @@ def test_resuming_after_an_interrupt_is_exact(whole, tmp_path, monkeypatch):
     batch = corpus.Corpus.batch
 
     def interrupted(self, step, *rest):
-        if step == 6:
+        if step == 8:
             raise KeyboardInterrupt
         return batch(self, step, *rest)
 
     monkeypatch.setattr(corpus.Corpus, "batch", interrupted)
     assert train(tmp_path / "run") == 0
-    assert len(outcome(tmp_path / "run")[1]["train_loss"]) == 6
+    assert len(outcome(tmp_path / "run")[1]["train_loss"]) == 8
     monkeypatch.undo()
     assert train(tmp_path / "run", "--resume") == 0
     same(outcome(tmp_path / "run"), outcome(whole))
@@ -159,6 +159,24 @@ def test_killed_while_it_writes(whole, tmp_path):
     same(outcome(out), outcome(whole))
 
 
+def test_resuming_a_finished_run_says_so(whole, capsys):
+    before = outcome(whole)
+    assert main(["train", "lm", "--resume", "--out", str(whole)]) == 0
+    assert "had all of its 9 steps already" in capsys.readouterr().err
+    same(outcome(whole), before)
+
+
+def test_an_interrupt_before_the_first_step_ends_quietly(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for name in ("encode", "update"):
+        with monkeypatch.context() as patch:
+            patch.setattr(lm, name, interrupted)
+            assert train(tmp_path / name) == 130
+        assert "interrupted" in capsys.readouterr().err
+
+
 def test_what_cannot_go_on_is_said(whole, tmp_path, capsys):
     def says(*arguments):
         assert main(["train", "lm", *arguments]) == 1
@@ -166,11 +184,13 @@ def test_what_cannot_go_on_is_said(whole, tmp_path, capsys):
 
     base = ["--source", str(SOURCE), *TINY]
     assert "has a run of 9 steps; --resume goes on with it" in says(*base, "--out", str(whole))
-    assert "--resume: no checkpoint in" in says(*base, "--out", str(tmp_path), "--resume")
-    assert "--lr 1.0: the run to --resume has 0.002" in says(*base, "--out", str(whole), "--resume", "--lr", "1")
-    other = ["--source", str(SOURCE / "cli"), *TINY, "--out", str(whole), "--resume"]
-    assert "not the text that the run to --resume has read" in says(*other)
-    assert "--heads 3: has to divide half of --width 16" in says(*base, "--heads", "3", "--out", str(tmp_path))
+    assert "--resume: no checkpoint in" in says(*base, "--out", str(tmp_path / "d"), "--resume")
+    assert not (tmp_path / "d").exists()
+    again = ["--out", str(whole), "--resume"]
+    assert "--lr 1.0: the run to --resume has 0.002" in says(*again, "--lr", "1")
+    assert "--width 32: the run to --resume has 16" in says(*again, "--width", "32")
+    assert "the run to --resume has" in says(*again, "--source", str(SOURCE / "cli"))
+    assert "--width 16: has to be a multiple of 6, twice --heads" in says(*base, "--heads", "3", "--out", str(tmp_path))
     small = tmp_path / "small.txt"
     small.write_text("to be or not to be " * 9)
     assert "too few for a step of 4 sequences of 16" in says(
@@ -178,7 +198,7 @@ def test_what_cannot_go_on_is_said(whole, tmp_path, capsys):
     )
     assert "no such file or folder" in says("--source", str(tmp_path / "none"), "--out", str(tmp_path / "b"))
     (tmp_path / "binary").write_bytes(b"\xff\x00" * 100)
-    assert "no text, in UTF-8" in says("--source", str(tmp_path / "binary"), "--out", str(tmp_path / "c"))
+    assert "no texts in UTF-8" in says("--source", str(tmp_path / "binary"), "--out", str(tmp_path / "c"))
     with pytest.raises(SystemExit):
         main(["train", "lm", "--vocabulary", "256"])
     assert "at least 257" in capsys.readouterr().err

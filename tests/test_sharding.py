@@ -42,7 +42,8 @@ def integral(kind, class_axis=1, **axes):
         data, model = axes.get("data"), axes.get("model")
         Q = mx.LinearSoftmax(w, b, c, class_axis=class_axis, batch_size=5, axis_name=model)
         P = mx.joint(mx.Empirical(h, weights=m, axis_name=data), target(kind, y, probs))
-        return P.expect(0.25 * log_partition(Q) ** 2 + 0.125 * mx.entropy(Q) - log(Q))
+        both = 0.25 * log_partition(Q) ** 2 + 0.125 * mx.entropy(Q)
+        return P.expect(both + 0.25 * mx.confidence(Q) + 0.5 * mx.correct(Q) - log(Q))
 
     return loss
 

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -405,7 +404,7 @@ def _rows_jvp(asked, classes, primals, tangents):
         tangent += _inner(classes, _at_weight(dense, surprisals()), ddense)[..., 0]
     d = d._replace(cross_entropy=jnp.broadcast_to(tangent, out.cross_entropy.shape))
     if out.mode is not None:
-        d = d._replace(mode=np.zeros(out.mode.shape, jax.dtypes.float0))
+        d = d._replace(mode=jax.custom_derivatives.zero_from_primal(out.mode, symbolic_zeros=True))
     return out, d
 
 

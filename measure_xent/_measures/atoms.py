@@ -42,7 +42,7 @@ class Atoms(Measure):
     event: int = static(default=0)
     axis_name: AxisName | None = static(default=None)
 
-    def __init__(self, points: Any, weights: Any = None, axis_name: AxisName | None = None):
+    def __init__(self, points: Any, *, weights: Any = None, axis_name: AxisName | None = None):
         leaves = jax.tree.leaves(points)
         if not leaves:
             raise ValueError("Atoms(points): an empty sample; give at least one array")
@@ -109,10 +109,11 @@ class Atoms(Measure):
 
 def Empirical(
     points: PyTree[Shaped[Array, "..."]],
+    *,
     weights: Float[Array, "*atoms"] | None = None,
     axis_name: AxisName | None = None,
 ) -> Measure:
-    """Σ wᵢ δ(xᵢ) / Σ wᵢ, the empirical measure of a batch: ``Atoms(points, weights, axis_name).normalize()``.
+    """Σ wᵢ δ(xᵢ) / Σ wᵢ, the empirical measure of a batch: ``Atoms(…).normalize()``.
 
     Its integral is the weighted mean; with all weights 0 it is the null measure, which integrates everything to 0. With an
     ``axis_name`` it is the mean over the batches of all devices, however many weights each has.
@@ -124,4 +125,4 @@ def Empirical(
         >>> float(mx.Empirical(x, weights=mask).expect(lambda x: x))
         2.0
     """
-    return Atoms(points, weights, axis_name).normalize()
+    return Atoms(points, weights=weights, axis_name=axis_name).normalize()

@@ -413,7 +413,8 @@ def target(form: Form, classes: int, name: str) -> Target:
     if not isinstance(form, NormalForm) or isinstance(form.points, tuple | dict | list):
         raise TypeError(f"log({name}) is a function of a class, but P is a measure on tuples; take a Conditional")
     if form.classes not in (None, classes):
-        raise ValueError(f"P is a measure on {form.classes} classes, Q = {name} on {classes}")
+        hint = "; V counts the classes on all devices, of axis_name" if name == "LinearSoftmax" else ""
+        raise ValueError(f"P is a measure on {form.classes} classes, Q = {name} on {classes}{hint}")
     points = None if form.weights is None else class_index(form.points)
     if points is not None and points.ndim != form.weights.ndim:
         raise ValueError(

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("measure-xent: interrupted", file=sys.stderr)
+        return 130
     except CommandError as error:
         print(f"measure-xent: {error}", file=sys.stderr)
         return 1

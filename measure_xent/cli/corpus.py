@@ -65,8 +65,10 @@ def read(source: Path) -> tuple[list[str], list[str]]:
             inside = path.relative_to(source)
             if not (source == LIBRARY and LEFT_OUT & set(inside.parts)) and path.is_file() and (text := _text(path)):
                 parts[zlib.crc32(inside.as_posix().encode()) % 10 == 0].append(text)
-    if not all(parts):
-        raise CommandError(f"--source {source}: no text, in UTF-8, of which a tenth of the files could be held out")
+    found = sum(map(len, parts))
+    if found == 0 or not all(parts):
+        few = "of which none is held out: about every tenth is, so give more, or one file" if found else "in UTF-8"
+        raise CommandError(f"--source {source}: {found or 'no'} texts {few}")
     return parts
 
 

@@ -41,7 +41,7 @@ def lm_report(path: Path, metrics: dict[str, Any], history: dict[str, Any], voca
         figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True)
         loss_curves(axes[0], history["train_loss"], {int(k): v for k, v in history["held_out_loss"].items()})
         axes[0].axhline(np.log(vocabulary), color=GREY, linestyle=":", label=f"log {vocabulary}: every token alike")
-        axes[0].set(yscale="linear", ylim=(0, None), xlabel=f"step of {step_tokens} tokens", ylabel="nats a token")
+        axes[0].set(yscale="linear", ylim=(None, None), xlabel=f"step of {step_tokens} tokens", ylabel="nats a token")
         axes[0].legend(frameon=False)
         nats = np.array(metrics["nats_by_place"])
         edges = [0, *(2**k for k in range((len(nats) - 1).bit_length())), len(nats)]
@@ -61,7 +61,7 @@ def loss_curves(axes: Any, train: list[float], held_out: dict[int, float]) -> No
     """Every batch's loss, faint; its running mean; the held-out loss."""
     steps = np.arange(1, len(train) + 1)
     window = max(1, len(train) // 50)
-    axes.plot(steps, train, color=BLUE, alpha=0.2 if window > 1 else 1, linewidth=0.8, label="training, each batch")
+    axes.plot(steps, train, color=BLUE, alpha=0.3 if window > 1 else 1, linewidth=0.8, label="training, each batch")
     if window > 1:
         mean = np.convolve(train, np.ones(window) / window, "valid")
         axes.plot(steps[window - 1 :], mean, color=BLUE, label=f"training, mean of {window} batches")

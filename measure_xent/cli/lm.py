@@ -49,17 +49,17 @@ OUT/sample.txt what the model writes, OUT/report.png the pictures. Ctrl-C stops 
 
 
 class Settings(NamedTuple):
-    """All that decides a run's numbers."""
+    """All that decides a run's numbers, beside its text."""
 
-    steps: int
-    batch_size: int
-    context: int
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    lr: float
-    seed: int
+    steps: int = 700
+    batch_size: int = 8
+    context: int = 128
+    vocabulary: int = 16384
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    lr: float = 2e-3
+    seed: int = 0
 
 
 class State(NamedTuple):
@@ -76,26 +76,25 @@ def add_parser(tasks: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
     whole = positive(int)
-    add(
-        "--source",
-        type=Path,
-        default=LIBRARY,
-        metavar="PATH",
-        help="a text, or a folder of texts (the standard library)",
-    )
-    add("--steps", type=whole, default=700, help="optimiser steps (%(default)s)")
-    add("--batch-size", type=whole, default=8, help="sequences a step (%(default)s)")
-    add("--context", type=whole, default=128, help="tokens a sequence (%(default)s)")
-    add("--vocabulary", type=_vocabulary, default=16384, help="tokens of the byte-pair encoding (%(default)s)")
-    add("--width", type=whole, default=256, help="features of a hidden state (%(default)s)")
-    add("--layers", type=whole, default=4, help="(%(default)s)")
-    add("--heads", type=whole, default=4, help="of attention, a divisor of half the width (%(default)s)")
-    add("--lr", type=positive(float), default=2e-3, help="AdamW's highest learning rate (%(default)s)")
-    add("--seed", type=seed, default=0, help="the same seed gives the same result (%(default)s)")
-    add("--checkpoint-every", type=whole, default=100, metavar="STEPS", help="(%(default)s)")
-    add("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    options = {
+        "steps": (whole, "optimiser steps"),
+        "batch_size": (whole, "sequences a step"),
+        "context": (whole, "tokens a sequence"),
+        "vocabulary": (_vocabulary, "tokens of the byte-pair encoding"),
+        "width": (whole, "features of a hidden state"),
+        "layers": (whole, "of attention and perceptron"),
+        "heads": (whole, "of attention"),
+        "lr": (positive(float), "AdamW's highest learning rate"),
+        "seed": (seed, "the same seed gives the same result"),
+    }
+    add = parser.add_argument
+    add("--source", type=Path, metavar="PATH", help="a text, or a folder of texts (the standard library)")
+    for name, (kind, text) in options.items():
+        default = Settings._field_defaults[name]
+        add(f"--{name.replace('_', '-')}", type=kind, metavar=name[0].upper(), help=f"{text} ({default})")
+    add("--checkpoint-every", type=whole, default=100, metavar="STEPS", help="steps between checkpoints (%(default)s)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUT, with the options of its run")
     add("--out", type=Path, default=Path("runs/lm"), metavar="FOLDER", help="output folder (%(default)s)")
     parser.set_defaults(run=run)
 
@@ -110,23 +109,35 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, keeps checkpoints, evaluates on the held-out files and writes the report."""
     import orbax.checkpoint as ocp
 
-    settings = Settings(**{name: getattr(arguments, name) for name in Settings._fields})
-    if settings.width % (2 * settings.heads):
-        raise CommandError(f"--heads {settings.heads}: has to divide half of --width {settings.width}")
+    folder, given = (arguments.out / "checkpoints").resolve(), vars(arguments)
+    if arguments.resume and not folder.is_dir():
+        raise CommandError(f"--resume: no checkpoint in {folder}")
     output_folder(arguments.out)
-    folder = (arguments.out / "checkpoints").resolve()
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)) as checkpoints:
         last = checkpoints.latest_step()
         if arguments.resume and last is None:
             raise CommandError(f"--resume: no checkpoint in {folder}")
         if not arguments.resume and last is not None:
-            raise CommandError(f"--out {arguments.out}: has a run of {last} steps; --resume goes on with it")
-        corpus, tokenizer = load(arguments, settings)
-        state, history = start(settings, corpus)
-        if last is not None:
-            saved = ocp.args.Composite(state=ocp.args.StandardRestore(state), history=ocp.args.JsonRestore())
-            restored = checkpoints.restore(last, args=saved)
-            state, history = restored["state"], resumed(restored["history"], history)
+            raise CommandError(
+                f"--out {arguments.out}: has a run of {last} steps; --resume goes on with it, or choose another"
+            )
+        if last is None:
+            chosen = {name: given[name] for name in Settings._fields if given[name] is not None}
+            settings, source, history = Settings(**chosen), arguments.source or LIBRARY, None
+        else:
+            history = checkpoints.restore(last, args=ocp.args.Composite(history=ocp.args.JsonRestore()))["history"]
+            settings, source = resumed(history["run"], given)
+        if settings.width % (2 * settings.heads):
+            raise CommandError(f"--width {settings.width}: has to be a multiple of {2 * settings.heads}, twice --heads")
+        corpus, tokenizer = load(source, arguments.out, settings, new=last is None)
+        state, new = start(settings, corpus, source)
+        if history is None:
+            history = new
+        else:
+            if history["run"]["checksum"] != new["run"]["checksum"]:
+                raise CommandError(f"--source {source}: not the text it was when the run to --resume read it")
+            saved = ocp.args.Composite(state=ocp.args.StandardRestore(state))
+            state = checkpoints.restore(last, args=saved)["state"]
 
         def save(step: int) -> None:
             if step not in checkpoints.all_steps():
@@ -134,16 +145,22 @@ def run(arguments: argparse.Namespace) -> int:
                 parts = dict(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(copy.deepcopy(history)))
                 checkpoints.save(step, args=ocp.args.Composite(**parts), force=True)
 
+        def evaluate_now(step: int) -> None:
+            due = step % 50 == 0 or step in (1, settings.steps)
+            if due and step and str(step) not in history["held_out_loss"]:
+                figures = evaluate(state.parameters, corpus, settings, HELD_OUT_WINDOWS[0])
+                history["held_out_loss"][str(step)] = figures["nats"]
+
+        def read_losses() -> None:
+            history["train_loss"] += [float(loss) for loss in losses]
+            losses.clear()
+
         step = first = len(history["train_loss"])
         train_step, losses, began, interrupted = jax.jit(functools.partial(update, settings)), [], None, False
-        with training_bar("loss {task.fields[loss]:.3f}", "{task.fields[speed]:,.0f} tokens/s") as progress:
-            bar = progress.add_task("training lm", total=settings.steps, completed=step, loss=math.nan, speed=0)
-
-            def read_losses() -> None:
-                history["train_loss"] += [float(loss) for loss in losses]
-                losses.clear()
-
+        with training_bar("{task.fields[loss]}") as progress:
+            bar = progress.add_task("training lm", total=settings.steps, completed=step, loss="")
             try:
+                evaluate_now(step)
                 while step < settings.steps:
                     windows = corpus.batch(step, settings.batch_size, settings.context, settings.seed)
                     state, loss = train_step(state, windows)
@@ -155,63 +172,67 @@ def run(arguments: argparse.Namespace) -> int:
                         read_losses()
                         done = (step - first - 1) * settings.batch_size * settings.context
                         speed = done / (time.perf_counter() - began)
-                        progress.update(bar, completed=step, loss=history["train_loss"][-1], speed=speed)
-                    if step % 50 == 0 or step in (1, settings.steps):
-                        figures = evaluate(state.parameters, corpus, settings, HELD_OUT_WINDOWS[0])
-                        history["held_out_loss"][str(step)] = figures["nats"]
+                        shown = f"loss {history['train_loss'][-1]:.3f}, {speed:,.0f} tokens/s"
+                        progress.update(bar, completed=step, loss=shown)
+                    evaluate_now(step)
                     if step % arguments.checkpoint_every == 0 or step == settings.steps:
                         read_losses()
                         save(step)
             except KeyboardInterrupt:
+                if step == 0:
+                    raise
                 interrupted = True
                 read_losses()
-                save(step := len(history["train_loss"]))
+                step = len(history["train_loss"])
+                save(step)
+                progress.update(bar, completed=step)
         checkpoints.wait_until_finished()
     if interrupted:
         print(f"stopped after {step} steps; --resume goes on", file=sys.stderr)
+    elif first == settings.steps:
+        print(f"the run had all of its {first} steps already", file=sys.stderr)
     return report(arguments.out, state.parameters, corpus, tokenizer, settings, history)
 
 
-def load(arguments: argparse.Namespace, settings: Settings) -> tuple[Corpus, Any]:
-    """The text as tokens, of the vocabulary of the run or of a new one."""
+def load(source: Path, out: Path, settings: Settings, *, new: bool) -> tuple[Corpus, Any]:
+    """The text as tokens, of a new vocabulary or of the run's."""
     from rich.console import Console
     from tokenizers import Tokenizer
 
-    if not arguments.source.exists():
-        raise CommandError(f"--source {arguments.source}: no such file or folder")
-    with Console(stderr=True).status(f"reading {arguments.source}, making {settings.vocabulary} tokens of it"):
-        parts, path = read(arguments.source), arguments.out / "tokenizer.json"
-        if arguments.resume:
-            tokenizer = Tokenizer.from_file(str(path))
-        else:
+    if not source.exists():
+        raise CommandError(f"--source {source}: no such file or folder")
+    with Console(stderr=True).status(f"reading {source}, making {settings.vocabulary} tokens of it"):
+        parts, path = read(source), out / "tokenizer.json"
+        if new:
             tokenizer = train_tokenizer(parts[0], settings.vocabulary)
             tokenizer.save(str(path))
+        else:
+            tokenizer = Tokenizer.from_file(str(path))
         corpus = encode(parts, tokenizer)
     if len(corpus.train) - 1 - settings.context < settings.batch_size * settings.context:
         raise CommandError(
-            f"--source {arguments.source}: {len(corpus.train)} tokens to train on, too few for a step of {settings.batch_size} "
+            f"--source {source}: {len(corpus.train)} tokens to train on, too few for a step of {settings.batch_size} "
             f"sequences of {settings.context}; give more text, or a smaller --batch-size or --context"
         )
     return corpus, tokenizer
 
 
-def start(settings: Settings, corpus: Corpus) -> tuple[State, dict[str, Any]]:
+def start(settings: Settings, corpus: Corpus, source: Path) -> tuple[State, dict[str, Any]]:
     """The state and the history before the first step."""
     shape = dict(vocabulary=len(corpus.byte_lengths), width=settings.width, layers=settings.layers)
     parameters = init(jax.random.key(settings.seed), **shape)
-    run = settings._asdict() | {"text": corpus.checksum}
+    run = settings._asdict() | {"source": str(source.resolve()), "checksum": corpus.checksum}
     return State(parameters, optimizer(settings).init(parameters)), {"run": run, "train_loss": [], "held_out_loss": {}}
 
 
-def resumed(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The saved history, if it is of the same run."""
-    for name, value in saved["run"].items():
-        if name == "text" and value != new["run"][name]:
-            raise CommandError("--source: not the text that the run to --resume has read; start another with --out")
-        if value != new["run"][name]:
-            option = f"--{name} {new['run'][name]}".replace("_", "-")
-            raise CommandError(f"{option}: the run to --resume has {value}; start another with --out")
-    return saved
+def resumed(run: dict[str, Any], given: dict[str, Any]) -> tuple[Settings, Path]:
+    """The saved run's settings and source, if what is given does not contradict them."""
+    source = given["source"] and str(given["source"].resolve())
+    for name, value in (given | {"source": source}).items():
+        if value is not None and value != run.get(name, value):
+            option = f"--{name} {value}".replace("_", "-")
+            raise CommandError(f"{option}: the run to --resume has {run[name]}; start another with --out")
+    return Settings(**{name: run[name] for name in Settings._fields}), Path(run["source"])
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -305,7 +326,7 @@ def report(
     (out / "metrics.json").write_text(json.dumps(metrics | history, indent=1))
     lm_report(out / "report.png", metrics, history, len(corpus.byte_lengths), settings.batch_size * settings.context)
     print(
-        f"{written}\n\n"
+        f"---- sample ----\n{written}\n----------------\n"
         f"held-out cross-entropy  {metrics['nats']:.4f} nats a token, {metrics['bits_per_byte']:.4f} bits a byte\n"
         f"held-out perplexity     {metrics['perplexity']:.2f} of {len(corpus.byte_lengths)}\n"
         f"held-out accuracy       {metrics['accuracy']:.2%} of {metrics['tokens']} tokens\n"
