@@ -430,6 +430,8 @@ def _times_given(f, rows, lead, y, inner, certain):
     original = f.values(points, lead)
     value = f.values(stand_in(points, null), lead)
     restore = lambda v: v.reshape(*v.shape[: lead - 1], *shape[lead - 1 :])
+    # A row of weight 0 has the density that it has, for derivatives in its weight; those in f are a stand-in's.
+    value = value + jax.lax.stop_gradient(jnp.where(jnp.isfinite(original), original - value, 0))
     return _weighted(inner, restore(value), restore(original))
 
 

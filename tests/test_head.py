@@ -245,6 +245,23 @@ def test_z_loss_and_counts_in_the_same_pass():
     np.testing.assert_array_equal(Q.mode[:, 0], z.argmax(-1))
 
 
+def test_class_weights_at_rows_of_weight_0():
+    """A row that is left out has its own class weight still, in the derivative that would let it in."""
+    hidden, weight, bias, labels, _ = problem(6, 5)
+    mask, class_weight = f32([1, 0, 2, 0, 1, 0]), f32([0.5, 2.0, 1.0, 3.0, 0.7])
+    y = jnp.asarray(labels)
+
+    def loss(m):
+        P = mx.joint(mx.Empirical(hidden, weights=m), 0.8 * mx.Dirac(y) + 0.2 * mx.DiscreteUniform(5))
+        P = P.reweight(lambda h, y: jnp.asarray(class_weight)[y]).normalize()
+        return mx.cross_entropy(P, mx.LinearSoftmax(weight, bias))
+
+    target = (0.8 * oracle.one_hot(labels, 5) + 0.04) * class_weight
+    expected = oracle.head(hidden, weight, bias, target, mask)
+    np.testing.assert_allclose(loss(mask), expected[0], **close)
+    np.testing.assert_allclose(jax.grad(loss)(mask), expected[4], **close)
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_teacher_that_is_a_head(alone):
     """Distillation with neither's logits: the integral, a loss each and their gradients, in the teacher's parts too."""
