@@ -42,7 +42,7 @@ class Atoms(Measure):
     event: int = static(default=0)
     axis_name: AxisName | None = static(default=None)
 
-    def __init__(self, points: Any, *, weights: Any = None, axis_name: AxisName | None = None):
+    def __init__(self, points: Any, weights: Any = None, axis_name: AxisName | None = None):
         leaves = jax.tree.leaves(points)
         if not leaves:
             raise ValueError("Atoms(points): an empty sample; give at least one array")
@@ -109,7 +109,6 @@ class Atoms(Measure):
 
 def Empirical(
     points: PyTree[Shaped[Array, "..."]],
-    *,
     weights: Float[Array, "*atoms"] | None = None,
     axis_name: AxisName | None = None,
 ) -> Measure:
