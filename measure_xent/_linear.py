@@ -12,11 +12,11 @@ from ._density import LogDensity
 from ._dispatch import rule
 from ._integrand import Integrand, with_model
 from ._kernels.head import Matrix, integral, per_row
-from ._kernels.mesh import AxisName, axes_of, check_axis, varying
+from ._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from ._kernels.null import null_safe_product
 from ._kernels.softmax import Classes, Target, join, rows, softmax, split
 from ._measure import Measure
-from ._measures.checks import real_array
+from ._measures.checks import check_values, real_array
 from ._measures.finite import Categorical, Row, target, written_target
 from ._normal_form import NormalForm
 from ._pytree import pytree, set_fields, static
@@ -72,6 +72,8 @@ class LinearSoftmax(AbstractConditional):
         if weight.ndim != 2:
             shape = "[D, V]" if self.class_axis else "[V, D]"
             raise ValueError(f"LinearSoftmax(weight): shape {shape}, got {weight.shape}")
+        if 0 in weight.shape:
+            raise ValueError(f"LinearSoftmax(weight): at least one feature and one class, got shape {weight.shape}")
         set_fields(self, weight=weight)
         if self.bias is not None:
             bias = real_array("LinearSoftmax(bias)", self.bias, floating=True)
@@ -85,7 +87,10 @@ class LinearSoftmax(AbstractConditional):
             if softcap.ndim != 0:
                 raise ValueError(f"LinearSoftmax(softcap): a number, got shape {softcap.shape}")
             set_fields(self, softcap=softcap)
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            check_values(softcap > 0, "LinearSoftmax(softcap): a positive number")
+        set_fields(self, axis_name=checked_name("LinearSoftmax(axis_name)", self.axis_name))
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f"LinearSoftmax(batch_size): a positive int, got {self.batch_size!r}")
 
     @property
@@ -113,6 +118,8 @@ class LinearSoftmax(AbstractConditional):
         features = self.weight.shape[1 - self.class_axis]
         if hidden.shape[-1:] != (features,):
             raise ValueError(f"LinearSoftmax: h must end in weight's D = {features} features, got shape {hidden.shape}")
+        if 0 in hidden.shape:
+            raise ValueError(f"LinearSoftmax(weight)(h): an empty batch, h has shape {hidden.shape}")
         _check_parts(self)
         family = LinearCategorical(hidden, self)
         return family if hidden.ndim > 1 else family.dense
@@ -329,7 +336,9 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             own,
             indices,
             certain=pair.certain and pair.target.certain,
-            parts=axes_of(Q.axis_name),
+            parts=frozenset().union(
+                *(axes_of(head.axis_name) for head in (Q, *(part.head for part in pair.target.deferred)))
+            ),
             size=Q.batch_size,
         )
 

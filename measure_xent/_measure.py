@@ -53,7 +53,10 @@ class Measure(abc.ABC):
 
     def log_abs_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """(log |density|, sign) at a point, against counting measure. The logarithm holds where the density underflows."""
-        return log_abs(self._sum_over_devices(functools.reduce(jnp.add, [form.density(*x) for form in self.forms()])))
+        share = {"mesh_axes": self.mesh_axes} if self.mesh_axes else {}
+        return log_abs(
+            self._sum_over_devices(functools.reduce(jnp.add, [form.density(*x, **share) for form in self.forms()]))
+        )
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""

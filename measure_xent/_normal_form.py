@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._integrand import Integrand, as_integrand, at
+from ._kernels.mesh import sum_over, zeros
 from ._kernels.null import null_safe_product, where_supported
 from ._kernels.softmax import accumulator, class_index
 from ._pytree import pytree, set_fields, static
@@ -128,8 +129,8 @@ class NormalForm:
             for points, weights, certain in self.parts()
         )
 
-    def density(self, *x: Any) -> Float[Array, "*family"]:
-        """The density against counting measure at x, the mass of {x}."""
+    def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
+        """The density against counting measure at x, the mass of {x}: this device's share, of a sum over ``mesh_axes``."""
         density, inside = jnp.asarray(0.0), jnp.asarray(False)
         if self.weights is not None:
             hit = self._hits(x)
@@ -143,6 +144,7 @@ class NormalForm:
             mass = jnp.take_along_axis(jnp.broadcast_to(weights, (*family, self.classes)), index, -1)[..., 0]
             valid = (y >= 0) & (y < self.classes)
             density, inside = density + jnp.where(valid, mass, 0), inside | valid
+        inside = sum_over(inside.astype(jnp.int32), mesh_axes) > 0
         # Adding 0 times the masses ties the derivative of a point outside the space to every mass.
         return where_supported(inside, density + 0 * self.mass())
 
@@ -243,8 +245,8 @@ class Disintegration:
     def push(self, transform: Any) -> tuple[NormalForm, ...]:
         return tuple(image for form in self.flat() for image in form.push(transform))
 
-    def density(self, *x: Any) -> Float[Array, "*family"]:
-        return functools.reduce(jnp.add, [form.density(*x) for form in self.flat()])
+    def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
+        return functools.reduce(jnp.add, [form.density(*x, mesh_axes=mesh_axes) for form in self.flat()])
 
     def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
         if isinstance(self.target, Disintegration):
@@ -324,7 +326,7 @@ def in_batches(integrate: Callable[[Form], Any], form: Form, size: int) -> Any:
 
     batch = jax.checkpoint(lambda start: integrate(piece(start, size)))
     full, rest = divmod(atoms, size)
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(batch, 0))
+    zero = jax.tree.map(zeros, jax.eval_shape(batch, 0))
     step = lambda total, i: (jax.tree.map(jnp.add, total, batch(i * size)), None)
     total, _ = jax.lax.scan(step, zero, jnp.arange(full))
     remainder = [integrate(piece(full * size, rest))] if rest else []

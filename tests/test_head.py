@@ -354,6 +354,10 @@ def test_errors():
         mx.LinearSoftmax(weight, class_axis=2)
     with pytest.raises(ValueError, match=r"batch_size\): a positive int, got 0"):
         mx.LinearSoftmax(weight, batch_size=0)
+    with pytest.raises(ValueError, match=r"at least one feature and one class, got shape \(3, 0\)"):
+        mx.LinearSoftmax(jnp.zeros((3, 0)))
+    with pytest.raises(ValueError, match=r"an empty batch, h has shape \(0, 3\)"):
+        mx.LinearSoftmax(weight)(jnp.zeros((0, 3)))
     with pytest.raises(ValueError, match="D = 3 features"):
         mx.cross_entropy(mx.Empirical((jnp.zeros((2, 4)), jnp.zeros(2, int))), mx.LinearSoftmax(weight))
     with pytest.raises(ValueError, match="on 4 classes"):

@@ -135,6 +135,46 @@ def test_a_teacher_in_parts(whole):
         np.testing.assert_allclose(a, b, **close)
 
 
+def test_a_teacher_in_parts_beside_a_whole_student():
+    """Gradients taken inside: over the teacher's axis the student is the same on every device."""
+    u = f32(rng.normal(size=(D, V)))
+
+    def loss(w, u, h, data=None, model=None):
+        return mx.cross_entropy(
+            mx.joint(mx.Empirical(h, axis_name=data), mx.LinearSoftmax(u, axis_name=model)(h)), mx.LinearSoftmax(w)
+        )
+
+    inside = lambda *args: jax.value_and_grad(lambda *args: loss(*args, "data", "model"), (0, 1))(*args)
+    got = jax.shard_map(inside, mesh=mesh, in_specs=(S(), COLUMNS, ROWS), out_specs=(S(), (S(), COLUMNS)))(
+        weight, u, hidden
+    )
+    expected = jax.value_and_grad(loss, (0, 1))(weight, u, hidden)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, **close)
+
+
+def test_figures_of_families():
+    """Log-partition, mass and KL of heads, in batches of atoms, and the density of a spread measure, differentiated."""
+    u, x, w = f32(rng.normal(size=(D, V))), labels % 5, jnp.linspace(0.5, 1.5, N)
+
+    def figures(h, weight, x, w, data=None, model=None):
+        T, Q = mx.LinearSoftmax(jnp.asarray(u)), mx.LinearSoftmax(weight, axis_name=model)
+        P = mx.Atoms(x, weights=w, axis_name=data)
+        kl = (
+            mx.kl_divergence(T(h), mx.LinearSoftmax(jnp.asarray(u) + 1.0 * jnp.arange(V))(h)).sum()
+            + Q(h).log_partition.sum()
+        )
+        kl = jax.lax.psum(kl, data) if data else kl
+        return kl + P.expect(lambda x: 1.0 * x**2, batch_size=5) + log(P)(jnp.array(3))
+
+    spread = lambda *args: figures(*args, "data", "model")
+    function = jax.shard_map(spread, mesh=mesh, in_specs=(ROWS, COLUMNS, ROWS, ROWS), out_specs=S())
+    got = jax.jit(jax.value_and_grad(function, (0, 1, 3)))(hidden, weight, x, w)
+    expected = jax.value_and_grad(figures, (0, 1, 3))(hidden, weight, x, w)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_contract():
     """NaN behind the mask, forbidden classes, confident rows, infinite losses, a batch that is masked out, of parts too."""
     h, b, y = hidden.copy(), bias.copy(), labels.copy()
@@ -282,6 +322,9 @@ def test_errors():
     over = lambda f, specs, **options: jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=S(), **options)(*arguments)
     with pytest.raises(ValueError, match=r"'model' is no mesh axis here; it is one inside jax.shard_map"):
         loss(*arguments)
+    for bad in (0, (), ("model", "model")):
+        with pytest.raises(ValueError, match=r"LinearSoftmax\(axis_name\): the name of a mesh axis"):
+            mx.LinearSoftmax(weight, axis_name=bad)
     with pytest.raises(ValueError, match="check_vma=True"):
         over(loss, (S(), COLUMNS, S()), check_vma=False)
     with pytest.raises(ValueError, match="weight is the same on every device"):

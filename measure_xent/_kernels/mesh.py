@@ -21,6 +21,14 @@ def varying(*arrays: Any) -> frozenset[str]:
     return frozenset().union(*(kind.varying for kind in types if kind is not None))
 
 
+def checked_name(argument: str, axis_name: Any) -> AxisName | None:
+    """A mesh axis's name, or a tuple of different ones, or None."""
+    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+    if axis_name is not None and (not all(isinstance(n, str) for n in names) or not 0 < len(set(names)) == len(names)):
+        raise ValueError(f"{argument}: the name of a mesh axis, or a tuple of different ones, got {axis_name!r}")
+    return tuple(axis_name) if isinstance(axis_name, list) else axis_name
+
+
 def check_axis(argument: str, axis_name: AxisName | None) -> None:
     """Whether a name is of mesh axes that shard_map keeps track of: else no transpose of a sum over them would be right."""
     try:
@@ -37,12 +45,12 @@ def check_axis(argument: str, axis_name: AxisName | None) -> None:
 def vary(x: Array, axes: frozenset[str]) -> Array:
     """x as an array that varies over the axes too. The transpose sums over them."""
     missing = axes - varying(x)
-    return lax.pcast(x, tuple(missing), to="varying") if missing else x
+    return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
 def sum_over(x: Any, axes: frozenset[str]) -> Any:
     """The sum over the devices of the axes. Its transpose leaves a cotangent as it is."""
-    return lax.psum(x, tuple(axes)) if axes else x
+    return lax.psum(x, tuple(sorted(axes))) if axes else x
 
 
 def zeros(like: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Array:

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .blocks import SHORT_ROW, in_row_blocks
-from .mesh import AxisName, axes_of, sum_over
+from .mesh import AxisName, axes_of, sum_over, vary, varying
 from .null import differentiated, null_safe_product
 
 
@@ -358,6 +358,7 @@ def _pass(z, own, shared, *, classes, by_class=False, asked=()) -> Rows:
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     if dense is not None:
         total += classes.all_parts(jnp.sum(_pair(dense, gap(z) + log_sum), axis=-1))
+    total = vary(total, varying(reference))  # where the target is empty too
     out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
     if "mode" in asked:
         mode = classes.min(lambda z, c: jnp.where(z == reference, c, jnp.iinfo(jnp.int32).max), z)

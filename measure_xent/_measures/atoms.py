@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._kernels.mesh import AxisName, axes_of, check_axis
+from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name
 from .._kernels.softmax import accumulator
 from .._measure import Measure
 from .._normal_form import NormalForm
@@ -68,6 +68,7 @@ class Atoms(Measure):
         if 0 in shape:
             raise ValueError(f"Atoms(points): an empty sample, the atoms' axes have shape {shape}")
         event = jnp.ndim(leaves[0]) - len(shape)
+        axis_name = checked_name("Atoms(axis_name)", axis_name)
         set_fields(self, points=points, weights=weights, axes=len(shape), event=event, axis_name=axis_name)
 
     @property
