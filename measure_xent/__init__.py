@@ -6,7 +6,7 @@ Measures     Dirac, Categorical, Bernoulli, Discrete, DiscreteUniform, Counting,
 Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, joint, bind, pushforward
 Conditionals Conditional, LinearSoftmax
 Integrands   log, log2, log_partition, confidence, correct, P / Q, any callable; dicts and tuples of them
-Functionals  cross_entropy, entropy, kl_divergence
+Functionals  cross_entropy, entropy (of a Conditional, an integrand), kl_divergence
 Extension    Measure, AbstractConditional, Integrand, LogDensity, RadonNikodym, NormalForm, rule, pytree, static
 """
 
