@@ -1,6 +1,7 @@
 """Markov kernels: functions into measures. (*Kernel* alone means a compute kernel everywhere else.)"""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._dispatch import integrate, rule
+from ._integral import Integral
 from ._integrand import Integrand
 from ._kernels.null import null_safe_product
 from ._measure import Lowered, Measure
-from ._normal_form import without_null_rows
+from ._normal_form import Disintegration, without_null_rows
 from ._pytree import as_node, pytree, set_fields
 
 
@@ -109,14 +111,18 @@ class Conditional(AbstractConditional):
 def tower(P: Measure, f: Any) -> Any:
     """∫ f(x, y) dP(x, y) = ∫ (∫ f(x, y) P_x(dy)) dμ(x) for functions of K(x): one inner integral a row, all in one family."""
 
-    def inner(x, target):
-        return integrate(Lowered((target,)), f.given(f.model.family(x, rows.weights.ndim)))
+    def inner(x, target, lead):
+        return integrate(Lowered((target,)), f.given(f.model.family(x, lead)))
 
-    total: Any = None
-    for rows in (rows for form in P.forms() for rows in form.rows(f.of_x)):
-        original = inner(rows.points, rows.target)
-        value = original if rows.certain and rows.target.certain else inner(*without_null_rows(rows))
-        outer = lambda value, original, w=rows.weights: null_safe_product(w, value, original).sum(-1)
-        part = jax.tree.map(outer, value, original)
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
-    return total
+    return functools.reduce(Integral.__add__, (outer(rows, inner) for form in P.forms() for rows in form.rows(f.of_x)))
+
+
+def outer(rows: Disintegration, inner: Callable) -> Integral:
+    """∫ inner(x, P_x) dμ(x)."""
+    w = rows.weights
+    original = inner(rows.points, rows.target, w.ndim)
+    value = original if rows.certain and rows.target.certain else inner(*without_null_rows(rows), w.ndim)
+    add = lambda value, original: null_safe_product(w, value, original).sum(-1)
+    error = lambda e: e if isinstance(e, float) else null_safe_product(jnp.abs(w), e, e).sum(-1)
+    failed = value.status if isinstance(value.status, int) else jnp.where(w == 0, 0, value.status).sum(-1)
+    return Integral(jax.tree.map(add, value.value, original.value), jax.tree.map(error, value.error), failed)

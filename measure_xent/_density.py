@@ -170,13 +170,48 @@ class RadonNikodym(Integrand):
 
     def __call__(self, *x):
         # The difference of logarithms holds where both densities underflow.
-        (log_p, sign_p), (log_q, sign_q) = self.P.log_abs_density(*x), self.Q.log_abs_density(*x)
-        return sign_p * sign_q * jnp.exp(log_p - log_q)
+        log_ratio, sign = self.log_abs(*x)
+        return sign * jnp.exp(log_ratio)
+
+    def log_abs(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
+        """(log |dP/dQ|, sign): a ratio of masses where either measure has an atom, else of densities."""
+        p, q = self.P.split(), self.Q.split()
+        atoms, densities = (self._log_abs(*pair, x) for pair in zip(p, q, strict=True))
+        if atoms is None or densities is None:
+            return atoms or densities  # type: ignore[return-value]
+        at_atom = jnp.isfinite(atoms[0]) | jnp.isinf(atoms[0])
+        return tuple(jnp.where(at_atom, a, d) for a, d in zip(atoms, densities, strict=True))  # type: ignore[return-value]
+
+    @staticmethod
+    def _log_abs(P, Q, x):
+        if P is None and Q is None:
+            return None
+        nothing = -jnp.inf, 1.0
+        (log_p, sign_p), (log_q, sign_q) = (nothing if R is None else R.log_abs_density(*x) for R in (P, Q))
+        return log_p - log_q, sign_p * sign_q
 
     @property
     def shape(self) -> tuple[int, ...]:
         shapes: list[tuple[int, ...]] = [self.P.shape, self.Q.shape]
         return jnp.broadcast_shapes(*shapes)
+
+    def values(self, points, lead):
+        return _family_values(self, points, lead)
+
+
+@pytree
+class LogRatio(Integrand):
+    """x ↦ log dP/dQ(x), of measures with atoms and densities."""
+
+    ratio: RadonNikodym
+
+    def __call__(self, *x):
+        log_ratio, sign = self.ratio.log_abs(*x)
+        return jnp.where(sign < 0, jnp.nan, log_ratio)
+
+    @property
+    def shape(self):
+        return self.ratio.shape
 
     def values(self, points, lead):
         return _family_values(self, points, lead)
@@ -211,7 +246,9 @@ def log(Q: Any) -> Integrand:
         1.3863
     """
     if isinstance(Q, RadonNikodym):
-        return log(Q.P) - log(Q.Q)
+        kinds = [tuple(part is None for part in R.split()) for R in (Q.P, Q.Q)]
+        # On one kind of space the logarithm of the ratio is the difference of two functions that rules know.
+        return log(Q.P) - log(Q.Q) if kinds[0] == kinds[1] and True in kinds[0] else LogRatio(Q)
     if hasattr(Q, "log_density"):
         return LogDensity(Q)
     raise TypeError(f"log(Q): Q must be a Measure, a Conditional or a ratio P / Q, got {type(Q).__name__}")

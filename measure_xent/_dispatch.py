@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+from ._integral import Integral
+
 _RULES: dict[tuple[type, ...], Callable] = {}
 
 
 def rule(measure: type, *integrand: type) -> Callable[[Callable], Callable]:
     """Registers how to compute ∫ f dP for a type of measure and a type of integrand. Anyone may add one.
 
-    The rule is called as ``rule(P, f)`` and gives ∫ f dP, or NotImplemented to pass on to the next best match. The
+    The rule is called as ``rule(P, f)`` and gives ∫ f dP, an ``Integral`` if it has an error to tell of, or NotImplemented to
+    pass on to the next best match. The
     integrand's type may be followed by the type of what it is made of: ``rule(Mine, LogDensity, Categorical)`` takes
     the log-density of a Categorical. The nearest class of the integrand wins, then the nearest class of the measure;
     ``object`` matches everything.
@@ -33,12 +36,12 @@ def rule(measure: type, *integrand: type) -> Callable[[Callable], Callable]:
     return register
 
 
-def integrate(P: Any, f: Any) -> Any:
+def integrate(P: Any, f: Any) -> Integral:
     """∫ f dP by the most specific rule that takes the pair."""
     for function in _matches(type(P), tuple(type(part) for part in f.pattern)):
         result = function(P, f)
         if result is not NotImplemented:
-            return result
+            return result if isinstance(result, Integral) else Integral.exact(result)
     raise TypeError(f"expect: no rule integrates {type(f).__name__} against {type(P).__name__}; add one with @mx.rule")
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from ._integral import Integral
 from ._integrand import Integrand, as_integrand, at
 from ._kernels.mesh import sum_over, zeros
 from ._kernels.null import null_safe_product, where_supported
@@ -299,15 +300,17 @@ def coordinates(form: Form) -> int:
     return len(form.points) if isinstance(form.points, tuple) else 1
 
 
-def integrate_form(form: Form, f: Integrand) -> Any:
-    """∫ f against the atoms of a form, pytree-valued where f is."""
+def integrate_form(form: Any, f: Integrand) -> Integral:
+    """∫ f against a form, pytree-valued where f is: a form's own way, or over atoms."""
+    if hasattr(form, "integrate"):
+        return form.integrate(f)
     total = None
     for flat in form.flat():
         for points, weights, certain in flat.at_rank(len(f.shape)).parts():
             value, original = _values(f, points, weights, certain)
             part = jax.tree.map(lambda v, o, w=weights: _weighted(w, v, o).sum(w.ndim - 1), value, original)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
-    return total
+    return Integral.exact(total)
 
 
 def in_batches(integrate: Callable[[Form], Any], form: Form, size: int) -> Any:

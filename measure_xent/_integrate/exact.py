@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from .._density import LogDensity
 from .._dispatch import integrate, rule
+from .._integral import Integral, together
 from .._integrand import Constant, Integrand, Multiple, Sum, Tree
 from .._kernels.null import null_safe_product
 from .._measure import Measure
@@ -16,7 +17,7 @@ from .._normal_form import NormalForm, integrate_form
 @rule(Measure, Integrand)
 def enumerate_atoms(P, f):
     """Σ_x P({x}) f(x)."""
-    return jax.tree.map(lambda *terms: sum(terms), *(integrate_form(form, f) for form in P.forms()))
+    return functools.reduce(Integral.__add__, (integrate_form(form, f) for form in P.forms()))
 
 
 @rule(Measure, LogDensity, Measure)
@@ -48,18 +49,16 @@ def mass(P, f):
 @rule(Measure, Sum)
 def add(P, f):
     """∫ Σ fᵢ dP = Σ ∫ fᵢ dP."""
-    return jax.tree.map(lambda *terms: sum(terms), *(integrate(P, term) for term in f.terms))
+    return functools.reduce(Integral.__add__, (integrate(P, term) for term in f.terms))
 
 
 @rule(Measure, Tree)
 def each(P, f):
     """(∫ f₁ dP, ∫ f₂ dP, …)."""
-    return f.map_integrands(lambda f: integrate(P, f))
+    return together(f.map_integrands(lambda f: integrate(P, f)))
 
 
 @rule(Measure, Multiple)
 def scale(P, f):
     """∫ c f dP = c ∫ f dP."""
-    return jax.tree.map(
-        lambda v: jnp.reshape(f.c, jnp.shape(f.c) + (1,) * (v.ndim - jnp.ndim(f.c))) * v, integrate(P, f.f)
-    )
+    return integrate(P, f.f).scale(f.c)

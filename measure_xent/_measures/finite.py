@@ -410,6 +410,10 @@ class Row(NamedTuple):
 
 def target(form: Form, classes: int, name: str) -> Target:
     """A form as the kernels take it, but for its deferred parts, checked against the number of classes."""
+    if hasattr(form, "law"):
+        raise TypeError(
+            f"log({name}) is a function of a class, but P has a density: {type(form.law).__name__} is not on classes"
+        )
     if not isinstance(form, NormalForm) or isinstance(form.points, tuple | dict | list):
         raise TypeError(f"log({name}) is a function of a class, but P is a measure on tuples; take a Conditional")
     if form.classes not in (None, classes):

@@ -1,0 +1,235 @@
+"""Measures on the line and on the integers, against scipy and mpmath: values, the errors they tell of, where there are none."""
+
+import itertools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import measure_xent as mx
+from measure_xent import log
+
+# Laws, scipy's own, in (P, scipy's) pairs; parameters that no symmetry hides.
+LAWS = {
+    "Normal": (lambda: mx.Normal(0.7, 1.3), stats.norm(0.7, 1.3)),
+    "Laplace": (lambda: mx.Laplace(-0.4, 0.8), stats.laplace(-0.4, 0.8)),
+    "Uniform": (lambda: mx.Uniform(-1.2, 0.9), stats.uniform(-1.2, 2.1)),
+    "Exponential": (lambda: mx.Exponential(1.7), stats.expon(scale=1 / 1.7)),
+    "Gamma": (lambda: mx.Gamma(2.6, 1.4), stats.gamma(2.6, scale=1 / 1.4)),
+    "Beta": (lambda: mx.Beta(2.2, 3.1), stats.beta(2.2, 3.1)),
+    "LogNormal": (lambda: mx.LogNormal(0.2, 0.6), stats.lognorm(0.6, scale=np.exp(0.2))),
+    "StudentT": (lambda: mx.StudentT(4.5, 0.3, 1.1), stats.t(4.5, 0.3, 1.1)),
+    "Cauchy": (lambda: mx.Cauchy(0.5, 0.9), stats.cauchy(0.5, 0.9)),
+    "Poisson": (lambda: mx.Poisson(3.3), stats.poisson(3.3)),
+    "Geometric": (lambda: mx.Geometric(0.35), stats.geom(0.35, loc=-1)),
+}
+LINE = [name for name in LAWS if name not in ("Poisson", "Geometric")]
+
+
+def exact(law, f, points=()):
+    """∫ f dP by scipy in pieces, between quantiles and where f is not smooth."""
+    low, high = law.support()
+    cuts = [low, *(law.ppf(p) for p in (1e-9, 1e-4, 0.02, 0.2, 0.5, 0.8, 0.98, 1 - 1e-4, 1 - 1e-9)), *points, high]
+    cuts = sorted({c for c in cuts if low <= c <= high})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        product = lambda x: p * f(x) if (p := law.pdf(x)) > 0 else 0.0
+        part = lambda a, b: integrate.quad(product, a, b, limit=300, epsabs=1e-13, epsrel=1e-12)[0]
+        return sum(part(a, b) for a, b in itertools.pairwise(cuts))
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_law_is_what_scipy_says(name, x64):
+    """Mass, density, mean, variance, entropy; samples by their empirical distribution."""
+    make, law = LAWS[name]
+    with jax.enable_x64(x64):
+        P, rtol = make(), 1e-9 if x64 else 3e-5
+        draws = np.asarray(P.sample(jax.random.key(1), (4000,)), np.float64)
+        x = draws[:50]
+        log_p = law.logpmf(x) if name not in LINE else law.logpdf(x)
+        np.testing.assert_allclose(log(P)(jnp.asarray(x)), log_p, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(P.expect(lambda x: 1.0 + 0 * x), 1, rtol=rtol)
+        np.testing.assert_allclose(mx.entropy(P), law.entropy(), rtol=rtol, atol=rtol)
+        if name == "Cauchy":
+            assert np.isnan(P.expect(lambda x: x))
+        else:
+            mean, variance = law.stats("mv")
+            np.testing.assert_allclose(P.expect(lambda x: x), mean, rtol=rtol, atol=rtol)
+            np.testing.assert_allclose(P.expect(lambda x: (x - mean) ** 2), variance, rtol=10 * rtol)
+    if name in LINE:
+        assert stats.kstest(draws, law.cdf).pvalue > 1e-3
+    else:
+        np.testing.assert_allclose(draws.mean(), law.mean(), atol=5 * law.std() / 4000**0.5)
+
+
+@pytest.mark.parametrize("p", LINE)
+def test_cross_entropy_of_every_pair(p):
+    """No table of pairs: moments where they are known, quadrature where not, +inf where P has mass that Q has not."""
+    make, law = LAWS[p]
+    P = make()
+    for q in LINE:
+        Q, other = LAWS[q][0](), LAWS[q][1]
+        (a, b), (c, d) = law.support(), other.support()
+        got = mx.cross_entropy(P, Q)
+        if a < c or b > d:
+            assert got == np.inf, q
+        elif p == "Cauchy" and q in ("Normal", "Laplace"):
+            assert not np.isfinite(got), q  # no second moment, and no first
+        else:
+            # scipy's own logpdf of a Laplace is the logarithm of what has underflowed.
+            far = lambda x: np.abs(x + 0.4) / 0.8 + np.log(1.6)
+            expected = exact(law, far if q == "Laplace" else lambda x: -other.logpdf(x), [c, d, other.median()])
+            np.testing.assert_allclose(got, expected, rtol=1e-4, err_msg=q)
+
+
+def test_where_others_fail():
+    """The values that libraries get wrong."""
+    N, inf = mx.Normal, np.inf
+    spike = 0.5 * mx.Dirac(0.0) + 0.5 * N(0.0, 1.0)
+    half = 0.5 * np.log(2 * np.pi * np.e)
+    for got, expected in (
+        (mx.kl_divergence(mx.Dirac(0.0), N(0.0, 1.0)), inf),
+        (-mx.Dirac(0.0).expect(log(N(0.0, 1.0))), 0.5 * np.log(2 * np.pi)),
+        (mx.cross_entropy(N(0.0, 1.0), mx.Laplace(0.0, 2.0)), np.log(4) + np.sqrt(2 / np.pi) / 2),
+        (mx.kl_divergence(mx.Poisson(3.0), mx.Poisson(5.0)), 3 * np.log(3 / 5) + 2),
+        (mx.kl_divergence(mx.Exponential(3.0), mx.Exponential(5.0)), np.log(3 / 5) + 5 / 3 - 1),
+        (mx.entropy(0.5 * N(-50.0, 0.01) + 0.5 * N(50.0, 0.01)), half + np.log(0.01) + np.log(2)),
+        (mx.entropy(0.5 * mx.Uniform(0.0, 1.0) + 0.5 * mx.Uniform(2.0, 3.0)), np.log(2)),
+        (mx.entropy(spike), np.log(2) + half / 2),
+        (mx.kl_divergence(spike, N(0.0, 1.0)), inf),
+        (mx.kl_divergence(N(0.0, 1.0), spike), np.log(2)),
+        (mx.kl_divergence(spike, 0.25 * mx.Dirac(0.0) + 0.75 * N(0.0, 1.0)), np.log(2) / 2 + np.log(2 / 3) / 2),
+        (mx.kl_divergence(N(0.0, 1.0), mx.Exponential(1.0)), inf),
+        (mx.kl_divergence(mx.Uniform(0.0, 2.0), mx.Uniform(0.0, 1.0)), inf),
+        (mx.kl_divergence(mx.Uniform(0.0, 1.0), mx.Uniform(0.0, 2.0)), np.log(2)),
+    ):
+        np.testing.assert_allclose(got, expected, rtol=5e-5)
+
+
+def test_where_there_is_no_integral():
+    """Means that do not exist, poles, tails that are too heavy: NaN, and a status that says so."""
+    for P, f in (
+        (mx.Cauchy(0.0, 1.0), lambda x: x),
+        (mx.Cauchy(3.0, 2.0), lambda x: jnp.maximum(x, 0)),
+        (mx.StudentT(2.0), lambda x: x**2),
+        (mx.Normal(0.0, 1.0), lambda x: 1 / x),
+        (mx.Exponential(1.0), lambda x: 1 / x),
+        (mx.LogNormal(0.0, 1.0), lambda x: jnp.exp(x)),
+    ):
+        assert not np.isfinite(P.expect(f))
+        assert P.integrate(f).status == 1 or np.isinf(P.integrate(f).value)
+    # One member of a family that has none leaves the others alone.
+    np.testing.assert_allclose(mx.StudentT(jnp.array([1.0, 5.0]), 2.0).expect(lambda x: x), [np.nan, 2.0], rtol=1e-5)
+
+
+def test_errors_are_not_understated(request):
+    """Random laws and integrands, smooth ones and not: what is off by more than it says is a fault."""
+    rng, budget = np.random.default_rng(0), 4 * request.config.getoption("--examples")
+    functions = {
+        "wave": lambda a, c: lambda x, np: np.cos(a * (x - c)),
+        "bump": lambda a, c: lambda x, np: np.exp(-a * (x - c) ** 2),
+        "pole beside": lambda a, c: lambda x, np: 1 / (1 + (x - c) ** 2),
+        "tanh": lambda a, c: lambda x, np: np.tanh(a * (x - c)),
+        "kink": lambda a, c: lambda x, np: np.minimum(np.abs(x - c), 5),
+        "step": lambda a, c: lambda x, np: np.where(x > c, 1.0, 0.0),
+    }
+    with jax.enable_x64(True):
+        for i in range(budget):
+            name = LINE[i % len(LINE)]
+            a, c = np.exp(rng.uniform(-1, 1.5)), rng.uniform(-2, 2)
+            f = list(functions.values())[rng.integers(len(functions))](a, c)
+            P, law = LAWS[name]
+            got = P().integrate(lambda x, f=f: f(x, jnp))
+            expected = exact(law, lambda x, f=f: f(x, np), [c, c - 5, c + 5])
+            assert got.status or abs(got.value - expected) <= got.error + 1e-9
+
+
+def test_derivatives():
+    """In parameters of P and Q, through moments and through quadrature, of a mixture's entropy; second ones too."""
+    with jax.enable_x64(True):
+
+        def entropy(m):
+            p = lambda x: (mpmath.npdf(x, -m, 1) + mpmath.npdf(x, m, 1)) / 2
+            return -mpmath.quad(lambda x: p(x) * mpmath.log(p(x)), [-12, -4, -m, 0, m, 4, 12])
+
+        ours = lambda m: mx.entropy(0.5 * mx.Normal(-m, 1.0) + 0.5 * mx.Normal(m, 1.0))
+        np.testing.assert_allclose(jax.grad(ours)(1.3), float(mpmath.diff(entropy, 1.3)), rtol=1e-6)
+        np.testing.assert_allclose(jax.hessian(ours)(1.3), float(mpmath.diff(entropy, 1.3, 2)), rtol=1e-4)
+
+        def against_laplace(loc, scale, b):
+            return mx.cross_entropy(mx.Normal(loc, scale), mx.Laplace(0.0, b))
+
+        folded = lambda m, s, b: (
+            mpmath.log(2 * b) + mpmath.quad(lambda x: abs(x) * mpmath.npdf(x, m, s), [-20, 0, 20]) / b
+        )
+        for i in range(3):
+            expected = mpmath.diff(folded, (0.4, 1.2, 2.0), tuple(int(i == j) for j in range(3)))
+            np.testing.assert_allclose(jax.grad(against_laplace, i)(0.4, 1.2, 2.0), float(expected), rtol=1e-6)
+        score = lambda m: mx.Normal(0.3, 1.0).expect(lambda x: jax.grad(lambda m: log(mx.Normal(m, 1.0))(x))(m))
+        np.testing.assert_allclose(score(0.3), 0, atol=1e-9)
+
+
+def test_algebra():
+    """Restriction, densities, ratios, families, and regression by a Conditional; jit and vmap give the same."""
+    N = mx.Normal(0.0, 1.0)
+    positive = N.restrict(lambda x: x > 0).normalize()
+    np.testing.assert_allclose(N.restrict(lambda x: x > 0).mass, 0.5, rtol=1e-4)
+    np.testing.assert_allclose(positive.expect(lambda x: x), np.sqrt(2 / np.pi), rtol=3e-4)
+    ratio = N / mx.Normal(1.0, 2.0)
+    np.testing.assert_allclose((ratio * mx.Normal(1.0, 2.0)).expect(jnp.cos), np.exp(-0.5), rtol=1e-5)
+    np.testing.assert_allclose((2 * N - N).expect(jnp.cos), np.exp(-0.5), rtol=1e-5)
+    loc = jnp.array([0.0, 1.0, -2.0])
+    each = [mx.entropy(0.3 * mx.Normal(m, 1.0) + 0.7 * mx.Cauchy(0.0, 2.0)) for m in loc]
+    family = lambda loc: mx.entropy(0.3 * mx.Normal(loc, 1.0) + 0.7 * mx.Cauchy(0.0, 2.0))
+    np.testing.assert_allclose(family(loc), each, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(family)(loc), each, rtol=1e-4)
+    np.testing.assert_allclose(jax.vmap(family)(loc), each, rtol=1e-4)
+    x, y = jnp.arange(5.0), jnp.array([0.5, 1.0, 1.5, 3.0, 4.5])
+    loss = mx.cross_entropy(mx.Empirical((x, y)), mx.Conditional(lambda x: mx.Normal(x, 0.5)))
+    np.testing.assert_allclose(loss, -stats.norm(x, 0.5).logpdf(y).mean(), rtol=1e-6)
+    values = N.expect(lambda x: {"x": x, "both": jnp.stack([x, x**2])})
+    np.testing.assert_allclose(values["both"], [0, 1], atol=1e-5)
+
+
+def test_integrals_merge():
+    """Values, errors and masses add; a mean is divided once; they cross scan and psum."""
+    Q = mx.Categorical(jnp.arange(4.0))
+    labels, weights = jnp.array([0, 1, 2, 3, 3, 1]), jnp.array([1.0, 0.0, 2.0, 1.0, 3.0, 1.0])
+    parts = [mx.Atoms(labels[i : i + 2], weights=weights[i : i + 2]).integrate(-log(Q)) for i in (0, 2, 4)]
+    whole = mx.cross_entropy(mx.Empirical(labels, weights=weights), Q)
+    np.testing.assert_allclose(sum(parts).mean, whole, rtol=1e-6)
+
+    def step(total, batch):
+        return total + mx.Atoms(batch[0], weights=batch[1]).integrate(-log(Q)), None
+
+    zero = jax.tree.map(jnp.zeros_like, parts[0])
+    total, _ = jax.lax.scan(step, zero, (labels.reshape(3, 2), weights.reshape(3, 2)))
+    np.testing.assert_allclose(total.mean, whole, rtol=1e-6)
+    summed = jax.vmap(lambda y, w: jax.lax.psum(mx.Atoms(y, weights=w).integrate(-log(Q)), "i"), axis_name="i")(
+        labels.reshape(3, 2), weights.reshape(3, 2)
+    )
+    np.testing.assert_allclose(summed.mean, [whole] * 3, rtol=1e-6)
+    assert (mx.Cauchy().integrate(lambda x: x) + mx.Normal().integrate(lambda x: x)).status == 1
+    assert np.isnan((mx.Cauchy().integrate(lambda x: x) + mx.Normal().integrate(lambda x: x)).mean)
+    null = mx.Atoms(labels, weights=0 * weights).integrate(-log(Q))
+    assert null.mean == 0
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"Normal: loc of shape \(3,\), scale of shape \(2,\) do not broadcast"):
+        mx.Normal(jnp.zeros(3), jnp.ones(2))
+    with pytest.raises(TypeError, match=r"Gamma\(rate\)"):
+        mx.Gamma(1.0, "fast")
+    with pytest.raises(NotImplementedError, match="Normal is not finite"):
+        mx.pushforward(jnp.exp, mx.Normal()).expect(lambda x: x)
+    with pytest.raises(NotImplementedError, match="Normal is not finite"):
+        mx.product(mx.Normal(), mx.Normal()).expect(lambda x, y: x * y)
+    with pytest.raises(TypeError, match="Normal is not"):
+        mx.cross_entropy(mx.Normal(), mx.LinearSoftmax(jnp.ones((2, 3))))
+    with pytest.raises(TypeError, match="Normal is not on classes"):
+        mx.cross_entropy(mx.Normal(), mx.Categorical(jnp.zeros(3)))
