@@ -6,16 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._dispatch import integrate, rule
 from ._integral import Integral
 from ._integrand import Integrand
-from ._kernels.null import null_safe_product
 from ._measure import Lowered, Measure
-from ._normal_form import Disintegration, without_null_rows
 from ._pytree import as_node, pytree, set_fields
+from ._smooth_form import Smooth
 
 
 class AbstractConditional(abc.ABC):
@@ -66,6 +64,18 @@ class AbstractConditional(abc.ABC):
         *given, y = x
         return self(*given).log_density(y)
 
+    def after(self, P: Measure) -> Any:
+        """∫ K(x) dP(x) where this kernel knows it in closed form, else NotImplemented."""
+        return NotImplemented
+
+    def inverse(self, P: Measure) -> Any:
+        """y ↦ the law of x given y, x from P, where this kernel knows it in closed form, else NotImplemented."""
+        return NotImplemented
+
+    def then(self, L: "AbstractConditional") -> Any:
+        """x ↦ ∫ L(y) K(x, dy) where this kernel knows it in closed form, else NotImplemented."""
+        return NotImplemented
+
     def expect(self, f: Callable) -> Callable:
         """x ↦ ∫ f(y) K(x, dy)."""
         return lambda *x: self(*x).expect(f)
@@ -111,18 +121,6 @@ class Conditional(AbstractConditional):
 def tower(P: Measure, f: Any) -> Any:
     """∫ f(x, y) dP(x, y) = ∫ (∫ f(x, y) P_x(dy)) dμ(x) for functions of K(x): one inner integral a row, all in one family."""
 
-    def inner(x, target, lead):
-        return integrate(Lowered((target,)), f.given(f.model.family(x, lead)))
-
-    return functools.reduce(Integral.__add__, (outer(rows, inner) for form in P.forms() for rows in form.rows(f.of_x)))
-
-
-def outer(rows: Disintegration, inner: Callable) -> Integral:
-    """∫ inner(x, P_x) dμ(x)."""
-    w = rows.weights
-    original = inner(rows.points, rows.target, w.ndim)
-    value = original if rows.certain and rows.target.certain else inner(*without_null_rows(rows), w.ndim)
-    add = lambda value, original: null_safe_product(w, value, original).sum(-1)
-    error = lambda e: e if isinstance(e, float) else null_safe_product(jnp.abs(w), e, e).sum(-1)
-    failed = value.status if isinstance(value.status, int) else jnp.where(w == 0, 0, value.status).sum(-1)
-    return Integral(jax.tree.map(add, value.value, original.value), jax.tree.map(error, value.error), failed)
+    inner = lambda x, target, lead: integrate(Lowered((target,)), f.given(f.model.family(x, lead)))
+    part = lambda rows: rows.integrate(f) if isinstance(rows, Smooth) else rows.outer(inner)
+    return functools.reduce(Integral.__add__, (part(rows) for form in P.forms() for rows in form.rows(f.of_x)))

@@ -175,6 +175,9 @@ class RadonNikodym(Integrand):
 
     def log_abs(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """(log |dP/dQ|, sign): a ratio of masses where either measure has an atom, else of densities."""
+        own = self.P.log_abs_ratio(self.Q, *x)
+        if own is not None:
+            return own
         p, q = self.P.split(), self.Q.split()
         atoms, densities = (self._log_abs(*pair, x) for pair in zip(p, q, strict=True))
         if atoms is None or densities is None:
@@ -246,12 +249,16 @@ def log(Q: Any) -> Integrand:
         1.3863
     """
     if isinstance(Q, RadonNikodym):
-        kinds = [tuple(part is None for part in R.split()) for R in (Q.P, Q.Q)]
         # On one kind of space the logarithm of the ratio is the difference of two functions that rules know.
-        return log(Q.P) - log(Q.Q) if kinds[0] == kinds[1] and True in kinds[0] else LogRatio(Q)
+        return log(Q.P) - log(Q.Q) if Q.P.kind == Q.Q.kind and _unmixed(Q.P.kind) else LogRatio(Q)
     if hasattr(Q, "log_density"):
         return LogDensity(Q)
     raise TypeError(f"log(Q): Q must be a Measure, a Conditional or a ratio P / Q, got {type(Q).__name__}")
+
+
+def _unmixed(kind: tuple) -> bool:
+    """Whether nothing has both atoms and a density."""
+    return all(map(_unmixed, kind)) if isinstance(kind[0], tuple) else True in kind
 
 
 def log2(Q: Any) -> Integrand:

@@ -1,13 +1,23 @@
-"""Measures on tuples: product, joint, bind."""
+"""Measures on tuples: product, joint, bind, and what Bayes and Chapman make of them."""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional
-from ._measure import Measure, family_of
-from ._normal_form import Disintegration, Form, coordinates
-from ._pytree import pytree
+from ._density import LogDensity, log_abs
+from ._dispatch import integrate, rule
+from ._integral import Integral
+from ._integrand import Integrand
+from ._kernels.null import null_safe_product
+from ._measure import Lowered, Measure, Weighted, family_of, log_sum, pushforward
+from ._measures.laws import Always, Nested
+from ._normal_form import Disintegration, Form
+from ._pytree import pytree, static
+from ._smooth_form import Smooth, is_smooth
 
 
 def product(P: Measure, Q: Measure) -> Measure:
@@ -62,7 +72,63 @@ def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
         >>> mx.bind(mx.DiscreteUniform(2), coin).expect(lambda y: y).item()
         0.7
     """
-    return Bind(Joint(*_checked(P, K)))
+    P, K = _checked(P, K)
+    known = NotImplemented if isinstance(K, Measure) else K.after(P)
+    return Bind(Joint(P, K)) if known is NotImplemented else known
+
+
+def marginal(P: Measure, *coordinates: int) -> Measure:
+    """The law of some coordinates of a measure on tuples.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> dice = mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(2))
+        >>> mx.marginal(dice, 1).expect(lambda coin: coin).item()
+        0.5
+    """
+    _check_measure("marginal(P): P", P)
+    n = P.coordinates
+    if not coordinates or not all(isinstance(i, int) and -n <= i < n for i in coordinates):
+        raise ValueError(f"marginal(P, *coordinates): numbers of P's {n} coordinates, from 0, got {coordinates}")
+    return pushforward(Coordinates(coordinates), P)
+
+
+def posterior(P: Measure, K: AbstractConditional) -> AbstractConditional:
+    """y ↦ the law of x given y, where x is from P and y from K given x. Source: Bayes' theorem.
+
+    On a finite P it is exact, of a ``LinearNormal`` in closed form, and else what P weighted by the likelihood is.
+
+    Raises:
+        TypeError: P is not a Measure, or K not a Conditional.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> ill = mx.Categorical(probs=jnp.array([0.99, 0.01]))
+        >>> test = mx.Conditional(lambda ill: mx.Bernoulli(probs=jnp.where(ill == 1, 0.9, 0.05)))
+        >>> mx.posterior(ill, test)(1).expect(lambda ill: ill).item()
+        0.15385
+    """
+    _check_measure("posterior(P, K): P", P)
+    if not isinstance(K, AbstractConditional):
+        raise TypeError(f"posterior(P, K): K must be a Conditional, got {type(K).__name__}")
+    known = K.inverse(P)
+    return Posterior(P, K) if known is NotImplemented else known
+
+
+def compose(K: AbstractConditional, L: AbstractConditional) -> AbstractConditional:
+    """x ↦ ∫ L(y) K(x, dy): K, then L. Source: Chapman & Kolmogorov.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> flip = mx.Conditional(lambda bit: mx.Bernoulli(probs=jnp.where(bit == 1, 0.9, 0.1)))
+        >>> mx.compose(flip, flip)(1).expect(lambda bit: bit).item()
+        0.82
+    """
+    for name, kernel in (("K", K), ("L", L)):
+        if not isinstance(kernel, AbstractConditional):
+            raise TypeError(f"compose(K, L): {name} must be a Conditional, got {type(kernel).__name__}")
+    known = K.then(L)
+    return Composition(K, L) if known is NotImplemented else known
 
 
 def _checked(P, K):
@@ -116,16 +182,36 @@ class ProductMeasure(Measure):
 
     def forms(self):
         rank = len(self.shape)
+        atoms, laws = _sorted(self.P, rank)
         return tuple(
             Disintegration(x, weights, _for_every_atom(q, rank), certain)
-            for x, weights, certain in _atoms(self.P, rank)
+            for x, weights, certain in atoms
             for q in self.Q.forms()
-        )
+        ) + tuple(_nested(form, Always(self.Q, rank), self.shape) for form in laws)
+
+    @property
+    def mass(self):
+        return jnp.broadcast_to(self.P.mass * self.Q.mass, self.shape)
+
+    @property
+    def kind(self):
+        return self.P.kind, self.Q.kind
+
+    def log_abs_ratio(self, other, *x):
+        n = self.P.coordinates
+        if not isinstance(other, ProductMeasure) or other.P.coordinates != n:
+            return None
+        (log_p, sign_p), (log_q, sign_q) = (self.P / other.P).log_abs(*x[:n]), (self.Q / other.Q).log_abs(*x[n:])
+        return log_p + log_q, sign_p * sign_q
 
     def log_abs_density(self, *x):
         n = self.P.coordinates
         (log_p, sign_p), (log_q, sign_q) = self.P.log_abs_density(*x[:n]), self.Q.log_abs_density(*x[n:])
         return log_p + log_q, sign_p * sign_q
+
+
+def _at(K: Any, x: tuple) -> Measure:
+    return K(*x)
 
 
 @pytree
@@ -141,7 +227,7 @@ class Joint(Measure):
 
     @property
     def coordinates(self):
-        return coordinates(jax.eval_shape(self.forms)[0])
+        return self.forms()[0].coordinates
 
     @property
     def mesh_axes(self):
@@ -149,13 +235,32 @@ class Joint(Measure):
 
     def forms(self):
         rank = len(self.shape)
-        atoms = _atoms(self.P, rank)
+        atoms, laws_of_x = _sorted(self.P, rank)
         if isinstance(self.K, Measure):
+            if laws_of_x:
+                raise ValueError(
+                    f"joint(P, K): P = {type(self.P).__name__} has no list of atoms to index a family; K is a Conditional"
+                )
             (p,) = atoms  # a measure of several forms has no one list of atoms to index
             laws = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
         else:
             laws = [(p, form.at_rank(rank + 1)) for p in atoms for form in self.K.family(p[0], p[1].ndim).forms()]
-        return tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
+        rows = tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
+        return rows + tuple(_nested(form, self.K, self.shape) for form in laws_of_x)
+
+    @property
+    def kind(self):
+        return (False, True) if isinstance(self.K, Measure) else (self.P.kind,)
+
+    def log_abs_ratio(self, other, *x):
+        if not isinstance(other, Joint) or any(isinstance(K, Measure) for K in (self.K, other.K)):
+            return None
+        n = self.P.coordinates
+        (log_p, sign_p), (log_k, sign_k) = (
+            (self.P / other.P).log_abs(*x[:n]),
+            (_at(self.K, x[:n]) / _at(other.K, x[:n])).log_abs(*x[n:]),
+        )
+        return log_p + log_k, sign_p * sign_k
 
     def log_abs_density(self, *x):
         if isinstance(self.K, Measure):
@@ -163,6 +268,60 @@ class Joint(Measure):
         n = self.P.coordinates
         (log_p, sign_p), (log_k, sign_k) = self.P.log_abs_density(*x[:n]), self.K(*x[:n]).log_abs_density(*x[n:])
         return log_p + log_k, sign_p * sign_k
+
+
+@pytree
+class Coordinates:
+    """(x₀, …) ↦ some of them."""
+
+    which: tuple[int, ...] = static()
+
+    def __call__(self, *x: Any) -> Any:
+        chosen: list[Any] = [x[i] for i in self.which]
+        return tuple(chosen) if len(chosen) > 1 else chosen[0]
+
+
+@pytree
+class Composition(AbstractConditional):
+    """x ↦ ∫ L(y) K(x, dy)."""
+
+    K: AbstractConditional
+    L: AbstractConditional
+
+    def __call__(self, *x):
+        return bind(self.K(*x), self.L)
+
+
+@pytree
+class Posterior(AbstractConditional):
+    """y ↦ P weighted by the likelihood of y."""
+
+    P: Measure
+    K: AbstractConditional
+
+    def __call__(self, *y):
+        (y,) = y
+        return Weighted(MixtureDensity(self.K, y, self._greatest(y)), self.P).normalize()
+
+    def _greatest(self, y):
+        """The greatest log-likelihood among atoms, to be divided by, so that not all of them underflow."""
+        atoms, _ = _sorted(self.P, len(self.P.shape))
+        logs = [self.K.family(points, w.ndim).log_abs_density(y)[0] for points, w, _ in atoms]
+        greatest = [jnp.where(w == 0, -jnp.inf, log_k).max() for (_, w, _), log_k in zip(atoms, logs, strict=True)]
+        return jax.lax.stop_gradient(functools.reduce(jnp.maximum, greatest)) if atoms else 0.0
+
+
+@pytree
+class MixtureDensity(Integrand):
+    """x ↦ K(x)(y) / exp(scale)."""
+
+    K: Any
+    y: Any
+    log_scale: Any = 0.0
+
+    def __call__(self, *x):
+        log_density, sign = self.K(*x).log_abs_density(self.y)
+        return sign * jnp.exp(log_density - jnp.where(jnp.isfinite(self.log_scale), self.log_scale, 0))
 
 
 @pytree
@@ -182,22 +341,52 @@ class Bind(Measure):
     def forms(self):
         return tuple(part for form in self.joint.forms() for part in form.marginal())
 
+    def split(self):
+        return (None, self) if any(map(is_smooth, self.joint.forms())) else (self, None)
 
-def _atoms(P: Measure, rank: int) -> list[tuple[tuple, Float[Array, "*family k"], bool]]:
-    """All of P as (points, weights, certain), points a tuple of coordinates, with ``rank`` family axes."""
-    atoms = []
+    def log_abs_density(self, *x):
+        K, P = self.joint.K, self.joint.P
+        if isinstance(K, Measure) or not any(map(is_smooth, self.joint.forms())):
+            return super().log_abs_density(*x)
+        # The mixture's density is the mean of its parts'; of atoms, as a sum of logarithms, which does not underflow.
+        y: Any = x[0]
+        atoms, laws = _sorted(P, len(self.shape))
+        terms = []
+        for points, weights, _ in atoms:
+            lead = weights.ndim
+            log_k, sign = K.family(points, lead).log_abs_density(jnp.expand_dims(y, lead - 1))
+            log_w, sign_w = log_abs(weights)
+            terms.append(log_sum(jnp.where(weights == 0, -jnp.inf, log_w + log_k), sign * sign_w))
+        if laws:
+            mean = Lowered(tuple(laws)).expect(MixtureDensity(K, y))
+            terms.append(log_abs(mean))
+        logs, signs = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in zip(*terms, strict=True))
+        return log_sum(logs, signs)
+
+
+def _sorted(P: Measure, rank: int) -> tuple[list[tuple[tuple, Float[Array, "*family k"], bool]], list[Any]]:
+    """All atoms of P as (points, weights, certain), points a tuple of coordinates, with ``rank`` family axes; the forms that
+    have no list of atoms."""
+    atoms, laws = [], []
     for form in P.forms():
+        if is_smooth(form):
+            laws.append(form)
+            continue
         for flat in form.flat():
             for points, weights, certain in flat.parts():
                 points = points if isinstance(points, tuple) else (points,)
                 grow = lambda x, extra=rank + 1 - weights.ndim: x.reshape((1,) * extra + x.shape)
                 atoms.append((*jax.tree.map(grow, (points, weights)), certain))
-    return atoms
+    return atoms, laws
+
+
+def _nested(form: Any, K: Any, family: tuple[int, ...]) -> Smooth:
+    return Smooth(Nested(form, K), jnp.ones(family))
 
 
 def _for_every_atom(form: Form, rank: int) -> Form:
     """A family with an axis of size 1 behind its ``rank`` family axes: the same law given every atom."""
-    return jax.tree.map(lambda x: jnp.expand_dims(x, rank), form.at_rank(rank))
+    return form.at_rank(rank).map_family(lambda x: jnp.expand_dims(x, rank))
 
 
 def _one_axis(form: Form, axes: tuple[int, ...], rank: int) -> Form:
@@ -209,4 +398,21 @@ def _one_axis(form: Form, axes: tuple[int, ...], rank: int) -> Form:
             return x.reshape(*own[:rank], 1, *rest)
         return jnp.broadcast_to(x, (*own[:rank], *axes[rank:], *rest)).reshape(*own[:rank], -1, *rest)
 
-    return jax.tree.map(merge, form.at_rank(len(axes)))
+    return form.at_rank(len(axes)).map_family(merge)
+
+
+@rule(ProductMeasure, LogDensity, ProductMeasure)
+def of_a_product(P: ProductMeasure, f: LogDensity) -> Any:
+    """∫ log q₁ q₂ d(p₁ ⊗ p₂) = p₂(1) ∫ log q₁ dp₁ + p₁(1) ∫ log q₂ dp₂."""
+    Q: ProductMeasure = f.Q
+    if P.P.coordinates != Q.P.coordinates or P.mesh_axes:
+        return NotImplemented
+    first, second = integrate(P.P, LogDensity(Q.P)), integrate(P.Q, LogDensity(Q.Q))
+    return times_mass(P.Q.mass, first) + times_mass(P.P.mass, second)
+
+
+def times_mass(mass: Any, total: Integral) -> Integral:
+    """mass · total, 0 where the mass is."""
+    product = null_safe_product(*jnp.broadcast_arrays(jnp.asarray(mass, float), *[jnp.asarray(total.value)] * 2))
+    error = total.error if isinstance(total.error, float) else jnp.abs(mass) * total.error
+    return Integral(product, error, total.status)

@@ -18,7 +18,7 @@ from ._kernels.softmax import Classes, Target, join, rows, softmax, split
 from ._measure import Measure
 from ._measures.checks import check_values, real_array
 from ._measures.finite import Categorical, Row, target, written_target
-from ._normal_form import NormalForm
+from ._normal_form import Disintegration, NormalForm
 from ._pytree import pytree, set_fields, static
 
 
@@ -304,13 +304,18 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
     return total
 
 
+def _one_batch(pair: Any) -> bool:
+    return pair.weights.ndim == 1 and [x.ndim for x in jax.tree.leaves(pair.points)] == [2]
+
+
 @rule(Measure, Integrand, LinearSoftmax)
 def integral_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f(h, y) dP for functions of Categorical(h @ weight): P has the rows' weights, so one pass gives value and gradient."""
     Q = f.model
-    pairs = [pair for form in P.forms() for pair in form.rows(f.of_x)]
-    if f.shape or any(pair.weights.ndim > 1 or [x.ndim for x in jax.tree.leaves(pair.points)] != [2] for pair in pairs):
-        return NotImplemented  # a family of integrals is the tower's
+    pairs: Any = [pair for form in P.forms() for pair in form.rows(f.of_x)]
+    plain = lambda pair: isinstance(pair, Disintegration) and isinstance(pair.target, NormalForm)
+    if f.shape or not all(plain(pair) and _one_batch(pair) for pair in pairs):
+        return NotImplemented  # a family of integrals, or a law, is the tower's
     function = jax.tree.map(jnp.asarray, with_model(f, None))
     # What is minimised is −log q. With its sign inside, the cotangent of −P.expect(log(Q)) is 1 within, and the gradient that
     # was added up is the result as it is, not another array with the sign changed.

@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ from ._integral import Integral
 from ._integrand import Integrand, as_integrand, is_number
 from ._kernels.mesh import sum_over
 from ._kernels.softmax import max_and_log1p_tail
-from ._normal_form import Form, coordinates, in_batches
+from ._normal_form import Form, in_batches
 from ._pytree import as_node, pytree, set_fields
+from ._smooth_form import Smooth, is_smooth
 
 
 class Measure(abc.ABC):
@@ -55,6 +56,15 @@ class Measure(abc.ABC):
     def split(self) -> tuple[Any, Any]:
         """(the part made of atoms, the part with a density against Lebesgue measure); a part that is not there is None."""
         return self, None
+
+    @property
+    def kind(self) -> tuple:
+        """Which of the two parts are not there; of a measure on tuples, the kinds of its coordinates."""
+        return tuple(part is None for part in self.split())
+
+    def log_abs_ratio(self, other: "Measure", *x: Any) -> Any:
+        """(log |dP/dQ|, sign) at a point where the measures know better than by their densities, else None."""
+        return None
 
     def log_abs_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """(log |density|, sign) at a point, against counting measure at an atom, against Lebesgue measure elsewhere.
@@ -118,7 +128,7 @@ class Measure(abc.ABC):
         return None
 
     def expect(
-        self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None
+        self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None, method: Any = None
     ) -> PyTree[Shaped[Array, "..."]]:
         """∫ f dP: the integral, which for a probability measure is the expectation.
 
@@ -126,10 +136,12 @@ class Measure(abc.ABC):
             f: a function of one point (of the coordinates, on tuples), with a number, an array or a pytree for a value;
                 or an Integrand such as log(Q), which is integrated in closed form where a rule knows how.
             batch_size: how many atoms of an empirical measure to hold at a time, forwards and backwards; all by default.
+            method: how to integrate what has a density: ``Adaptive``, ``Quadrature``, ``MonteCarlo``, ``QuasiMonteCarlo``. By
+                default exactly where there is a closed form, else adaptively. Atoms are summed whatever it is.
 
         Returns:
             ∫ f dP, with the family's axes first. Null atoms contribute exactly 0, to derivatives too. Half precision
-            accumulates in, and gives, float32.
+            accumulates in, and gives, float32. NaN where a quadrature did not converge: ``integrate`` tells how far it came.
 
         Raises:
             TypeError: f is neither callable nor a number (the constant function), or does not take P's points.
@@ -142,9 +154,11 @@ class Measure(abc.ABC):
             >>> mx.Empirical(jnp.array([[1., 2.], [3., 4.]])).expect(lambda x: {"mean": x, "square": x @ x})
             {'mean': Array([2., 3.], dtype=float32), 'square': Array(15., dtype=float32)}
         """
-        return self._integral(f, batch_size).checked
+        return self._integral(f, batch_size, method).checked
 
-    def integrate(self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None) -> Integral:
+    def integrate(
+        self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None, method: Any = None
+    ) -> Integral:
         """∫ f dP with its error, its status and P's mass: what ``expect`` gives, and how much of it to believe.
 
         Arguments and errors are those of ``expect``, but what did not converge is a number here, and says so in ``status``.
@@ -154,18 +168,26 @@ class Measure(abc.ABC):
             >>> mx.Empirical(jnp.array([1., 2.])).integrate(jnp.square).value.item()
             2.5
         """
-        total = self._integral(f, batch_size)
+        total = self._integral(f, batch_size, method)
         error = jax.tree.map(lambda v, e: jnp.broadcast_to(e, jnp.shape(v)), total.value, total.error)
         return Integral(total.value, error, jnp.asarray(total.status), self.mass)
 
-    def _integral(self, f, batch_size):
+    def by(self, method: Any) -> "Measure":
+        """The same measure, whose laws are to be integrated by a method."""
+        return Lowered(tuple(form.by(method) for form in self.forms()))
+
+    def _integral(self, f, batch_size, method):
         f = as_integrand(f)
         check_families(self, f)
+        if method is not None and not hasattr(method, "integrate"):
+            raise TypeError(f"expect(method): such as MonteCarlo(key, n) or Quadrature(n), got {type(method).__name__}")
         if batch_size is None:
-            total = integrate(self, f)
+            total = integrate(self if method is None else self.by(method), f)
         else:
             batch = lambda form: integrate(Lowered((form,)), f).checked
-            parts = [in_batches(batch, form, batch_size) for form in self.forms()]
+            # A law has no atoms to take a few at a time.
+            one = lambda form: batch(form) if isinstance(form, Smooth) else in_batches(batch, form, batch_size)
+            parts = [one(form) for form in self.forms()]
             total = Integral.exact(jax.tree.map(lambda *terms: sum(terms), *parts))
         return self._sum_over_devices(total)
 
@@ -256,6 +278,13 @@ def family_of(*measures: Measure) -> tuple[int, ...]:
     except ValueError:
         names = " and ".join(type(P).__name__ for P in measures)
         raise ValueError(f"the families of {names} do not broadcast: {shapes}") from None
+
+
+def _of_parts(parts, x):
+    """The mass of {x} where the atoms have one, else the density."""
+    (log_mass, sign), (log_density, other) = (part.log_abs_density(*x) for part in parts)
+    atom = log_mass > -jnp.inf
+    return jnp.where(atom, log_mass, log_density), jnp.where(atom, sign, other)
 
 
 def _each_part(P, make):
@@ -362,15 +391,13 @@ class Sum(Measure):
 
     def log_abs_density(self, *x):
         if None not in (parts := self.split()):
-            (log_mass, sign), (log_density, other) = (part.log_abs_density(*x) for part in parts)
-            atom = log_mass > -jnp.inf
-            return jnp.where(atom, log_mass, log_density), jnp.where(atom, sign, other)
+            return _of_parts(parts, x)
         logs, signs = zip(*(P.log_abs_density(*x) for P in self.terms), strict=True)
         logs, signs = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in (logs, signs))
-        return _log_sum(logs, signs)
+        return log_sum(logs, signs)
 
 
-def _log_sum(logs, signs):
+def log_sum(logs, signs):
     """log|Σ sᵢ exp lᵢ| and its sign, without underflow."""
     top, _ = max_and_log1p_tail(logs)
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
@@ -470,9 +497,10 @@ class Pushforward(Measure):
 
     T: Callable
     P: Measure
+    inverse: tuple[Callable, ...] = ()
 
     def __post_init__(self):
-        set_fields(self, T=as_node(self.T))
+        set_fields(self, T=as_node(self.T), inverse=tuple(map(as_node, self.inverse)))
 
     @property
     def shape(self):
@@ -480,14 +508,53 @@ class Pushforward(Measure):
 
     @property
     def coordinates(self):
-        return coordinates(jax.eval_shape(self.forms)[0])
+        return self.forms()[0].coordinates
 
     @property
     def mesh_axes(self):
         return self.P.mesh_axes
 
+    @property
+    def mass(self):
+        return self.P.mass
+
     def forms(self):
         return tuple(image for form in self.P.forms() for image in form.push(self.T))
+
+    def split(self):
+        return _each_part(self.P, lambda part: Pushforward(self.T, part, self.inverse))
+
+    def log_abs_density(self, *x):
+        if not any(map(is_smooth, self.P.forms())):
+            return super().log_abs_density(*x)
+        if None not in (parts := self.split()):
+            return _of_parts(parts, x)
+        if not self.inverse:
+            raise NotImplementedError(
+                "the density of a pushforward: pass pushforward(T, P, inverse=…), or one for each branch"
+            )
+        (y,) = x
+        logs, signs = zip(*(self._branch(g, jnp.asarray(y)) for g in self.inverse), strict=True)
+        logs, signs = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in (logs, signs))
+        return log_sum(logs, signs)
+
+    def _branch(self, g, y):
+        """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""
+        event = next(form.event_rank for form in self.P.forms() if isinstance(form, Smooth))
+        x = g(y) if not event else _mapped(g, y.ndim - 1)(y)
+        if event:
+            log_slope = _mapped(lambda y: jnp.linalg.slogdet(jax.jacfwd(g)(y))[1], y.ndim - 1)(y)
+        else:
+            log_slope = jnp.log(jnp.abs(jax.jvp(g, (y,), (jnp.ones_like(y),))[1]))
+        exists = jnp.isfinite(x) if not event else jnp.all(jnp.isfinite(x), axis=-1)
+        log_p, sign = self.P.log_abs_density(x)
+        return jnp.where(exists, log_p + log_slope, -jnp.inf), sign
+
+
+def _mapped(f, n):
+    for _ in range(n):
+        f = jax.vmap(f)
+    return f
 
 
 @pytree
@@ -504,15 +571,18 @@ class Lowered(Measure):
         return self.lowered
 
 
-def pushforward(T: Callable, P: Measure) -> Measure:
+def pushforward(T: Callable, P: Measure, inverse: Callable | Sequence[Callable] = ()) -> Measure:
     """T_* P, the image measure: ``pushforward(T, P).expect(f)`` is ``P.expect(lambda *x: f(T(*x)))``.
 
     Args:
         T: a function of one point; a tuple for a value makes a measure on tuples.
-        P: a finite measure.
+        P: a measure.
+        inverse: for the image's density, if P has one: the inverse of T, or one function for each branch of a T that is not
+            injective, NaN where there is none. The determinant of its derivative is taken by differentiation.
 
     Raises:
         TypeError: P is not a Measure.
+        NotImplementedError: the density is asked for, and there is no inverse.
 
     Source: https://en.wikipedia.org/wiki/Pushforward_measure.
 
@@ -521,7 +591,10 @@ def pushforward(T: Callable, P: Measure) -> Measure:
         >>> parity = mx.pushforward(lambda face: face % 2, mx.DiscreteUniform(5))
         >>> mx.log(parity)(jnp.array([0, 1])).tolist()  # log 3/5, log 2/5
         [-0.5108, -0.9163]
+        >>> chi2 = mx.pushforward(jnp.square, mx.Normal(0., 1.), inverse=(jnp.sqrt, lambda y: -jnp.sqrt(y)))
+        >>> chi2.expect(lambda y: y).item(), mx.entropy(chi2).item()
+        (1.0, 0.7838)
     """
     if not isinstance(P, Measure):
         raise TypeError(f"pushforward(T, P): P must be a Measure, got {type(P).__name__}")
-    return Pushforward(T, P)
+    return Pushforward(T, P, (inverse,) if callable(inverse) else tuple(inverse))

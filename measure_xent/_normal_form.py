@@ -5,6 +5,8 @@ Atoms           Σ_j weights_j δ_{points_j} + background·(counting measure on 
 Disintegration  ∫ δ_x ⊗ P_x dμ(x), a measure on tuples kept as its marginal μ and the laws P_x of the last coordinate,
                 so that a Markov kernel is evaluated once per x and never once per pair.
 
+Smooth          a law with a density (``_smooth_form``).
+
 A measure lowers to a tuple of them, whose sum it is.
 """
 
@@ -22,6 +24,7 @@ from ._kernels.mesh import sum_over, zeros
 from ._kernels.null import null_safe_product, where_supported
 from ._kernels.softmax import accumulator, class_index
 from ._pytree import pytree, set_fields, static
+from ._smooth_form import Given, Smooth, is_smooth
 
 
 @pytree
@@ -47,6 +50,11 @@ class NormalForm:
     deferred: tuple[Any, ...] = ()
     classes: int | None = static(default=None)
     certain: bool = static(default=False)
+
+    @property
+    def coordinates(self) -> int:
+        """How many coordinates a point has."""
+        return len(self.points) if isinstance(self.points, tuple) else 1
 
     @property
     def family(self) -> tuple[int, ...]:
@@ -122,6 +130,34 @@ class NormalForm:
         weights = None if form.weights is None else next(parts)
         dense = None if form.classes is None else next(parts)
         return form._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).at_rank()
+
+    def integrate(self, f: Integrand) -> Integral:
+        """∫ f dP over the atoms, pytree-valued where f is."""
+        total = None
+        for points, weights, certain in self.at_rank(len(f.shape)).parts():
+            value, original = _values(f, points, weights, certain)
+            part = jax.tree.map(lambda v, o, w=weights: _weighted(w, v, o).sum(w.ndim - 1), value, original)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        return Integral.exact(total)
+
+    def by(self, method: Any) -> "NormalForm":
+        """Atoms are summed whatever the method."""
+        del method
+        return self
+
+    def draw(self, stream: Any) -> tuple[Any, Float[Array, "*family"]]:
+        """A point and its weight: the mean of weight · f(point) is the integral of f."""
+        form = self.at_rank()
+        points, weights = zip(*((points, weights) for points, weights, _ in form.parts()), strict=True)
+        family = jnp.broadcast_shapes(*(w.shape[:-1] for w in weights))
+        weights = functools.reduce(lambda a, b: _concatenate(a, b, family), weights)
+        points = functools.reduce(lambda a, b: jax.tree.map(lambda x, y: _concatenate(x, y, family), a, b), points)
+        i, weight = stream.choose(weights)
+        return jax.tree.map(lambda a: _pick(a, i, weights.ndim - 1), points), weight
+
+    def map_family(self, g: Callable) -> "NormalForm":
+        """g over the leading axes of every part of a form ``at_rank``."""
+        return jax.tree.map(g, self)
 
     def push(self, transform: Any) -> tuple["NormalForm", ...]:
         """The image under a map of points: every class becomes an atom."""
@@ -218,12 +254,48 @@ class Disintegration:
 
     points: tuple
     weights: Float[Array, "*family k"]
-    target: Union[NormalForm, "Disintegration"]
+    target: Union[NormalForm, "Disintegration", Smooth]
     certain: bool = static(default=False)
+
+    @property
+    def coordinates(self) -> int:
+        return len(self.points) + self.target.coordinates
 
     @property
     def family(self) -> tuple[int, ...]:
         return jnp.broadcast_shapes(self.weights.shape, self.target.family)[:-1]
+
+    def integrate(self, f: Integrand) -> Integral:
+        if not is_smooth(self):
+            return functools.reduce(Integral.__add__, (form.integrate(f) for form in self.flat()))
+        form = self.at_rank(len(f.shape))
+        return form.outer(lambda x, target, lead: target.integrate(Given(f, x, jnp.zeros(form.weights.shape[:lead]))))
+
+    def outer(self, inner: Callable[[tuple, Any, int], Integral]) -> Integral:
+        """∫ inner(x, P_x) dμ(x)."""
+        w = self.weights
+        original = inner(self.points, self.target, w.ndim)
+        certain = self.certain and getattr(self.target, "certain", True)
+        value = original if certain else inner(*without_null_rows(self), w.ndim)
+
+        add = lambda value, original: _weighted(w, value, original).sum(w.ndim - 1)
+        size = jax.lax.stop_gradient(jnp.abs(w))
+        error = lambda e: e if isinstance(e, float) else _weighted(size, e, e).sum(w.ndim - 1)
+        failed = value.status if isinstance(value.status, int) else jnp.where(w == 0, 0, value.status).sum(-1)
+        return Integral(jax.tree.map(add, value.value, original.value), jax.tree.map(error, value.error), failed)
+
+    def by(self, method: Any) -> "Disintegration":
+        return _replace(self, target=self.target.by(method))
+
+    def draw(self, stream: Any) -> tuple[Any, Float[Array, "*family"]]:
+        i, weight = stream.choose(self.weights)
+        pick = lambda a: _pick(a, i, self.weights.ndim - 1)
+        y, inner = self.target.map_family(pick).draw(stream)
+        return (*jax.tree.map(pick, self.points), *_coordinates(y)), weight * inner
+
+    def map_family(self, g: Callable) -> "Disintegration":
+        points, weights = jax.tree.map(g, (self.points, self.weights))
+        return _replace(self, points=points, weights=weights, target=self.target.map_family(g))
 
     def mass(self) -> Float[Array, "*family"]:
         mass = self.target.mass()
@@ -237,20 +309,24 @@ class Disintegration:
 
     def at_rank(self, rank: int = 0) -> "Disintegration":
         extra = max(0, rank + 1 - self.weights.ndim)
-        return jax.tree.map(lambda x: x.reshape((1,) * extra + x.shape), self)
+        return self.map_family(lambda x: x.reshape((1,) * extra + x.shape)) if extra else self
 
     def reweight(self, f: Integrand) -> "Disintegration":
         form = self.at_rank(len(f.shape))
         return _replace(form, target=_reweight_given(form, form.target, f))
 
-    def push(self, transform: Any) -> tuple[NormalForm, ...]:
+    def push(self, transform: Any) -> tuple["Form", ...]:
+        if is_smooth(self):
+            like = jnp.zeros(self.weights.shape)
+            (image,) = self.target.push(Given(as_integrand(transform), self.points, like))
+            return (_replace(self, points=(), target=image),)
         return tuple(image for form in self.flat() for image in form.push(transform))
 
     def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
         return functools.reduce(jnp.add, [form.density(*x, mesh_axes=mesh_axes) for form in self.flat()])
 
     def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
-        if isinstance(self.target, Disintegration):
+        if isinstance(self.target, Disintegration) and not is_smooth(self):
             return tuple(row for form in self.flat() for row in form.rows(of_x))
         return (self,)
 
@@ -258,6 +334,8 @@ class Disintegration:
         """The law of the last coordinate, the mixture Σ_x μ(x) P_x."""
         if isinstance(self.target, Disintegration):
             raise TypeError("bind(P, K): K must give measures on one space, got measures on tuples")
+        if isinstance(self.target, Smooth):
+            return (_replace(self, points=()),)
         target, mix = self.target.written(), lambda part: null_safe_product(self.weights[..., None], part, part)
         axis = self.weights.ndim - 1
         shape = jnp.broadcast_shapes(self.weights.shape, target.family)
@@ -290,30 +368,10 @@ class Disintegration:
         return None
 
 
-Form = NormalForm | Disintegration
+Form = NormalForm | Disintegration | Smooth
 
 
-def coordinates(form: Form) -> int:
-    """How many coordinates a point has."""
-    if isinstance(form, Disintegration):
-        return len(form.points) + coordinates(form.target)
-    return len(form.points) if isinstance(form.points, tuple) else 1
-
-
-def integrate_form(form: Any, f: Integrand) -> Integral:
-    """∫ f against a form, pytree-valued where f is: a form's own way, or over atoms."""
-    if hasattr(form, "integrate"):
-        return form.integrate(f)
-    total = None
-    for flat in form.flat():
-        for points, weights, certain in flat.at_rank(len(f.shape)).parts():
-            value, original = _values(f, points, weights, certain)
-            part = jax.tree.map(lambda v, o, w=weights: _weighted(w, v, o).sum(w.ndim - 1), value, original)
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-    return Integral.exact(total)
-
-
-def in_batches(integrate: Callable[[Form], Any], form: Form, size: int) -> Any:
+def in_batches(integrate: Callable[[Form], Any], form: NormalForm | Disintegration, size: int) -> Any:
     """Σ ``integrate`` over slices of at most ``size`` atoms, one held at a time, forwards and backwards."""
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"expect(batch_size): a positive int, got {size!r}")
@@ -362,14 +420,16 @@ def stand_in(points: PyTree, null: Shaped[Array, "*family k"]) -> PyTree:
     return jax.tree.map(replace, points)
 
 
-def without_null_rows(rows: Disintegration) -> tuple[tuple, NormalForm]:
+def without_null_rows(rows: Disintegration) -> tuple[tuple, Any]:
     """The points and the targets of rows, with a stand-in for every null row.
 
     A row whose target alone is null (all of it restricted away) needs one only for an x that is not finite, such as
     padding: the target's own zeros keep it out of every other derivative.
     """
     target, null = rows.target, rows.weights == 0
-    assert isinstance(target, NormalForm)  # what rows() gives
+    if not isinstance(target, NormalForm):
+        smooth = target.map_family(lambda a: stand_in(a, null)) if isinstance(target, Smooth) else target
+        return stand_in(rows.points, null), smooth
     targets = [jnp.all(weights == 0, axis=-1) for _, weights, _ in target.parts()]
     finite = [
         jnp.all(jnp.isfinite(x), axis=tuple(range(null.ndim, x.ndim)))
@@ -411,6 +471,8 @@ def _times(f, points, weights, certain):
 
 def _reweight_given(rows, target, f):
     """f(x, ·) · P_x for every x: the target's new weights."""
+    if isinstance(target, Smooth):
+        return target.reweight(Given(f, rows.points, jnp.zeros(rows.weights.shape)))
     if isinstance(target, Disintegration):
         joined = jax.tree.map(lambda a: jnp.expand_dims(a, rows.weights.ndim), rows.points)
         inner = _replace(target, points=(*joined, *target.points))
@@ -452,6 +514,14 @@ def _independent_of_x(f, x, classes, lead):
     except ValueError:  # vmap's own check: the output depends on x
         return None
     return value
+
+
+def _pick(a, i, axis):
+    """The entry of every member, one i a member, of an axis that is gone then."""
+    if a.shape[axis] == 1:
+        return jnp.take(a, 0, axis=axis)
+    i = jnp.broadcast_to(i, a.shape[:axis])
+    return jnp.take_along_axis(a, i.reshape(*i.shape, 1, *(1,) * (a.ndim - axis - 1)), axis=axis).squeeze(axis)
 
 
 def _concatenate(x, y, family):

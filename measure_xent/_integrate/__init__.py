@@ -1,4 +1,4 @@
-"""How an integral is computed: the rules that hold for every measure."""
+"""How an integral is computed: the rules that hold for every measure, and methods as objects."""
 
 from . import exact as exact
-from . import quadrature as quadrature
+from . import methods as methods

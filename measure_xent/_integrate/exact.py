@@ -11,13 +11,13 @@ from .._integral import Integral, together
 from .._integrand import Constant, Integrand, Multiple, Sum, Tree
 from .._kernels.null import null_safe_product
 from .._measure import Measure
-from .._normal_form import NormalForm, integrate_form
+from .._normal_form import NormalForm
 
 
 @rule(Measure, Integrand)
 def enumerate_atoms(P, f):
     """Σ_x P({x}) f(x)."""
-    return functools.reduce(Integral.__add__, (integrate_form(form, f) for form in P.forms()))
+    return functools.reduce(Integral.__add__, (form.integrate(f) for form in P.forms()))
 
 
 @rule(Measure, LogDensity, Measure)
@@ -30,11 +30,15 @@ def one_space(P, f):
 
 
 def _classes(measure):
+    found = []
+    note = lambda: found.extend(
+        form.classes for form in measure.forms() if isinstance(form, NormalForm) and form.classes
+    )
     try:
-        forms = jax.eval_shape(measure.forms)
+        jax.eval_shape(note)  # a form's shapes are enough
     except NotImplementedError:
         return None
-    return next((form.classes for form in forms if isinstance(form, NormalForm) and form.classes), None)
+    return found[0] if found else None
 
 
 @rule(Measure, Constant)

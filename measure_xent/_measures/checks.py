@@ -1,10 +1,13 @@
 """Checks of arguments: what a trace can show raises at once, what only values can show is a chex value assertion."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
+
+from .._pytree import set_fields
 
 
 def real_array(name: str, value: Any, *, floating: bool = False) -> Shaped[Array, "..."]:
@@ -27,3 +30,25 @@ def check_values(fine: Bool[Array, ""], message: str) -> None:
             chex.assert_trees_all_equal(fine, jnp.ones_like(fine), custom_message=message)
         except RuntimeError:  # chex's way to say that nobody called chexify
             return
+
+
+def parameters(law: Any, **conditions: Callable) -> None:
+    """Makes a law's fields arrays that broadcast, and asserts what their values have to be."""
+    name = type(law).__name__
+    fields = {n: real_array(f"{name}({n})", x, floating=True) for n, x in law.__dict__.items() if x is not None}
+    try:
+        jnp.broadcast_shapes(*(x.shape for x in fields.values()))
+    except ValueError:
+        shapes = ", ".join(f"{n} of shape {x.shape}" for n, x in fields.items())
+        raise ValueError(f"{name}: {shapes} do not broadcast") from None
+    for n, condition in conditions.items():
+        check_values(jnp.all(condition(fields[n])), f"{name}({n}): {condition.__name__.replace('_', ' ')}")
+    set_fields(law, **fields)
+
+
+def positive(x):
+    return x > 0
+
+
+def a_probability(x):
+    return (x >= 0) & (x <= 1)

@@ -28,6 +28,7 @@ from .._kernels.softmax import (
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
+from .._smooth_form import Smooth
 from .checks import check_values, real_array
 
 
@@ -410,7 +411,7 @@ class Row(NamedTuple):
 
 def target(form: Form, classes: int, name: str) -> Target:
     """A form as the kernels take it, but for its deferred parts, checked against the number of classes."""
-    if hasattr(form, "law"):
+    if isinstance(form, Smooth):
         raise TypeError(
             f"log({name}) is a function of a class, but P has a density: {type(form.law).__name__} is not on classes"
         )

@@ -1,6 +1,6 @@
-"""What is not finite: a measure given by one density, on the line or on all the integers.
+"""Laws: measures given by one density, on an interval, on the integers, on vectors.
 
-log q of an exponential family is affine in its statistic, so a cross-entropy is a log-partition less a pairing with moments of
+log q of an exponential family is affine in its statistics, so a cross-entropy is a log-partition less a pairing with moments of
 P, whatever family P is of: no table of pairs.
 """
 
@@ -16,22 +16,26 @@ from jaxtyping import Array, Float
 from .._density import LogDensity
 from .._dispatch import integrate, rule
 from .._integral import Integral
-from .._integrand import Integrand, Product, as_integrand
-from .._measure import Measure
-from .._pytree import pytree
+from .._integrand import Integrand
+from .._measure import Lowered, Measure
+from .._pytree import pytree, set_fields, static
+from .._smooth_form import Smooth, finite
 
 
 class Law(Measure):
-    """A measure with one density, a subclass's ``log_density_of``. Its parameters are its leaves, and broadcast."""
+    """A measure with one density. Its fields are its parameters, and broadcast to the family.
+
+    A subclass gives ``log_density_of``, ``sample``, and what its base asks for.
+    """
+
+    event_ranks: dict[str, int] = {}  # how many axes of each field, if any, are not the family's  # noqa: RUF012
+    pathwise = True  # whether a sample has derivatives in the parameters
+    dimension = 1  # how many uniform numbers make a point
 
     @property
-    @abc.abstractmethod
-    def support(self) -> tuple[Any, Any]:
-        """The ends of the interval that it is on; an infinite one is a float."""
-
-    @property
-    def shape(self):
-        return jnp.broadcast_shapes(*(jnp.shape(x) for x in jax.tree.leaves(self)))
+    def shape(self) -> Any:
+        own = lambda name, x: jnp.shape(x)[: jnp.ndim(x) - self.event_ranks.get(name, 0)]
+        return jnp.broadcast_shapes(*(own(n, x) for n, field in self.__dict__.items() for x in jax.tree.leaves(field)))
 
     @property
     def mass(self):
@@ -45,9 +49,26 @@ class Law(Measure):
         log_density = self.log_density_of(jnp.asarray(x))
         return log_density, jnp.ones_like(log_density)
 
+    def at_rank(self, rank: int) -> Any:
+        """The same with at least ``rank`` family axes on every field."""
+
+        def grow(name, field):
+            event = self.event_ranks.get(name, 0)
+            one = lambda x: jnp.reshape(x, (1,) * (rank - jnp.ndim(x) + event) + jnp.shape(x))
+            return jax.tree.map(one, field)
+
+        new = object.__new__(type(self))
+        set_fields(new, **{name: grow(name, field) for name, field in self.__dict__.items()})
+        return new
+
     def each(self) -> Any:
         """The same with an axis behind the family's, for the points of each member."""
-        return jax.tree.map(lambda x: jnp.asarray(x)[..., None], self)
+        rank = len(self.shape)
+        return jax.tree.map(lambda x: jnp.expand_dims(x, rank), self.at_rank(rank))
+
+    def one_point(self) -> Any:
+        """The shape and dtype of a point, or of one a member."""
+        return jax.eval_shape(self.sample, jax.eval_shape(lambda: jax.random.key(0)))
 
     @abc.abstractmethod
     def log_density_of(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
@@ -57,47 +78,132 @@ class Law(Measure):
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Independent draws, each of the whole family."""
 
-    @property
-    def breaks(self) -> tuple[Any, ...]:
-        """Where the density is not smooth, or has its bulk."""
-        return ()
+    def transport(self, u: Float[Array, "dimension"]) -> Float[Array, "*family"]:
+        """The point that uniform numbers in (0, 1) stand for."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is not made of uniform numbers: pass method=MonteCarlo(key, n)"
+        )
 
     @property
     def affine(self) -> Integrand | None:
         """log p as an affine function of statistics on its support, if this is an exponential family."""
+        return None if self.natural is None else self.natural.log_density
+
+    @property
+    def natural(self) -> "Natural | None":
+        """The natural parameters, sufficient statistics and log-partition, if this is an exponential family."""
         return None
+
+    @property
+    def log_partition(self):
+        if self.natural is None:
+            raise NotImplementedError(f"{type(self).__name__} has no log-partition: it is not an exponential family")
+        return self.natural.log_partition
 
     def moment(self, statistic: "Statistic") -> Any:
         """The mean of a statistic in closed form, or NotImplemented."""
         return NotImplemented
 
 
-class Continuous(Law):
-    """A law with a density on an interval of the line."""
-
-    def split(self):
-        return None, self
+class Line(Law):
+    """A law of real numbers."""
 
     @property
     def support(self) -> tuple[Any, Any]:
+        """The ends of the interval that it is on; a float where they are the same for all parameters."""
         return -math.inf, math.inf
+
+    @property
+    @abc.abstractmethod
+    def centre(self) -> Float[Array, "*family"]:
+        """A point amid the bulk of the mass."""
 
     @property
     @abc.abstractmethod
     def width(self) -> Float[Array, "*family"]:
         """The size of what the density's graph shows."""
 
+    def cdf(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
+        """P((−∞, x])."""
+        raise NotImplementedError(f"{type(self).__name__} has no cdf")
+
+    @abc.abstractmethod
+    def quantile(self, u: Float[Array, "*family"]) -> Float[Array, "*family"]:
+        """The least x with cdf(x) ≥ u."""
+
+    def transport(self, u):
+        return self.quantile(jnp.broadcast_to(u[0], self.shape))
+
+
+class Continuous(Line):
+    """A law with a density on an interval of the line."""
+
+    def split(self):
+        return None, self
+
+    @property
+    def kinks(self) -> tuple[Any, ...]:
+        """Where the density is not smooth inside its support."""
+        return ()
+
     def centred(self) -> tuple["Continuous", Any]:
         """(the law of x − c, c): near a c that is large beside the width, x alone has few digits left."""
         return self, 0.0
 
+    def gauss(self, nodes: int) -> tuple[Array, Array, Array] | None:
+        """(nodes, weights, the highest orthonormal polynomials at the nodes), a Gauss rule for the family if it has one."""
+        del nodes
+        return None
 
-class Integers(Law):
+    def quantile(self, u):
+        """By bisection of the cdf, with the derivatives of the implicit function."""
+        from .._integrate.adaptive import END, bend
+
+        forward, _ = bend(*jax.lax.stop_gradient(self.bounds()))
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            above = self.cdf(forward(middle)[0] + centre) < u
+            return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+        centre = jax.lax.stop_gradient(self.bounds_centre())
+        ends = jnp.full(jnp.shape(u), -END), jnp.full(jnp.shape(u), END)
+        low, high = jax.lax.stop_gradient(jax.lax.fori_loop(0, 50, halve, ends))
+        x = jax.lax.stop_gradient(forward((low + high) / 2)[0] + centre)
+        slope = jax.lax.stop_gradient(jnp.exp(self.log_density_of(x)))
+        # One step of Newton's: nothing to the value, all to the derivative.
+        step = (self.cdf(x) - u) / jnp.where(slope > 0, slope, jnp.inf)
+        return x - (step - jax.lax.stop_gradient(step))
+
+    def bounds(self) -> tuple[Any, Any, Any]:
+        """(low, high, width) of the law of x − centre."""
+        low, high = self.support
+        centre = self.bounds_centre()
+        move = lambda end: end - centre if finite(end) else end
+        return move(low), move(high), self.width
+
+    def bounds_centre(self) -> Any:
+        """Where a graph on the whole line is centred; a support with an end is measured from there."""
+        return 0.0 if any(map(finite, self.support)) else self.centre
+
+
+class Integers(Line):
     """A law on the integers 0, 1, 2, …"""
 
+    pathwise = False
+
     @property
-    def support(self):
+    def support(self) -> tuple[Any, Any]:
         return 0.0, math.inf
+
+    @property
+    def centre(self):
+        return self.mean
+
+    @property
+    def width(self):
+        return jnp.sqrt(self.variance)
 
     @property
     @abc.abstractmethod
@@ -107,69 +213,60 @@ class Integers(Law):
     @abc.abstractmethod
     def variance(self) -> Float[Array, "*family"]: ...
 
+    def quantile(self, u):
+        top = jnp.ceil(self.mean + 50 * self.width + 50)
 
-@pytree
-class Smooth:
-    """c · Πf · law: the normal form of what is not finite."""
+        def halve(_, ends):
+            low, high = ends
+            middle = jnp.floor((low + high) / 2)
+            above = self.cdf(middle) < u
+            return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    law: Law
-    c: Float[Array, "*family"]
-    factors: tuple[Integrand, ...] = ()
+        ends = jnp.full(jnp.shape(u), -1.0), jnp.broadcast_to(top, jnp.shape(u))
+        return jax.lax.stop_gradient(jax.lax.fori_loop(0, 40, halve, ends)[1]).astype(jnp.int32)
 
-    @property
-    def family(self) -> tuple[int, ...]:
-        shapes: list[tuple[int, ...]] = [self.law.shape, jnp.shape(self.c), *(f.shape for f in self.factors)]
-        return jnp.broadcast_shapes(*shapes)
 
-    def integrate(self, f: Integrand) -> Integral:
-        product = Product((*self.factors, f)) if self.factors else f
-        return integrate(self.law, product).scale(self.c)
+class Vectors(Law):
+    """A law of vectors: the image of independent laws of real numbers."""
 
-    def mass(self) -> Float[Array, "*family"]:
-        return self.integrate(as_integrand(1.0)).checked
-
-    def scale(self, c: Any) -> "Smooth":
-        return Smooth(self.law, jnp.asarray(c) * self.c, self.factors)
-
-    def reweight(self, f: Integrand) -> "Smooth":
-        return Smooth(self.law, self.c, (*self.factors, f))
-
-    def density(self, *x: Any) -> Float[Array, "*family"]:
-        (x,) = x
-        log_p, _ = self.law.log_abs_density(x)
-        return functools.reduce(lambda d, f: d * f(x), self.factors, self.c * jnp.exp(log_p))
-
-    def flat(self) -> tuple["Smooth", ...]:
-        return (self,)
-
-    def merge(self, other: Any) -> None:
-        return None
+    def split(self):
+        return None, self
 
     @property
-    def points(self) -> Any:
-        return None
-
-    def push(self, transform: Any) -> Any:
-        raise NotImplementedError(
-            f"pushforward(T, P): P = {type(self.law).__name__} is not finite; give the image's own law"
-        )
-
-    def rows(self, of_x: bool = False) -> Any:
-        raise TypeError(
-            f"a Conditional integrates over pairs (x, y): P must be a measure on tuples, but {type(self.law).__name__} is not"
-        )
-
-    def parts(self) -> Any:
-        raise NotImplementedError(f"joint and product: P = {type(self.law).__name__} is not finite")
+    @abc.abstractmethod
+    def base(self) -> Smooth:
+        """The law as an image of a product of laws on the line."""
 
 
 class Statistic(Integrand):
     """A function whose mean some laws have in closed form."""
 
     @property
-    def breaks(self) -> tuple[Any, ...]:
+    def kinks(self) -> tuple[Any, ...]:
         """Where it is not smooth."""
         return ()
+
+
+@pytree
+class Natural:
+    """log p = Σ ηᵢ Tᵢ − A + Σ log h: an exponential family's natural parameters, sufficient statistics, log-partition and base.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> family = mx.Poisson(2.).natural
+        >>> [eta.item() for eta in family.parameters], family.log_partition.item()  # log 2, 2
+        ([0.6931], 2.0)
+    """
+
+    parameters: tuple[Array, ...]
+    statistics: tuple[Integrand, ...]
+    log_partition: Float[Array, "*family"]
+    log_base: tuple[Integrand, ...] = ()
+
+    @property
+    def log_density(self) -> Integrand:
+        terms = [eta * T for eta, T in zip(self.parameters, self.statistics, strict=True)]
+        return functools.reduce(lambda a, b: a + b, [*terms, *self.log_base]) - self.log_partition
 
 
 @rule(Law, Statistic)
@@ -178,10 +275,10 @@ def moment(P: Law, f: Statistic) -> Any:
     return P.moment(f)
 
 
-@rule(Law, LogDensity, Law)
-def pairing(P: Law, f: LogDensity) -> Any:
+@rule(Line, LogDensity, Line)
+def pairing(P: Line, f: LogDensity) -> Any:
     """∫ log q dP = ⟨η, ∫ T dP⟩ − A + ∫ log h dP; −inf where P has mass that Q has not."""
-    Q: Law = f.Q
+    Q: Line = f.Q
     if Q.affine is None or isinstance(P, Integers) != isinstance(Q, Integers):
         return NotImplemented
     (low, high), (a, b) = P.support, Q.support
@@ -190,9 +287,124 @@ def pairing(P: Law, f: LogDensity) -> Any:
     return Integral(jnp.where(inside, total.value, -jnp.inf), total.error, jnp.where(inside, total.status, 0))
 
 
-def points_of(f: Any) -> list[Any]:
+def _nodes(f: Any) -> list[Any]:
+    is_leaf = lambda node: isinstance(node, Continuous | Statistic)
+    return [node for node in jax.tree.leaves(f, is_leaf=is_leaf) if is_leaf(node)]
+
+
+def kinks_of(f: Any) -> list[Any]:
     """Where an integrand made of laws and statistics is not smooth."""
-    nodes = jax.tree.leaves(f, is_leaf=lambda node: isinstance(node, Law | Statistic))
-    ends = lambda law: [end for end in law.support if not (isinstance(end, float) and math.isinf(end))]
-    laws = [x for law in nodes if isinstance(law, Continuous) for x in (*law.breaks, *ends(law))]
-    return laws + [x for node in nodes if isinstance(node, Statistic) for x in node.breaks]
+    return [x for node in _nodes(f) for x in node.kinks]
+
+
+def marks_of(f: Any) -> list[Any]:
+    """Where the laws in an integrand have their ends and their bulk."""
+    laws = [node for node in _nodes(f) if isinstance(node, Continuous)]
+    bulk = [law.centre + c * law.width for law in laws for c in (-2, 0, 2)]
+    return bulk + [end for law in laws for end in law.support if finite(end)]
+
+
+@pytree
+class Nested(Law):
+    """x from a form that is not all atoms, then y from K given x: points (x…, y…)."""
+
+    outer: Any  # a form
+    K: Any  # a Conditional
+
+    @property
+    def shape(self) -> Any:
+        return jnp.broadcast_shapes(self.outer.family, self.K.Q.shape if isinstance(self.K, Always) else ())
+
+    @property
+    def mass(self):
+        if isinstance(self.K, Always):
+            return jnp.broadcast_to(self.outer.mass() * self.K.Q.mass, self.shape)
+        return self.outer.integrate(MassOf(self.K)).checked
+
+    def sample(self, key, shape=()):
+        raise NotImplementedError
+
+    def one_point(self):
+        return jax.eval_shape(lambda: self.draw(Blank())[0])
+
+    def draw(self, stream: Any) -> tuple[tuple, Float[Array, "*family"]]:
+        """A point and its weight."""
+        x, weight = self.outer.draw(stream)
+        x = x if isinstance(x, tuple) else (x,)
+        y, inner = draw_of(self.K.family(x, jnp.ndim(weight)), stream)
+        return (*x, *(y if isinstance(y, tuple) else (y,))), weight * inner
+
+    def log_density_of(self, x):
+        raise NotImplementedError
+
+
+@pytree
+class MassOf(Integrand):
+    """x ↦ K(x)(1)."""
+
+    K: Any
+
+    def __call__(self, *x):
+        return self.K(*x).mass
+
+    def values(self, points, lead):
+        return self.K.family(points if isinstance(points, tuple) else (points,), lead).mass
+
+
+@pytree
+class Always:
+    """The Conditional that gives the same family of measures at all points."""
+
+    Q: Measure
+    rank: int = static()
+
+    def family(self, x: tuple, lead: int) -> Measure:
+        del x
+        grow = lambda form: form.at_rank(self.rank).map_family(lambda a: _expanded(a, self.rank, lead - self.rank))
+        return Lowered(tuple(grow(form) for form in self.Q.forms()))
+
+
+def _expanded(a, axis, n):
+    return a.reshape(*a.shape[:axis], *(1,) * n, *a.shape[axis:])
+
+
+class Blank:
+    """A stream of points that only their shapes matter of; it counts what they take."""
+
+    def __init__(self):
+        self.laws = self.uniforms = 0
+
+    def draw(self, law: Law) -> tuple[Any, Array]:
+        if isinstance(law, Nested):
+            return law.draw(self)
+        self.laws, self.uniforms = self.laws + law.dimension, self.uniforms + law.dimension
+        return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), law.one_point()), jnp.ones(law.shape)
+
+    def choose(self, weights: Array) -> tuple[Array, Array]:
+        self.uniforms += 1
+        return jnp.zeros(weights.shape[:-1], int), jnp.ones(weights.shape[:-1])
+
+
+def count(form: Any) -> Blank:
+    """How many ``laws`` a point of a form takes, one integral each, and how many ``uniforms``."""
+    blank = Blank()
+    jax.eval_shape(lambda: form.draw(blank))
+    return blank
+
+
+def draw_of(P: Measure, stream: Any) -> tuple[Any, Array]:
+    """A point of a measure and its weight: of one of its forms, by their masses."""
+    forms = P.forms()
+    if len(forms) == 1:
+        return forms[0].draw(stream)
+    masses = jnp.stack(jnp.broadcast_arrays(*(form.mass() for form in forms)), axis=-1)
+    i, weight = stream.choose(masses)
+    points, weights = zip(*(form.draw(stream) for form in forms), strict=True)
+    own = [w / jnp.where(m == 0, 1, m) for w, m in zip(weights, jnp.moveaxis(masses, -1, 0), strict=True)]
+    pick = lambda *leaves: _of_form(i, leaves)
+    return jax.tree.map(pick, *points), weight * pick(*own)
+
+
+def _of_form(i, leaves):
+    where = lambda n: (i == n).reshape(i.shape + (1,) * (leaves[0].ndim - i.ndim))
+    return functools.reduce(lambda a, b: jnp.where(where(b[0]), b[1], a), enumerate(leaves[1:], 1), leaves[0])

@@ -1,0 +1,281 @@
+"""Integrals over the line by adaptive quadrature, and over the integers by sums.
+
+The line is first bent: x = x(t) with weights that fall off doubly exponentially, so that infinite and singular ends are as
+good as any (Takahasi & Mori 1974). Then t is cut where the measure and the integrand are known not to be smooth or to have
+their bulk, and the panels that are furthest off, by the difference of Gauss's and Kronrod's rules, are halved until what they
+are off by is small (Piessens et al. 1983, *QUADPACK*).
+
+A node has no derivative; the density there has. So the derivative of an integral is the integral of a derivative, whatever
+jumps the integrand makes. What moves with the parameters are the ends of the support and known kinks: an end brings a panel
+of length 0, whose derivative is Leibniz's boundary term, and a kink moves the edges of its panels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from .._integral import Integral
+from .._integrand import Integrand
+from .._kernels.null import null_safe_product
+from .._measures.laws import Continuous, Integers, kinks_of, marks_of
+from .._smooth_form import finite
+
+END = 3.8  # of t: exp(π/2 · sinh t) is 1e15 there
+PANELS, HALVED = 4, 4  # to start with; at a time
+WINDOW = 2048  # integers that a sum reaches
+
+_X = np.array([0.991455371120812639, 0.949107912342758525, 0.864864423359769073, 0.741531185599394440,
+               0.586087235467691130, 0.405845151377397167, 0.207784955007898468])  # fmt: skip
+_K = np.array([0.022935322010529225, 0.063092092629978553, 0.104790010322250184, 0.140653259715525919,
+               0.169004726639267903, 0.190350578064785410, 0.204432940075298892])  # fmt: skip
+_G = np.array([0.0, 0.129484966168869693, 0.0, 0.279705391489276668, 0.0, 0.381830050505118945, 0.0])
+POINTS = np.concatenate([-_X, [0.0], _X[::-1]])
+KRONROD = np.concatenate([_K, [0.209482141084727828], _K[::-1]])
+GAUSS = np.concatenate([_G, [0.417959183673469388], _G[::-1]])
+
+
+def bend(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
+    """(t ↦ (x, log dx/dt), x ↦ t) for an interval and the size of what there is to see."""
+    half_pi = np.pi / 2
+    log_cosh = lambda s: jnp.logaddexp(s, -s) - np.log(2)
+    u_of = lambda t: (half_pi * jnp.sinh(t), np.log(half_pi) + log_cosh(t))
+
+    def line(t):
+        u, log_du = u_of(t)
+        return width * jnp.sinh(u), jnp.log(width) + log_cosh(u) + log_du
+
+    def ray(t):
+        u, log_du = u_of(t)
+        return low + width * jnp.exp(u), jnp.log(width) + u + log_du
+
+    def left_ray(t):
+        u, log_du = u_of(t)
+        return high - width * jnp.exp(-u), jnp.log(width) - u + log_du
+
+    def interval(t):
+        u, log_du = u_of(t)
+        left, right = jax.nn.sigmoid(2 * u), jax.nn.sigmoid(-2 * u)
+        # Near an end, the distance from it keeps all its digits.
+        x = jnp.where(t < 0, low + (high - low) * left, high - (high - low) * right)
+        return x, jnp.log(high - low) + np.log(2) + jnp.log(left) + jnp.log(right) + log_du
+
+    from_low = lambda x: jnp.log(jnp.maximum(x - low, 0))
+    from_high = lambda x: jnp.log(jnp.maximum(high - x, 0))
+    forward, back = {
+        (False, False): (line, lambda x: jnp.arcsinh(x / width)),
+        (True, False): (ray, lambda x: from_low(x) - jnp.log(width)),
+        (False, True): (left_ray, lambda x: jnp.log(width) - from_high(x)),
+        (True, True): (interval, lambda x: (from_low(x) - from_high(x)) / 2),
+    }[finite(low), finite(high)]
+    return forward, lambda x: jnp.clip(jnp.arcsinh(back(x) / half_pi), -END, END)
+
+
+class Panels:
+    """The panels of one integral over the line: where they are cut, and the sums over them."""
+
+    def __init__(self, P: Continuous, f: Integrand):
+        stop = lax.stop_gradient
+        self.f, self.rank = f, max(len(P.shape), len(f.shape))
+        P = P.at_rank(self.rank).each()
+        self.law, self.c = P.centred()
+        self.origin = stop(P.bounds_centre() if isinstance(self.c, float) else self.c)
+        column = lambda x: jnp.asarray(x)[..., None]
+        kinks = [*P.kinks, *map(column, kinks_of(f))]
+        marks = [jnp.atleast_1d(P.centre), *map(column, marks_of(f))]
+        self.ends = [(sign, end) for sign, end in zip((-1, 1), P.support, strict=True) if not isinstance(end, float)]
+        self.dtype = jnp.result_type(float, P.width, *kinks, *marks)
+        self.family = jnp.broadcast_shapes(
+            (1,) * self.rank, P.shape[:-1], f.shape, *(jnp.shape(x)[:-1] for x in (*kinks, *marks))
+        )
+        move = lambda end: end - self.origin if finite(end) else end
+        self.forward, back = bend(*(x if isinstance(x, float) else stop(x) for x in (*map(move, P.support), P.width)))
+        self.kinks = [self.spread(back(x - self.origin)) for x in kinks]
+        grid = self.spread(jnp.linspace(-END, END, PANELS + 1))
+        cuts = [stop(x) for x in (grid, *self.kinks, *(self.spread(back(x - self.origin)) for x in marks))]
+        edges = jnp.sort(jnp.concatenate(cuts, axis=-1), axis=-1)
+        self.start = edges[..., :-1], edges[..., 1:]
+
+    def spread(self, t: Any) -> Float[Array, "*family n"]:
+        return jnp.broadcast_to(jnp.asarray(t, self.dtype), (*self.family, jnp.shape(t)[-1]))
+
+    def terms(
+        self, u: Array, log_slope: Any, lengths: Array, ends: int = 0
+    ) -> tuple[Float[Array, "*family leaves n"], Callable]:
+        """lengths · slope · p(x) f(x) at x = origin + u, f's leaves flat, and how they were; the last few are at the ends."""
+        p = jnp.exp(self.law.log_density_of(u + (self.origin - self.c)) + log_slope)  # far out p alone underflows
+        # Where the density is 0 no derivative is taken: the integrand is looked at where the density is greatest.
+        here = jnp.take_along_axis(u, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
+        fine = jnp.isfinite(p) & (p > 0)
+        values = self.f.values(self.origin + jnp.where(fine, u, here), self.rank + 1)
+        n = u.shape[-1] - ends
+        flat, w, back = flattened(values, jnp.where(fine, p, 0) * lengths)
+        terms = null_safe_product(w[..., :n], flat[..., :n], flat[..., :n])
+        # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
+        known = jnp.where(jnp.isfinite(flat[..., n:]), flat[..., n:], 0)
+        return jnp.concatenate([terms, w[..., n:] * known], axis=-1) if ends else terms, back
+
+    def _nodes(self, a: Array, b: Array) -> tuple[Array, Array, Array]:
+        """(u, log du/dt, lengths) of the nodes in all panels."""
+        half = ((b - a) / 2)[..., None]
+        t = ((a + b) / 2)[..., None] + half * jnp.asarray(POINTS, self.dtype)
+        flat = lambda x: x.reshape(*self.family, -1)
+        u, log_slope = self.forward(flat(t))
+        return u, log_slope, flat(half * jnp.asarray(KRONROD, self.dtype))
+
+    def search(self, goal: float, rounds: int) -> tuple[Array, Array]:
+        """Halves the panels that are furthest off, beside the whole, until together they are within the goal."""
+        a, b = self.start
+        m, leaves = a.shape[-1], jax.eval_shape(lambda a, b: self.terms(*self._nodes(a, b))[0], a, b).shape[-2]
+        rounds += -(-m // HALVED)  # those that nobody has looked at yet
+        room = self.spread(jnp.full(HALVED * rounds, END))
+        a, b = (jnp.concatenate([x, room], axis=-1) for x in (a, b))
+        look = (*self.family, leaves)
+        unseen = jnp.where(jnp.arange(m + HALVED * rounds) < m, jnp.inf, 0)
+        gaps = jnp.broadcast_to(unseen, (*look, unseen.shape[-1])).astype(self.dtype)
+        sizes = jnp.zeros_like(gaps)
+
+        watched = self.f.watched(leaves)
+
+        def off(gaps, sizes):
+            gaps, sizes = gaps[..., :watched, :], sizes[..., :watched, :]
+            return (gaps / jnp.maximum(sizes.sum(-1, keepdims=True), jnp.finfo(self.dtype).tiny)).max(-2)
+
+        def halve(state):
+            i, a, b, gaps, sizes = state
+            _, worst = lax.top_k(off(gaps, sizes), HALVED)
+            left, right = (jnp.take_along_axis(x, worst, axis=-1) for x in (a, b))
+            middle = (left + right) / 2
+            a2, b2 = jnp.concatenate([left, middle], -1), jnp.concatenate([middle, right], -1)
+            _, gap, size = _rules(self.terms(*self._nodes(a2, b2))[0])
+
+            def store(x, new):
+                old, fresh = jnp.split(new, 2, axis=-1)
+                at = worst if x.ndim == worst.ndim else jnp.broadcast_to(worst[..., None, :], (*x.shape[:-1], HALVED))
+                x = jnp.put_along_axis(x, at, old, axis=-1, inplace=False)
+                return lax.dynamic_update_slice_in_dim(x, fresh, m + HALVED * i, axis=-1)
+
+            return i + 1, store(a, a2), store(b, b2), store(gaps, gap), store(sizes, size)
+
+        unfinished = lambda state: (state[0] < rounds) & jnp.any(off(*state[3:]).sum(-1) > goal)
+        _, a, b, _, _ = lax.while_loop(unfinished, halve, (0, a, b, gaps, sizes))
+        return a, b
+
+    def moved(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """The edges at known kinks, moving as those do, where the integrand does not jump."""
+        for t in self.kinks:
+            fixed, beside = lax.stop_gradient(t), 1e-4
+            both = jnp.concatenate([fixed - beside, fixed + beside], axis=-1)
+            u, log_slope = self.forward(both)
+            left, right = jnp.split(self.terms(u, log_slope, jnp.ones_like(both))[0], 2, axis=-1)
+            smooth = jnp.all(jnp.abs(left - right) <= 0.05 * (jnp.abs(left) + jnp.abs(right)), axis=-2)
+            a, b = (x + jnp.where((x == fixed) & lax.stop_gradient(smooth), t - fixed, 0) for x in (a, b))
+        return a, b
+
+    def result(self, a: Array, b: Array, tolerance: float | None) -> Integral:
+        u, log_slope, lengths = self._nodes(*self.moved(a, b))
+        tips, tip_slope = self.forward(self.spread(jnp.asarray([-END, END])))
+        parts = [
+            (u, log_slope, lengths),
+            (tips, tip_slope, jnp.ones_like(tips)),
+        ]  # the tips: what is cut off there, about
+        for sign, end in self.ends:
+            fixed, end = lax.stop_gradient(end), jnp.asarray(end, self.dtype)
+            half = (end - fixed) / 2
+            x = self.spread((fixed + end) / 2 - self.origin + half * jnp.asarray(POINTS, self.dtype))
+            parts.append((x, jnp.zeros_like(x), self.spread(sign * half * jnp.asarray(KRONROD, self.dtype))))
+        n, all_ = u.shape[-1], [jnp.concatenate(x, axis=-1) for x in zip(*parts, strict=True)]
+        terms, back = self.terms(*all_, ends=all_[0].shape[-1] - n - 2)
+        sums, gaps, sizes = _rules(terms[..., :n])
+        cut_off = jnp.abs(lax.stop_gradient(terms[..., n : n + 2])).sum(-1)
+        boundary = [terms[..., n + 2 :].sum(-1)] if self.ends else []
+        value = sum(boundary, sums.sum(-1))
+        return judged(value, gaps.sum(-1) + cut_off, sizes.sum(-1), back, self.f, tolerance)
+
+
+def _rules(terms: Float[Array, "*family leaves n"]) -> tuple[Array, Array, Array]:
+    """Panel by panel: the sum, its error, the sum of absolute values."""
+    terms = terms.reshape(*terms.shape[:-1], -1, len(POINTS))
+    known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))
+    size = jnp.abs(known).sum(-1)
+    gap = jnp.abs(known @ jnp.asarray(1 - GAUSS / KRONROD, known.dtype)) / jnp.where(size == 0, 1, size)
+    return (
+        terms.sum(-1),
+        size * jnp.minimum(1, (200 * gap) ** 1.5),
+        size,
+    )  # QUADPACK's estimate: wary of what is not smooth
+
+
+def over_the_line(P: Continuous, f: Integrand, tolerance: float | None, rounds: int) -> Integral:
+    """∫ f(x) p(x) dx."""
+    panels = Panels(P, f)
+    eps = float(jnp.finfo(panels.dtype).eps) ** 0.5
+    a, b = panels.search((eps if tolerance is None else tolerance) / 4, rounds)
+    return panels.result(a, b, tolerance)
+
+
+def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Integral:
+    """Σ f(k) p(k) over a window of integers around the mean. What its outer half adds bounds what is left out."""
+    rank = max(len(P.shape), len(f.shape))
+    P = P.at_rank(rank)
+    start = jnp.maximum(0, jnp.floor(lax.stop_gradient(P.mean) - WINDOW / 2))
+    k = jnp.broadcast_to(start, P.shape)[..., None] + jnp.arange(WINDOW)
+    p = jax.nn.softmax(P.each().log_density_of(k), axis=-1)  # log p is large, and its rounding error too
+    outside = jnp.abs(k - jnp.broadcast_to(lax.stop_gradient(P.mean), P.shape)[..., None]) > WINDOW // 4
+    here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
+    terms, back = weighted(f.values(jnp.where(p > 0, k, here).astype(jnp.int32), rank + 1), p)
+    known = jnp.abs(lax.stop_gradient(terms))
+    error = jnp.where(outside[..., None, :], known, 0).sum(-1)
+    return judged(terms.sum(-1), error, known.sum(-1), back, f, tolerance)
+
+
+def weighted(values: Any, w: Float[Array, "*family n"]) -> tuple[Float[Array, "*family leaves n"], Callable]:
+    """w · f(x), all of f's leaves flat, and how to make of an array [*family, leaves] what they were."""
+    flat, w, back = flattened(values, w)
+    return null_safe_product(w, flat, flat), back
+
+
+def flattened(values: Any, w: Float[Array, "*family n"]) -> tuple[Array, Array, Callable]:
+    """f(x) and w as arrays [*family, leaves, n], and the way back."""
+    rank = w.ndim - 1
+    leaves, tree = jax.tree.flatten(values)
+    leaves = [jnp.asarray(v) for v in leaves]
+    leaves = [v.reshape(v.shape + (1,) * (w.ndim - v.ndim)) for v in leaves]
+    events = [v.shape[w.ndim :] for v in leaves]
+    family = jnp.broadcast_shapes(w.shape, *(v.shape[: w.ndim] for v in leaves))
+    flat = [
+        jnp.broadcast_to(v.reshape(*v.shape[: w.ndim], -1), (*family, int(np.prod(v.shape[w.ndim :])))) for v in leaves
+    ]
+    flat = jnp.moveaxis(jnp.concatenate(flat, axis=-1), -1, -2)
+    dtype = jnp.result_type(flat, w)
+    flat, w = flat.astype(dtype), jnp.broadcast_to(w[..., None, :], flat.shape).astype(dtype)
+    stops = np.cumsum([int(np.prod(e)) for e in events])[:-1]
+
+    def back(x: Array) -> Any:
+        parts = jnp.split(x, stops, axis=rank)
+        return tree.unflatten([part.reshape(*x.shape[:rank], *e) for part, e in zip(parts, events, strict=True)])
+
+    return flat, w, back
+
+
+def judged(
+    value: Array,
+    error: Array,
+    size: Array,
+    back: Callable,
+    f: Integrand,
+    tolerance: float | None,
+    converges: bool = True,
+) -> Integral:
+    """Values [*family, leaves] as an integral: their errors, and whether those are small beside the sums of absolute values."""
+    eps = jnp.finfo(value.dtype).eps
+    goal = eps**0.5 if tolerance is None else max(tolerance, float(eps))
+    # An infinite integrand where there is mass makes an infinite integral, and no mistake.
+    wrong = (error > goal * size) & ~jnp.isinf(value) if converges else jnp.zeros(value.shape, bool)
+    error = lax.stop_gradient(error + 8 * eps * size)
+    watched = f.watched(value.shape[-1])
+    return Integral(back(value), back(error), wrong[..., :watched].any(-1).astype(jnp.int32))
