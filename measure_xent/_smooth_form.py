@@ -275,7 +275,5 @@ def carry(weight: Float[Array, "..."], log_p: Float[Array, "..."]) -> Float[Arra
 
 @carry.defjvp
 def _carry_jvp(primals, tangents):
-    weight = carry(*primals)
-    # A carried weight again, so that all further derivatives are right too; where it is 0, log_p may be −inf.
-    moved = jnp.where(weight == 0, 0, weight * jnp.where(weight == 0, 0, tangents[1]))
-    return weight, tangents[0] + moved
+    weight = carry(*primals)  # a carried weight again, so that all further derivatives are right too
+    return weight, tangents[0] + weight * tangents[1]

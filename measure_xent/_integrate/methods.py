@@ -19,11 +19,12 @@ from .._conditional import AbstractConditional
 from .._dispatch import rule
 from .._integral import Integral
 from .._integrand import Integrand, as_integrand
+from .._kernels.null import null_safe_product
 from .._measure import Indicator
 from .._measures.laws import Continuous, Integers, Law, Nested, Vectors, count
 from .._pytree import pytree, set_fields, static
 from .._smooth_form import Inner, Smooth, carry, iterated
-from .adaptive import END, bend, judged, over_the_integers, over_the_line, weighted
+from .adaptive import END, bend, flattened, judged, over_the_integers, over_the_line, weighted
 
 
 class Method(abc.ABC):
@@ -57,14 +58,14 @@ class Deterministic(Method):
 
 @pytree
 class Adaptive(Deterministic):
-    """Adaptive Gauss–Kronrod quadrature on a doubly exponential scale, iterated in up to two dimensions; what ``expect`` does
+    """Adaptive quadrature on a doubly exponential scale (tanh–sinh), iterated in up to two dimensions: what ``expect`` does
     without a method, where there is no closed form.
 
     Args:
         tolerance: the error to stop at, beside the integral of |f|; by default the root of the dtype's precision.
-        rounds: how often to halve the panels that are furthest off.
+        rounds: how often to halve the panels that are furthest off; by default 24, and 40 in float64.
 
-    Source: Piessens et al. 1983, *QUADPACK*; Takahasi & Mori 1974.
+    Source: Piessens et al. 1983, *QUADPACK*; Clenshaw & Curtis 1960; Takahasi & Mori 1974.
 
     Example:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -73,7 +74,7 @@ class Adaptive(Deterministic):
     """
 
     tolerance: float | None = static(default=None)
-    rounds: int = static(default=24)
+    rounds: int | None = static(default=None)
 
     def over(self, law, f):
         if isinstance(law, Nested | Vectors) and (n := count(Smooth(law, jnp.ones(()))).laws) > 2:
@@ -142,10 +143,12 @@ class Quadrature(Deterministic):
         if rule is None:
             return self._tanh_sinh(each, f, rank)
         x, w, tail = rule
-        terms, back = weighted(f.values(x, rank + 1), w)
-        known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))
+        flat, w, back = flattened(f.values(x, rank + 1), w)
+        # A product that need not look for weights of 0 becomes one pass with its sum.
+        terms = w * flat if law.fixed_rule else null_safe_product(w, flat, flat)
+        known = lax.stop_gradient(jnp.where(jnp.isfinite(flat), flat, 0))
         left = jnp.einsum("...ln,...kn->...lk", known, tail.astype(known.dtype))
-        return judged(terms.sum(-1), jnp.linalg.norm(left, axis=-1), jnp.abs(known).sum(-1), back, f, None, False)
+        return judged(terms.sum(-1), jnp.linalg.norm(left, axis=-1), jnp.abs(w * known).sum(-1), back, f, None, False)
 
     def _tanh_sinh(self, each, f, rank):
         low, high, width = lax.stop_gradient(each.bounds())
@@ -154,7 +157,8 @@ class Quadrature(Deterministic):
         u, log_slope = bend(low, high, width)[0](t)
         x = origin + u
         log_p = each.log_density_of(x)
-        w = carry(lax.stop_gradient(jnp.exp(log_p + log_slope)) * (t[1] - t[0]), log_p)
+        w = lax.stop_gradient(jnp.exp(log_p + log_slope)) * (t[1] - t[0])
+        w = carry(w, jnp.where(w == 0, 0, log_p))
         terms, back = weighted(f.values(jnp.broadcast_to(x, w.shape), rank + 1), w)
         known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))
         gap = jnp.abs(known.sum(-1) - 2 * known[..., ::2].sum(-1))

@@ -75,6 +75,7 @@ class Geometric(Integers):
         return (1 - self.probs) / self.probs**2
 
     def log_density_of(self, x):
+        x = jnp.asarray(x, float)
         whole = (x >= 0) & (x == jnp.floor(x))
         return jnp.where(whole, special.xlog1py(x, -self.probs) + jnp.log(self.probs), -jnp.inf)
 
@@ -121,7 +122,7 @@ class Binomial(Integers):
         return self.mean * (1 - self.probs)
 
     def log_density_of(self, x):
-        n = self.total_count
+        n, x = self.total_count, jnp.asarray(x, float)
         inside = (x >= 0) & (x <= n) & (x == jnp.floor(x))
         x = jnp.where(inside, x, 0)
         ways = special.gammaln(n + 1) - special.gammaln(x + 1) - special.gammaln(n - x + 1)

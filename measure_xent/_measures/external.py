@@ -8,10 +8,6 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from .._dispatch import rule
-from .._integral import Integral
-from .._integrand import Integrand, Tree, as_integrand
-from .._integrate.methods import Adaptive
 from .._measure import Measure
 from .._pytree import pytree
 from .counts import Binomial, Geometric, Poisson
@@ -229,14 +225,6 @@ class Column(Continuous):
 
     def quantile(self, u):
         return self.P.quantile(u[..., 0])[..., None]
-
-
-@rule(External, Integrand)
-def where_the_mass_is_one(P: External, f: Integrand) -> Integral:
-    """∫ f dP, converged only where that of 1 is 1 too: a log_prob off its support may be anything."""
-    total = Adaptive().over(P, Tree((f, as_integrand(1.0))))
-    (value, mass), (error, _) = total.value, total.error
-    return Integral(value, error, total.status + (jnp.abs(mass - 1) > 1e-3).astype(jnp.int32))
 
 
 def _ends(d: Any) -> tuple[Any, Any]:

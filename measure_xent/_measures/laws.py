@@ -150,6 +150,8 @@ class Continuous(Line):
         """(the law of x − c, c): near a c that is large beside the width, x alone has few digits left."""
         return self, 0.0
 
+    fixed_rule = True  # whether its Gauss rule is one for all parameters
+
     def gauss(self, nodes: int) -> tuple[Array, Array, Array] | None:
         """(nodes, weights, the highest orthonormal polynomials at the nodes), a Gauss rule for the family if it has one."""
         del nodes
@@ -157,7 +159,7 @@ class Continuous(Line):
 
     def quantile(self, u):
         """By bisection of the cdf, with the derivatives of the implicit function."""
-        from .._integrate.adaptive import END, bend
+        from .._integrate.adaptive import bend, end_of
 
         forward, _ = bend(*jax.lax.stop_gradient(self.bounds()))
 
@@ -168,7 +170,8 @@ class Continuous(Line):
             return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
         centre = jax.lax.stop_gradient(self.bounds_centre())
-        ends = jnp.full(jnp.shape(u), -END), jnp.full(jnp.shape(u), END)
+        end = end_of(jnp.result_type(float, u))
+        ends = jnp.full(jnp.shape(u), -end), jnp.full(jnp.shape(u), end)
         low, high = jax.lax.stop_gradient(jax.lax.fori_loop(0, 50, halve, ends))
         x = jax.lax.stop_gradient(forward((low + high) / 2)[0] + centre)
         slope = jax.lax.stop_gradient(jnp.exp(self.log_density_of(x)))

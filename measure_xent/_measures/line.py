@@ -70,7 +70,9 @@ class LocationScale(Continuous):
 
 
 def _scaled(rule: tuple, loc: Any, scale: Any) -> tuple[Array, Array, Array]:
-    x, w, tail = (jnp.asarray(part, float) for part in rule)
+    """A rule moved and scaled, without the nodes whose weights the dtype cannot tell from 0."""
+    kept = rule[1] > jnp.finfo(float).tiny
+    x, w, tail = (jnp.asarray(part[..., kept], float) for part in rule)
     return loc + scale * x, w, tail
 
 
@@ -448,6 +450,8 @@ class Gamma(Continuous):
     def cdf(self, x):
         return special.gammainc(self.concentration, self.rate * jnp.maximum(x, 0))
 
+    fixed_rule = False
+
     def gauss(self, nodes):
         x, w, tail = gauss.gamma(jnp.broadcast_to(self.concentration, self.shape)[..., 0], nodes)
         return _carried(self, x / self.rate, w, tail)
@@ -516,6 +520,8 @@ class Beta(Continuous):
 
     def cdf(self, x):
         return special.betainc(self.concentration1, self.concentration0, jnp.clip(x, 0, 1))
+
+    fixed_rule = False
 
     def gauss(self, nodes):
         a, b = (jnp.broadcast_to(c, self.shape)[..., 0] for c in (self.concentration1, self.concentration0))

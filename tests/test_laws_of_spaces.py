@@ -1,0 +1,168 @@
+"""The laws of integration and information on the line, the integers and what has atoms and a density, over every measure.
+
+All sides of all laws are one program a measure, so that each compiles once, however many examples are drawn.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from scipy.special import expit
+
+import measure_xent as mx
+from measure_xent import log
+
+from . import spaces
+
+each = pytest.mark.parametrize("entry", spaces.ENTRIES, ids=repr)
+
+
+def wave(np, a, b, x):
+    return np.cos(a * x) + b * np.tanh(x)
+
+
+def jax_wave(a, b, x):
+    return wave(jnp, a, b, x)
+
+
+def kernel(x):
+    return mx.Bernoulli(1.5 * jnp.tanh(x) - 0.3)
+
+
+def two(x, y):
+    """A function of a pair."""
+    return jnp.sin(x) + y * jnp.cos(x)
+
+
+def sides(P, Q, f):
+    """Every law's numbers, by name."""
+    K = mx.Conditional(kernel)
+    joint, kl, coin = mx.joint(P, K), mx.kl_divergence, mx.Bernoulli(probs=0.3)
+
+    def together(x):  # one quadrature
+        return {
+            "integral": f(x),
+            "of one": 1.0,
+            "seen": f(jnp.arctan(x)),
+            "inner": K.expect(lambda y: two(x, y))(x),
+            "mean entropy": mx.entropy(K(x)),
+        }
+
+    return P.expect(together) | {
+        "combined": P.expect(2 * mx.log(mx.Normal()).map(jnp.exp) - (lambda x: 3 * f(x))),
+        "sum": (0.5 * P - 2.0 * Q).expect(f),
+        "Q": Q.expect(f),
+        "mass": P.mass,
+        "normalized": P.normalize().mass,
+        "back": ((P / Q) * Q).expect(f),
+        "image": mx.pushforward(jnp.arctan, P).expect(f),
+        "product": mx.product(P, coin).expect(two),
+        "other order": mx.product(coin, P).expect(lambda y, x: two(x, y)),
+        "joint": joint.expect(two),
+        "entropy": mx.entropy(P),
+        "scaled kl": kl(2.0 * P, 0.5 * Q),
+        "processed": kl(mx.bind(P, K), mx.bind(Q, K)),
+        "joint entropy": mx.entropy(joint),
+        "gradient": jax.grad(lambda c: (c * P).expect(f))(1.0),
+    }
+
+
+@each
+def test_laws(entry, request):
+    """Linearity, mass, Radon–Nikodym, change of variables, Fubini, the tower, Gibbs, chain rule, data processing, KL of finite
+    measures; each against sums in float64 over a fine table."""
+    with jax.enable_x64(True):
+        program = jax.jit(sides)
+        Q, log_q = spaces.wide(entry.kind)
+        for seed in range(max(1, request.config.getoption("--examples") // 3)):
+            rng = np.random.default_rng(seed)
+            P, t = entry.make(rng)
+            a, b = rng.uniform(0.5, 2), rng.normal()
+            f = Partial(jax_wave, jnp.asarray(a), jnp.asarray(b))
+            got = {name: float(v) for name, v in program(P, Q, f).items()}
+            of = lambda x, a=a, b=b: wave(np, a, b, x)
+            with np.errstate(divide="ignore"):
+                p, q = t.log_density, log_q(t.x)
+            logit = 1.5 * np.tanh(t.x) - 0.3
+            one, mass = expit(logit), t.mass.sum()
+            pair = lambda q, t=t: t.expect(lambda x: np.sin(x) + q * np.cos(x))
+            bell = t.expect(lambda x: np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi))
+            cross, entropy = -np.sum(t.mass * q), -np.sum(t.mass * p)
+            inner = np.sum(t.mass * (-one * np.log(one) - (1 - one) * np.log1p(-one)))
+            expected = {
+                "integral": t.expect(of), "combined": 2 * bell - 3 * t.expect(of), "of one": mass, "mass": mass,
+                "sum": 0.5 * t.expect(of) - 2 * got["Q"], "normalized": 1, "back": t.expect(of),
+                "image": t.expect(lambda x: of(np.arctan(x))), "seen": t.expect(lambda x: of(np.arctan(x))),
+                "product": pair(0.3), "other order": pair(0.3), "joint": pair(one), "inner": pair(one),
+                "entropy": entropy, "scaled kl": 2 * (cross - entropy) + 2 * np.log(4) * mass + 0.5 - 2 * mass,
+                "joint entropy": entropy + inner, "mean entropy": inner, "gradient": t.expect(of),
+            }  # fmt: skip
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value, rtol=2e-6, atol=2e-6, err_msg=f"{name}, seed {seed}")
+            divergence = cross - entropy + 1 - mass
+            assert divergence >= -1e-9
+            assert got["processed"] <= divergence + 1e-7
+
+
+@each
+def test_densities_and_likelihood(entry):
+    """log p at points, the chain rule of densities, Σ log q = −n H(P̂, Q), and families as vmap and as a loop."""
+    rng = np.random.default_rng(3)
+    Q, _ = spaces.wide(entry.kind)
+    P, t = entry.make(rng)
+    seen = t.x[rng.choice(len(t.x), size=9, p=np.abs(t.mass) / np.abs(t.mass).sum())]
+    x = jnp.asarray(seen, jnp.int32 if entry.kind == "integers" else jnp.float32)
+    np.testing.assert_allclose(log(P)(x), np.interp(seen, *_sorted(t)), rtol=1e-3, atol=1e-3)
+    R = 0.5 * Q + 0.5 * (mx.Geometric(0.6) if entry.kind == "integers" else mx.Normal(0.0, 3.0))
+    np.testing.assert_allclose((P / R)(x), (P / Q)(x) * (Q / R)(x), rtol=1e-4)
+    likelihood = log(Q)(x).sum()
+    np.testing.assert_allclose(mx.cross_entropy(mx.Empirical(x), Q), -likelihood / len(x), rtol=1e-5)
+
+
+def _sorted(t):
+    order = np.argsort(t.x)
+    return t.x[order], t.log_density[order]
+
+
+LAWS = {
+    "Normal": (mx.Normal, (0.3, 0.8)),
+    "Laplace": (mx.Laplace, (0.3, 0.8)),
+    "Exponential": (mx.Exponential, (1.3,)),
+    "Gamma": (mx.Gamma, (2.3, 1.3)),
+    "Beta": (mx.Beta, (2.3, 1.7)),
+    "LogNormal": (mx.LogNormal, (0.3, 0.8)),
+    "StudentT": (mx.StudentT, (4.3, 0.3, 0.8)),
+    "Cauchy": (mx.Cauchy, (0.3, 0.8)),
+    "Poisson": (mx.Poisson, (2.3,)),
+    "Geometric": (mx.Geometric, (0.3,)),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_scores_families_and_exponential_families(name):
+    """The score has mean 0; a family is vmap is a loop; ∇A(η) is the mean of T, and log p its own form."""
+    make, parameters = LAWS[name]
+    with jax.enable_x64(True):
+
+        def score(x, theta):
+            return jax.grad(lambda theta: log(make(*theta))(x))(theta)
+
+        parameters = tuple(map(jnp.asarray, parameters))
+        mean = jax.jit(lambda theta: make(*theta).expect(lambda x: score(x, theta)))(parameters)
+        np.testing.assert_allclose(mean, [0] * len(parameters), atol=1e-7)
+        of_cos = jax.jit(lambda theta: make(*theta).expect(jnp.cos))
+        family = tuple(jnp.stack([c, 1.1 * c, 0.7 * c]) for c in parameters)
+        loop = [of_cos(tuple(c[i] for c in family)) for i in range(3)]
+        np.testing.assert_allclose(of_cos(family), loop, rtol=1e-7)
+        np.testing.assert_allclose(jax.jit(jax.vmap(of_cos))(family), loop, rtol=1e-7)
+        natural = make(*parameters).natural
+        if natural is not None:
+            x = jnp.asarray([1, 2, 4]) if name in ("Poisson", "Geometric") else jnp.asarray([0.2, 0.5, 0.9])
+            np.testing.assert_allclose(jax.vmap(natural.log_density)(x), log(make(*parameters))(x), rtol=1e-9)
+            jacobian = lambda what: np.array(jax.jacobian(lambda p: what(make(*p).natural))(parameters))
+            eta = jacobian(lambda natural: jnp.stack(natural.parameters))
+            means = np.array([make(*parameters).expect(T) for T in natural.statistics])
+            slope = jacobian(lambda natural: natural.log_partition)
+            if name != "Laplace":  # its statistic has a parameter too
+                np.testing.assert_allclose(slope, eta @ means, rtol=1e-9)
