@@ -353,8 +353,9 @@ class Bind(Measure):
         atoms, laws = _sorted(P, len(self.shape))
         terms = []
         for points, weights, _ in atoms:
-            lead = weights.ndim
-            log_k, sign = K.family(points, lead).log_abs_density(jnp.expand_dims(y, lead - 1))
+            laws_of_y = K.family(points, weights.ndim)
+            event = max(getattr(form, "event_rank", 0) for form in laws_of_y.forms())
+            log_k, sign = laws_of_y.log_abs_density(jnp.expand_dims(y, jnp.ndim(y) - event))
             log_w, sign_w = log_abs(weights)
             terms.append(log_sum(jnp.where(weights == 0, -jnp.inf, log_w + log_k), sign * sign_w))
         if laws:

@@ -455,7 +455,7 @@ def _values(f, points, weights, certain):
 
 def _weighted(weights, value, original):
     w = weights.reshape(weights.shape + (1,) * max(0, value.ndim - weights.ndim))
-    dtype = jnp.result_type(accumulator(jnp.result_type(value, jnp.bfloat16)), w)
+    dtype = jnp.result_type(accumulator(jnp.result_type(value.dtype, jnp.bfloat16)), w.dtype)
     return null_safe_product(w.astype(dtype), value.astype(dtype), original.astype(dtype))
 
 

@@ -150,6 +150,11 @@ def finite(end: Any) -> bool:
     return not (isinstance(end, float) and math.isinf(end))
 
 
+def fixed(end: Any) -> Any:
+    """An end without its derivative; one that is a float stays one."""
+    return end if isinstance(end, float) else jax.lax.stop_gradient(end)
+
+
 @pytree
 class Times(Integrand):
     """x ↦ Π wᵢ(x) · f(x) with scalar wᵢ, 0 where a w is, whatever the others are."""

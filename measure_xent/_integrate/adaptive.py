@@ -24,7 +24,7 @@ from .._integral import Integral
 from .._integrand import Integrand
 from .._kernels.null import null_safe_product
 from .._measures.laws import Continuous, Integers, kinks_of, marks_of
-from .._smooth_form import finite
+from .._smooth_form import finite, fixed
 
 END = 3.8  # of t: exp(π/2 · sinh t) is 1e15 there, whose square float32 still holds
 WIDE = 5.0  # of t in float64: 1e50
@@ -104,7 +104,7 @@ class Panels:
             (1,) * self.rank, P.shape[:-1], f.shape, *(jnp.shape(x)[:-1] for x in (*kinks, *marks))
         )
         move = lambda end: end - self.origin if finite(end) else end
-        self.forward, back = bend(*(x if isinstance(x, float) else stop(x) for x in (*map(move, P.support), P.width)))
+        self.forward, back = bend(*map(fixed, (*map(move, P.support), P.width)))
         self.end = end_of(self.dtype)
         place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.end, self.end))
         self.kinks = [place(x) for x in kinks]
@@ -121,11 +121,15 @@ class Panels:
     ) -> tuple[Float[Array, "*family leaves n"], Array, Callable]:
         """lengths · slope · p(x) · f(x) at x = origin + u, f's leaves flat; all but f(x); and how the leaves were. The last few
         nodes are at the ends."""
-        p = jnp.exp(self.law.log_density_of(u + (self.origin - self.c)) + log_slope)  # far out p alone underflows
+        density = lambda u: jnp.exp(self.law.log_density_of(u + (self.origin - self.c)) + log_slope)
+        p = density(u)  # far out the density alone underflows
         # Where the density is 0 no derivative is taken: the integrand is looked at where the density is greatest.
         here = jnp.take_along_axis(u, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
         fine = jnp.isfinite(p) & (p > 0)
-        values = self.f.values(self.origin + jnp.where(fine, u, here), self.rank + 1)
+        inside = jnp.where(fine, u, here)
+        values = self.f.values(self.origin + inside, self.rank + 1)
+        if not self.law.tame:
+            p = density(inside)
         n, mass = u.shape[-1] - ends, jnp.where(fine, p, 0) * lengths
         flat, w, back = flattened(values, mass)
         terms = null_safe_product(w[..., :n], flat[..., :n], flat[..., :n])
@@ -209,8 +213,8 @@ class Panels:
         boundary = [terms[..., n + 2 :].sum(-1)] if self.ends else []
         value = sum(boundary, sums.sum(-1))
         # Mass that no node can see, for it is within rounding of an end, has some part of the integral.
-        unseen = lax.stop_gradient(jnp.abs(mass[..., :n].sum(-1) / self.law.mass[..., 0] - 1))
-        lost = jnp.where(jnp.isfinite(unseen), unseen, 0)[..., None] * sizes.sum(-1)
+        unseen = lax.stop_gradient(jnp.abs(mass[..., :n].sum(-1, keepdims=True) / self.law.mass - 1))
+        lost = jnp.where(jnp.isfinite(self.law.mass) & jnp.isfinite(unseen), unseen, 0) * sizes.sum(-1)
         return judged(value, 3 * gaps.sum(-1) + cut_off + lost, sizes.sum(-1), back, self.f, tolerance)
 
 
@@ -241,7 +245,7 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     p = jax.nn.softmax(P.each().log_density_of(k), axis=-1)  # log p is large, and its rounding error too
     outside = jnp.abs(k - jnp.broadcast_to(lax.stop_gradient(P.mean), P.shape)[..., None]) > WINDOW // 4
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
-    terms, back = weighted(f.values(jnp.where(p > 0, k, here).astype(jnp.int32), rank + 1), p)
+    terms, back = weighted(f.values(jnp.where(p > 0, k, here).astype(int), rank + 1), p)
     known = jnp.abs(lax.stop_gradient(terms))
     error = jnp.where(outside[..., None, :], known, 0).sum(-1)
     return judged(terms.sum(-1), error, known.sum(-1), back, f, tolerance)

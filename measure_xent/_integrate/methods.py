@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .._conditional import AbstractConditional
@@ -23,7 +22,7 @@ from .._kernels.null import null_safe_product
 from .._measure import Indicator
 from .._measures.laws import Continuous, Integers, Law, Nested, Vectors, count
 from .._pytree import pytree, set_fields, static
-from .._smooth_form import Inner, Smooth, carry, iterated
+from .._smooth_form import Inner, Smooth, carry, fixed, iterated
 from .adaptive import END, bend, flattened, judged, over_the_integers, over_the_line, weighted
 
 
@@ -91,11 +90,9 @@ class Adaptive(Deterministic):
 @rule(Law, Integrand)
 def without_a_method(P: Law, f: Integrand) -> Integral:
     """∫ f dP by adaptive quadrature."""
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((P, f))):
-        # One program, where nobody traces: a compilation for each of its operations would take longer than the integral. A
-        # function is compiled anew, for what it closes over may have changed.
-        return (jax.jit(lambda P, f: Adaptive().over(P, f)) if _has_function((P, f)) else _compiled)(P, f)
-    return Adaptive().over(P, f)
+    # One program also where nobody compiles: one for each of its operations would take longer than the integral. A function is
+    # compiled anew, for what it closes over may have changed.
+    return (jax.jit(lambda P, f: Adaptive().over(P, f)) if _has_function((P, f)) else _compiled)(P, f)
 
 
 @rule(Law, Integrand, AbstractConditional)
@@ -151,10 +148,9 @@ class Quadrature(Deterministic):
         return judged(terms.sum(-1), jnp.linalg.norm(left, axis=-1), jnp.abs(w * known).sum(-1), back, f, None, False)
 
     def _tanh_sinh(self, each, f, rank):
-        low, high, width = lax.stop_gradient(each.bounds())
         origin = lax.stop_gradient(each.bounds_centre())
         t = jnp.linspace(-END, END, self.nodes + 1 - self.nodes % 2)
-        u, log_slope = bend(low, high, width)[0](t)
+        u, log_slope = bend(*map(fixed, each.bounds()))[0](t)
         x = origin + u
         log_p = each.log_density_of(x)
         w = lax.stop_gradient(jnp.exp(log_p + log_slope)) * (t[1] - t[0])
@@ -321,11 +317,13 @@ class Draws:
         """A point of a law, and its weight: 1, with the derivative of the density where that of the point is not taken."""
         if isinstance(law, Nested):
             return law.draw(self)
-        x, weight = self.point(law), jnp.asarray(law.mass, float)
-        if self.derivative == "score" or not law.pathwise:
-            x = lax.stop_gradient(x)
-            weight = carry(lax.stop_gradient(weight), law.log_abs_density(x)[0])
-        return x, weight
+        weight = jnp.asarray(law.mass, float)
+        if self.derivative != "score" and law.pathwise:
+            return self.point(law), weight
+        x = lax.stop_gradient(
+            self.point(jax.tree.map(lax.stop_gradient, law))
+        )  # a sampler may have no derivative at all
+        return x, carry(lax.stop_gradient(weight), law.log_abs_density(x)[0])
 
     def choose(self, weights: Float[Array, "*family k"]) -> tuple[Array, Float[Array, "*family"]]:
         """The index of an atom, one a member, and what its being drawn stands for."""

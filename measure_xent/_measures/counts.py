@@ -38,7 +38,7 @@ class Poisson(Integers):
         return stats.poisson.logpmf(x, self.rate)
 
     def sample(self, key, shape=()):
-        return jax.random.poisson(key, self.rate, (*shape, *self.shape))
+        return jax.random.poisson(key, self.rate, (*shape, *self.shape), int)
 
     def cdf(self, x):
         return jnp.where(x < 0, 0, special.gammaincc(jnp.floor(jnp.maximum(x, 0)) + 1, self.rate))
@@ -130,7 +130,7 @@ class Binomial(Integers):
         return jnp.where(inside, log_density, -jnp.inf)
 
     def sample(self, key, shape=()):
-        return jax.random.binomial(key, self.total_count, self.probs, (*shape, *self.shape)).astype(jnp.int32)
+        return jax.random.binomial(key, self.total_count, self.probs, (*shape, *self.shape)).astype(int)
 
     def cdf(self, x):
         x = jnp.floor(x)

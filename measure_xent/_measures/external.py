@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from .._measure import Measure
 from .._pytree import pytree
@@ -110,7 +111,7 @@ def _wrapped(d: Any) -> Law:
     no_bijector = getattr(d, "experimental_default_event_space_bijector", lambda: True)() is None
     if getattr(support, "is_discrete", False) or no_bijector or jnp.issubdtype(_dtype(d), jnp.integer):
         return ExternalIntegers(d)
-    return External(d)
+    return External(d, *_ends(d))
 
 
 def _dtype(d: Any) -> Any:
@@ -165,10 +166,12 @@ class External(Wrapped, Continuous):
     """A distribution of real numbers."""
 
     distribution: Any
+    low: Float[Array, "*family"] | None
+    high: Float[Array, "*family"] | None
 
     @property
     def support(self):
-        return _ends(self.distribution)
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
 
     @property
     def centre(self):
@@ -196,6 +199,8 @@ class External(Wrapped, Continuous):
 @pytree
 class Column(Continuous):
     """A family with an axis behind its own, for the points of each member."""
+
+    tame = False
 
     P: Any
 
@@ -228,25 +233,19 @@ class Column(Continuous):
 
 
 def _ends(d: Any) -> tuple[Any, Any]:
-    """The ends of the support: as numpyro says, or TFP's default bijector of the real line."""
+    """The ends of the support, None where there is none: as numpyro says, or TFP's default bijector of the real line."""
     support: Any = getattr(d, "support", None)
-    if support is not None and not hasattr(d, "experimental_default_event_space_bijector"):
-        low: Any = getattr(support, "lower_bound", -math.inf)
-        high: Any = getattr(support, "upper_bound", math.inf)
-        return _end(low, d), _end(high, d)
     bijector = getattr(d, "experimental_default_event_space_bijector", None)
-    if bijector is None:
-        return -math.inf, math.inf
-    forward = bijector().forward
-    low, high = forward(jnp.full(tuple(d.batch_shape), -jnp.inf)), forward(jnp.full(tuple(d.batch_shape), jnp.inf))
-    return _end(low, d), _end(high, d)
-
-
-def _end(x: Any, d: Any) -> Any:
-    """An end: a float where it is the same number for all parameters, as far as a trace can say."""
-    if isinstance(x, Tracer) or jnp.size(x) > 1:
-        return jnp.broadcast_to(jnp.asarray(x, float), tuple(d.batch_shape))
-    return float(jnp.reshape(jnp.asarray(x), ()))
+    if bijector is not None:
+        with jax.ensure_compile_time_eval():
+            ends = [bijector().forward(jnp.full(tuple(d.batch_shape), end)) for end in (-jnp.inf, jnp.inf)]
+    else:
+        ends = [getattr(support, f"{which}_bound", None) for which in ("lower", "upper")]
+    # Of parameters that are being traced, nobody can say whether an end is there: the law's mass will tell if it is.
+    known = [None if x is None or (isinstance(x, Tracer) and bijector is not None) else x for x in ends]
+    infinite = lambda x: x is None or (not isinstance(x, Tracer) and bool(np.all(np.isinf(np.asarray(x)))))
+    low, high = (None if infinite(x) else jnp.broadcast_to(jnp.asarray(x, float), tuple(d.batch_shape)) for x in known)
+    return low, high
 
 
 @pytree

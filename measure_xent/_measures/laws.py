@@ -19,7 +19,7 @@ from .._integral import Integral
 from .._integrand import Integrand
 from .._measure import Lowered, Measure
 from .._pytree import pytree, set_fields, static
-from .._smooth_form import Smooth, finite
+from .._smooth_form import Smooth, finite, fixed
 
 
 class Law(Measure):
@@ -113,6 +113,9 @@ class Line(Law):
         """The ends of the interval that it is on; a float where they are the same for all parameters."""
         return -math.inf, math.inf
 
+    def one_point(self):
+        return jax.ShapeDtypeStruct(self.shape, jnp.result_type(float))
+
     @property
     @abc.abstractmethod
     def centre(self) -> Float[Array, "*family"]:
@@ -150,6 +153,7 @@ class Continuous(Line):
         """(the law of x − c, c): near a c that is large beside the width, x alone has few digits left."""
         return self, 0.0
 
+    tame = True  # whether log p has finite derivatives wherever it is evaluated, where p is 0 too
     fixed_rule = True  # whether its Gauss rule is one for all parameters
 
     def gauss(self, nodes: int) -> tuple[Array, Array, Array] | None:
@@ -161,7 +165,7 @@ class Continuous(Line):
         """By bisection of the cdf, with the derivatives of the implicit function."""
         from .._integrate.adaptive import bend, end_of
 
-        forward, _ = bend(*jax.lax.stop_gradient(self.bounds()))
+        forward, _ = bend(*map(fixed, self.bounds()))
 
         def halve(_, ends):
             low, high = ends
@@ -196,6 +200,9 @@ class Integers(Line):
 
     pathwise = False
 
+    def one_point(self):
+        return jax.ShapeDtypeStruct(self.shape, jnp.result_type(int))
+
     @property
     def support(self) -> tuple[Any, Any]:
         return 0.0, math.inf
@@ -226,7 +233,7 @@ class Integers(Line):
             return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
         ends = jnp.full(jnp.shape(u), -1.0), jnp.broadcast_to(top, jnp.shape(u))
-        return jax.lax.stop_gradient(jax.lax.fori_loop(0, 40, halve, ends)[1]).astype(jnp.int32)
+        return jax.lax.stop_gradient(jax.lax.fori_loop(0, 40, halve, ends)[1]).astype(int)
 
 
 class Vectors(Law):
