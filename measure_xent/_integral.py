@@ -50,8 +50,10 @@ class Integral:
     def __radd__(self, other: Any) -> "Integral":
         return self if isinstance(other, int) and other == 0 else NotImplemented  # sum([a, b]) starts from 0
 
-    def scale(self, c: Any) -> "Integral":
-        """c · ∫ f dP, one c a member of the family."""
+    def scale(self, c: Any, rank: int = 0) -> "Integral":
+        """c · ∫ f dP, one c a member of a family, of which the values have ``rank`` axes, or as many as c."""
+        c = jnp.asarray(c)
+        c = c.reshape((1,) * (rank - c.ndim) + c.shape)  # families broadcast from the right
         times = lambda c: lambda v: align(c, v) * v
         error = lambda e: e if isinstance(e, float) else times(jnp.abs(c))(e)
         return Integral(jax.tree.map(times(c), self.value), jax.tree.map(error, self.error), self.status, self.mass)

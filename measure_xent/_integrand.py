@@ -265,7 +265,9 @@ class Multiple(Integrand):
         return Multiple(jnp.asarray(self.c)[..., None], self.f.given(Q))
 
     def values(self, points, lead):
-        return jax.tree.map(lambda v: _align(self.c, v) * v, self.f.values(points, lead))
+        c = jnp.asarray(self.c)
+        c = c.reshape((1,) * (lead - 1 - c.ndim) + c.shape)  # families broadcast from the right
+        return jax.tree.map(lambda v: _align(c, v) * v, self.f.values(points, lead))
 
 
 def _align(c, value):

@@ -11,9 +11,9 @@ from ._conditional import AbstractConditional
 from ._density import LogDensity, log_abs
 from ._dispatch import integrate, rule
 from ._integral import Integral
-from ._integrand import Integrand
+from ._integrand import Integrand, as_integrand
 from ._kernels.null import null_safe_product
-from ._measure import Lowered, Measure, Weighted, family_of, log_sum, pushforward
+from ._measure import Lowered, Measure, Scaled, Weighted, family_of, log_sum, pushforward
 from ._measures.laws import Always, Nested
 from ._normal_form import Disintegration, Form
 from ._pytree import pytree, static
@@ -301,14 +301,15 @@ class Posterior(AbstractConditional):
 
     def __call__(self, *y):
         (y,) = y
-        return Weighted(MixtureDensity(self.K, y, self._greatest(y)), self.P).normalize()
+        weighted = Weighted(MixtureDensity(self.K, y, self._greatest(y)), self.P)
+        return Scaled(1 / weighted.mass, weighted)  # NaN, not null, where no likelihood is left
 
     def _greatest(self, y):
         """The greatest log-likelihood among atoms, to be divided by, so that not all of them underflow."""
         atoms, _ = _sorted(self.P, len(self.P.shape))
         logs = [self.K.family(points, w.ndim).log_abs_density(y)[0] for points, w, _ in atoms]
-        greatest = [jnp.where(w == 0, -jnp.inf, log_k).max() for (_, w, _), log_k in zip(atoms, logs, strict=True)]
-        return jax.lax.stop_gradient(functools.reduce(jnp.maximum, greatest)) if atoms else 0.0
+        greatest = [jnp.where(w == 0, -jnp.inf, log_k).max(-1) for (_, w, _), log_k in zip(atoms, logs, strict=True)]
+        return jax.lax.stop_gradient(functools.reduce(jnp.maximum, greatest)) if atoms else jnp.zeros(())
 
 
 @pytree
@@ -317,11 +318,28 @@ class MixtureDensity(Integrand):
 
     K: Any
     y: Any
-    log_scale: Any = 0.0
+    log_scale: Any
 
     def __call__(self, *x):
         log_density, sign = self.K(*x).log_abs_density(self.y)
-        return sign * jnp.exp(log_density - jnp.where(jnp.isfinite(self.log_scale), self.log_scale, 0))
+        return self._relative(log_density, sign, self.log_scale)
+
+    @property
+    def shape(self):
+        return jnp.shape(self.log_scale)
+
+    @property
+    def marks(self):
+        """Where the likelihood may have its bulk: near y, if K is noise."""
+        return (self.y,) if jnp.ndim(self.y) == 0 else ()
+
+    def values(self, points, lead):
+        log_density, sign = as_integrand(lambda *x: self.K(*x).log_abs_density(self.y)).values(points, lead)
+        return self._relative(log_density, sign, jnp.asarray(self.log_scale)[..., None])
+
+    @staticmethod
+    def _relative(log_density, sign, log_scale):
+        return sign * jnp.exp(log_density - jnp.where(jnp.isfinite(log_scale), log_scale, 0))
 
 
 @pytree
@@ -345,22 +363,29 @@ class Bind(Measure):
         return (None, self) if any(map(is_smooth, self.joint.forms())) else (self, None)
 
     def log_abs_density(self, *x):
-        K, P = self.joint.K, self.joint.P
-        if isinstance(K, Measure) or not any(map(is_smooth, self.joint.forms())):
+        if isinstance(self.joint.K, Measure) or not any(map(is_smooth, self.joint.forms())):
             return super().log_abs_density(*x)
-        # The mixture's density is the mean of its parts'; of atoms, as a sum of logarithms, which does not underflow.
-        y: Any = x[0]
-        atoms, laws = _sorted(P, len(self.shape))
+        y, event = jnp.asarray(x[0]), max(getattr(form, "event_rank", 0) for form in self._laws_of_y())
+        density = self._one_each
+        for _ in range(jnp.ndim(y) - event - len(self.shape)):  # points of each member
+            density = jax.vmap(density, in_axes=-1 - event, out_axes=-1)
+        return density(y)
+
+    def _laws_of_y(self):
+        return [getattr(form, "target", form) for form in self.joint.forms()]
+
+    def _one_each(self, y):
+        """The mixture's density is the mean of its parts'; of atoms, as a sum of logarithms, which does not underflow."""
+        K: Any = self.joint.K
+        atoms, laws = _sorted(self.joint.P, len(self.shape))
+        event = max(getattr(form, "event_rank", 0) for form in self._laws_of_y())
         terms = []
         for points, weights, _ in atoms:
-            laws_of_y = K.family(points, weights.ndim)
-            event = max(getattr(form, "event_rank", 0) for form in laws_of_y.forms())
-            log_k, sign = laws_of_y.log_abs_density(jnp.expand_dims(y, jnp.ndim(y) - event))
+            log_k, sign = K.family(points, weights.ndim).log_abs_density(jnp.expand_dims(y, jnp.ndim(y) - event))
             log_w, sign_w = log_abs(weights)
             terms.append(log_sum(jnp.where(weights == 0, -jnp.inf, log_w + log_k), sign * sign_w))
         if laws:
-            mean = Lowered(tuple(laws)).expect(MixtureDensity(K, y))
-            terms.append(log_abs(mean))
+            terms.append(log_abs(Lowered(tuple(laws)).expect(MixtureDensity(K, y, jnp.zeros(())))))
         logs, signs = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in zip(*terms, strict=True))
         return log_sum(logs, signs)
 

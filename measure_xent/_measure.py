@@ -209,7 +209,8 @@ class Measure(abc.ABC):
         return Weighted(f, self)
 
     def restrict(self, A: Callable[..., Bool[Array, ""]]) -> "Measure":
-        """1_A · P, the measure on the points where the predicate A holds. On a joint, y is the drawn coordinate: to leave
+        """1_A · P, the measure on the points where the predicate A holds. What A closes over has no derivative; the ends of
+        ``truncate`` have. On a joint, y is the drawn coordinate: to leave
         out whole rows under soft targets, give them weight 0 instead.
 
         Example:

@@ -35,7 +35,11 @@ class Smooth:
     def integrate(self, f: Integrand) -> Integral:
         if self.method is not None:
             return self.method.integrate(self, f)
-        return integrate(self.law, self.of_law(f)).scale(self.c)
+        return self.times_c(integrate(self.law, self.of_law(f)), f)
+
+    def times_c(self, total: Integral, f: Integrand) -> Integral:
+        """c · ∫ f, families broadcast from the right."""
+        return total.scale(self.c, max(len(self.family), len(f.shape)))
 
     def of_law(self, f: Integrand) -> Integrand:
         """f and the factors as one function of the law's own points."""
@@ -99,19 +103,20 @@ class Smooth:
         return None
 
     @property
+    def _point(self) -> Any:
+        """The shapes of a point, one a member."""
+        point, T, lead = self.law.one_point(), self.transform, len(self.family)
+        return point if T is None else jax.eval_shape(lambda x: T.values(x, lead), point)
+
+    @property
     def event_rank(self) -> int:
-        """How many axes a point of the law has."""
-        (point,) = jax.tree.leaves(self.law.one_point())
-        return len(point.shape) - len(self.law.shape)
+        """How many axes the last coordinate of a point has."""
+        return max(0, len(jax.tree.leaves(self._point)[-1].shape) - len(self.family))
 
     @property
     def coordinates(self) -> int:
         """How many coordinates a point has."""
-        point = self.law.one_point()
-        if self.transform is not None:
-            T, lead = self.transform, len(self.family)
-            point = jax.eval_shape(lambda x: T.values(x, lead), point)
-        return len(point) if isinstance(point, tuple) else 1
+        return len(self._point) if isinstance(self._point, tuple) else 1
 
     def rows(self, of_x: bool = False) -> tuple["Smooth", ...]:
         if not of_x and self.coordinates < 2:
@@ -247,8 +252,8 @@ class Inner(Integrand):
         return jax.tree.map(lambda v: v[0], values)
 
     @property
-    def shape(self):
-        return self.f.shape
+    def shape(self) -> Any:
+        return jnp.broadcast_shapes(self.f.shape, self.K.shape)
 
     def values(self, points, lead):
         x = points if isinstance(points, tuple) else (points,)

@@ -1,7 +1,11 @@
-"""Property tests have a fixed, small budget; ``pytest --examples 200`` gives them a larger one."""
+"""Property tests have a fixed, small budget; ``pytest --examples 200`` gives them a larger one.
+
+Those that take long to compile are then run on all measures, else on some of every kind.
+"""
 
 import hypothesis
 import jax
+import pytest
 
 
 def pytest_addoption(parser):
@@ -20,3 +24,14 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("budget")
     jax.config.update("jax_numpy_rank_promotion", "allow")
     jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for shard_map
+
+
+@pytest.fixture
+def some(request):
+    """some(name, …) skips all but the named cases of a test that takes long to compile, unless ``--examples`` asks for more."""
+
+    def skip_others(name, *names):
+        if request.config.getoption("--examples") <= 3 and name not in names:
+            pytest.skip("with a larger --examples")
+
+    return skip_others

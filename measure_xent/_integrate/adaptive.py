@@ -214,8 +214,10 @@ class Panels:
         value = sum(boundary, sums.sum(-1))
         # Mass that no node can see, for it is within rounding of an end, has some part of the integral.
         unseen = lax.stop_gradient(jnp.abs(mass[..., :n].sum(-1, keepdims=True) / self.law.mass - 1))
-        lost = jnp.where(jnp.isfinite(self.law.mass) & jnp.isfinite(unseen), unseen, 0) * sizes.sum(-1)
-        return judged(value, 3 * gaps.sum(-1) + cut_off + lost, sizes.sum(-1), back, self.f, tolerance)
+        unseen = jnp.where(jnp.isfinite(self.law.mass), jnp.where(jnp.isfinite(unseen), unseen, 1), 0)
+        error = 3 * gaps.sum(-1) + cut_off + unseen * sizes.sum(-1)
+        total = judged(value, error, sizes.sum(-1), back, self.f, tolerance)
+        return Integral(total.value, total.error, total.status | (unseen[..., 0] > 0.1).astype(jnp.int32))
 
 
 def _rules(terms: Float[Array, "*family leaves n"]) -> tuple[Array, Array, Array]:
@@ -240,14 +242,18 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     """Σ f(k) p(k) over a window of integers around the mean. What its outer half adds bounds what is left out."""
     rank = max(len(P.shape), len(f.shape))
     P = P.at_rank(rank)
-    start = jnp.maximum(0, jnp.floor(lax.stop_gradient(P.mean) - WINDOW / 2))
-    k = jnp.broadcast_to(start, P.shape)[..., None] + jnp.arange(WINDOW)
+    mean, sd = (jnp.broadcast_to(lax.stop_gradient(x), P.shape)[..., None] for x in (P.mean, P.width))
+    stride = jnp.maximum(
+        1, jnp.ceil(32 * sd / WINDOW)
+    )  # a pmf this wide is a smooth curve: every so many integers will do
+    k = jnp.maximum(0, jnp.floor(mean - stride * WINDOW / 2)) + stride * jnp.arange(WINDOW)
     p = jax.nn.softmax(P.each().log_density_of(k), axis=-1)  # log p is large, and its rounding error too
-    outside = jnp.abs(k - jnp.broadcast_to(lax.stop_gradient(P.mean), P.shape)[..., None]) > WINDOW // 4
+    outside = jnp.abs(k - mean) > stride * (WINDOW // 4)
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
     terms, back = weighted(f.values(jnp.where(p > 0, k, here).astype(int), rank + 1), p)
     known = jnp.abs(lax.stop_gradient(terms))
-    error = jnp.where(outside[..., None, :], known, 0).sum(-1)
+    between = jnp.abs(lax.stop_gradient(2 * terms[..., ::2].sum(-1) - terms.sum(-1)))
+    error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(stride > 1, between, 0)
     return judged(terms.sum(-1), error, known.sum(-1), back, f, tolerance)
 
 

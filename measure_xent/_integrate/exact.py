@@ -65,4 +65,4 @@ def each(P, f):
 @rule(Measure, Multiple)
 def scale(P, f):
     """∫ c f dP = c ∫ f dP."""
-    return integrate(P, f.f).scale(f.c)
+    return integrate(P, f.f).scale(f.c, max(len(P.shape), len(f.shape)))

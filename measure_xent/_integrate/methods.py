@@ -38,7 +38,7 @@ class Deterministic(Method):
     """Iterated integrals over the line; a subclass gives the one."""
 
     def integrate(self, form, f):
-        return self.over(form.law, form.of_law(f)).scale(form.c)
+        return form.times_c(self.over(form.law, form.of_law(f)), f)
 
     def over(self, law: Law, f: Integrand) -> Integral:
         """∫ f against a law."""
@@ -209,16 +209,17 @@ class MonteCarlo(Sampled):
         set_fields(self, control=None if self.control is None else as_integrand(self.control))
 
     def integrate(self, form, f):
-        _check_pathwise(form, self.derivative)
+        derivative = _estimator(form, self.derivative)
         if self.antithetic:
             n = count(form).uniforms
-            u = jax.random.uniform(self.key, (self.samples // 2, n), minval=jnp.finfo(float).tiny)
-            of = lambda u: form.draw(Uniforms(u, self.derivative))
+            half_eps = float(jnp.finfo(float).eps) / 2
+            u = jax.random.uniform(self.key, (self.samples // 2, n), minval=half_eps, maxval=1 - half_eps)
+            of = lambda u: form.draw(Uniforms(u, derivative))
             terms, back, rank = self._terms(form, f, of, u)
             terms = (terms + self._terms(form, f, of, 1 - u)[0]) / 2
             draw, randomness = of, u
         else:
-            draw = lambda key: form.draw(Draws(key, self.derivative))
+            draw = lambda key: form.draw(Draws(key, derivative))
             randomness = jax.random.split(self.key, self.samples)
             terms, back, rank = self._terms(form, f, draw, randomness)
         if self.control is not None:
@@ -229,7 +230,8 @@ class MonteCarlo(Sampled):
             exact = form.by(None).integrate(self.control).checked
             exact = weighted(jax.tree.map(at_one, exact), jnp.ones((1,) * (rank + 1)))[0]
             centred = lambda x: lax.stop_gradient(x - x.mean(-1, keepdims=True))
-            slope = (centred(terms) * centred(g)).sum(-1) / (centred(g) ** 2).sum(-1)
+            spread = (centred(g) ** 2).sum(-1)
+            slope = (centred(terms) * centred(g)).sum(-1) / jnp.where(spread == 0, 1, spread)
             terms = terms - slope[..., None] * (g - exact)
         return _mean(terms, back)
 
@@ -240,7 +242,7 @@ def _mean(terms, back):
     squares = (known - known.mean(-1, keepdims=True)) ** 2
     total, largest = squares.sum(-1), squares.max(-1)
     one_decides = jnp.any((largest > total / 4) & (n >= 100), axis=-1)
-    error = jnp.sqrt(total / (n * (n - 1)))
+    error = jnp.sqrt(total / (float(n) * (n - 1)))
     return Integral(back(value), back(error), (one_decides | jnp.isnan(value).any(-1)).astype(jnp.int32))
 
 
@@ -277,13 +279,13 @@ class QuasiMonteCarlo(Sampled):
             )
 
     def integrate(self, form, f):
-        _check_pathwise(form, self.derivative)
+        derivative = _estimator(form, self.derivative)
         m, n = int(math.log2(self.samples / self.replicates)), count(form).uniforms
         shifts = jax.random.bits(self.key, (self.replicates, 1, n), jnp.uint32)
         bits = jnp.asarray(_sobol(n, m)) ^ shifts
         digits = min(32, jnp.finfo(float).nmant)  # the middle of a cell that the dtype can tell from its neighbours
         u = ((bits >> (32 - digits)).astype(float) + 0.5) * 2.0**-digits
-        of = lambda u: form.draw(Uniforms(u, self.derivative))
+        of = lambda u: form.draw(Uniforms(u, derivative))
         terms, back, _ = self._terms(form, f, of, u.reshape(-1, n))
         terms = terms.reshape(*terms.shape[:-1], self.replicates, 2**m).mean(-1)
         return _mean(terms, back)
@@ -310,6 +312,9 @@ class Draws:
     def point(self, law: Law) -> Any:
         return law.sample(self.next())
 
+    def differentiable(self, law: Law) -> bool:
+        return True
+
     def uniform(self) -> Array:
         return jax.random.uniform(self.next())
 
@@ -318,7 +323,7 @@ class Draws:
         if isinstance(law, Nested):
             return law.draw(self)
         weight = jnp.asarray(law.mass, float)
-        if self.derivative != "score" and law.pathwise:
+        if self.derivative != "score" and law.pathwise and self.differentiable(law):
             return self.point(law), weight
         x = lax.stop_gradient(
             self.point(jax.tree.map(lax.stop_gradient, law))
@@ -342,6 +347,9 @@ class Uniforms(Draws):
     def __init__(self, u: Float[Array, "dimension"], derivative: str | None):
         self.u, self.at, self.derivative = u, 0, derivative
 
+    def differentiable(self, law):
+        return self.derivative == "pathwise" or law.smooth_transport
+
     def point(self, law):
         self.at += law.dimension
         return law.transport(self.u[self.at - law.dimension : self.at])
@@ -362,8 +370,15 @@ def _check_sampling(name, key, samples, derivative):
         raise ValueError(f'{name}(derivative): None, "pathwise" or "score", got {derivative!r}')
 
 
-def _check_pathwise(form, derivative):
-    jumps = any(isinstance(f, Indicator) for f in form.factors)
+def _estimator(form: Any, derivative: str | None) -> str | None:
+    """The estimator of derivatives: what was asked for, if it can be, and score where a restriction makes a jump."""
+    jumps = _jumps(form)
     if derivative == "pathwise" and (jumps or not form.law.pathwise):
         what = "restrict makes the integrand jump" if jumps else f"{type(form.law).__name__} is on the integers"
         raise ValueError(f'derivative="pathwise": {what}, so draws have no derivative; "score" has')
+    return "score" if jumps else derivative
+
+
+def _jumps(form: Any) -> bool:
+    inner = [form.law.outer] if isinstance(getattr(form, "law", None), Nested) else []
+    return any(isinstance(f, Indicator) for f in getattr(form, "factors", ())) or any(map(_jumps, inner))

@@ -7,6 +7,7 @@ import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
+from .._kernels.softmax import accumulator
 from .._pytree import set_fields
 
 
@@ -43,7 +44,7 @@ def parameters(law: Any, **conditions: Callable) -> None:
         raise ValueError(f"{name}: {shapes} do not broadcast") from None
     for n, condition in conditions.items():
         check_values(jnp.all(condition(fields[n])), f"{name}({n}): {condition.__name__.replace('_', ' ')}")
-    set_fields(law, **fields)
+    set_fields(law, **{n: x.astype(accumulator(x.dtype)) for n, x in fields.items()})
 
 
 def positive(x):

@@ -66,7 +66,7 @@ def _ours(d: Any) -> Measure | None:
         cls, names = _SAME[name]  # type: ignore[assignment]
         first = lambda options: next((x for n in options if (x := getattr(d, n, None)) is not None), None)
         parameters = {ours: first(theirs) for ours, theirs in names.items()}  # type: ignore[attr-defined]
-        if None in parameters.values():
+        if any(x is None for x in parameters.values()):
             return None
         return _spread(cls(**parameters), d)
     if name in _BY_LOGITS:
@@ -110,6 +110,9 @@ def _wrapped(d: Any) -> Law:
     support = getattr(d, "support", None)
     no_bijector = getattr(d, "experimental_default_event_space_bijector", lambda: True)() is None
     if getattr(support, "is_discrete", False) or no_bijector or jnp.issubdtype(_dtype(d), jnp.integer):
+        low = getattr(support, "lower_bound", 0)
+        if not isinstance(low, Tracer) and np.any(np.asarray(low) < 0):
+            raise NotImplementedError(f"from_distribution: integers from 0 on, but {type(d).__name__} starts at {low}")
         return ExternalIntegers(d)
     return External(d, *_ends(d))
 

@@ -30,6 +30,7 @@ class Law(Measure):
 
     event_ranks: dict[str, int] = {}  # how many axes of each field, if any, are not the family's  # noqa: RUF012
     pathwise = True  # whether a sample has derivatives in the parameters
+    smooth_transport = True  # whether ``transport`` has them: JAX's betainc has none in its parameters
     dimension = 1  # how many uniform numbers make a point
 
     @property
@@ -129,6 +130,10 @@ class Line(Law):
     def cdf(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
         """P((−∞, x])."""
         raise NotImplementedError(f"{type(self).__name__} has no cdf")
+
+    def survival(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
+        """P((x, ∞)), with all its digits where it is small."""
+        return 1 - self.cdf(x)
 
     @abc.abstractmethod
     def quantile(self, u: Float[Array, "*family"]) -> Float[Array, "*family"]:
@@ -311,7 +316,9 @@ def marks_of(f: Any) -> list[Any]:
     """Where the laws in an integrand have their ends and their bulk."""
     laws = [node for node in _nodes(f) if isinstance(node, Continuous)]
     bulk = [law.centre + c * law.width for law in laws for c in (-2, 0, 2)]
-    return bulk + [end for law in laws for end in law.support if finite(end)]
+    is_leaf = lambda node: hasattr(node, "marks")
+    others = [x for node in jax.tree.leaves(f, is_leaf=is_leaf) if is_leaf(node) for x in node.marks]
+    return bulk + others + [end for law in laws for end in law.support if finite(end)]
 
 
 @pytree
@@ -323,7 +330,7 @@ class Nested(Law):
 
     @property
     def shape(self) -> Any:
-        return jnp.broadcast_shapes(self.outer.family, self.K.Q.shape if isinstance(self.K, Always) else ())
+        return jnp.broadcast_shapes(self.outer.family, self.K.shape)
 
     @property
     def mass(self):
@@ -342,7 +349,13 @@ class Nested(Law):
         x, weight = self.outer.draw(stream)
         x = x if isinstance(x, tuple) else (x,)
         y, inner = draw_of(self.K.family(x, jnp.ndim(weight)), stream)
-        return (*x, *(y if isinstance(y, tuple) else (y,))), weight * inner
+        y, total = y if isinstance(y, tuple) else (y,), weight * inner
+        spread = lambda w: (
+            lambda a: jnp.broadcast_to(
+                a.reshape((1,) * (total.ndim - w.ndim) + a.shape), (*total.shape, *a.shape[w.ndim :])
+            )
+        )
+        return (*jax.tree.map(spread(weight), x), *jax.tree.map(spread(inner), y)), total
 
     def log_density_of(self, x):
         raise NotImplementedError
@@ -367,6 +380,10 @@ class Always:
 
     Q: Measure
     rank: int = static()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.Q.shape
 
     def family(self, x: tuple, lead: int) -> Measure:
         del x

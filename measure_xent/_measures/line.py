@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy import special
 from jaxtyping import Array, Float
 
@@ -58,6 +59,9 @@ class LocationScale(Continuous):
 
     def cdf(self, x):
         return self.standard_cdf((x - self.loc) / self.scale)
+
+    def survival(self, x):
+        return self.standard_cdf((self.loc - x) / self.scale)  # all of them are symmetric
 
     @abc.abstractmethod
     def standard_log_density(self, z: Array) -> Array: ...
@@ -218,6 +222,8 @@ class StudentT(LocationScale):
         >>> mx.entropy(mx.StudentT(3.)).item()
         1.7735
     """
+
+    smooth_transport = False
 
     df: Float[Array, "*family"]
     loc: Float[Array, "*family"] = 0.0  # type: ignore[assignment]
@@ -395,6 +401,9 @@ class Exponential(Continuous):
     def cdf(self, x):
         return -jnp.expm1(-self.rate * jnp.maximum(x, 0))
 
+    def survival(self, x):
+        return jnp.exp(-self.rate * jnp.maximum(x, 0))
+
     def quantile(self, u):
         return -jnp.log1p(-u) / self.rate
 
@@ -450,6 +459,9 @@ class Gamma(Continuous):
     def cdf(self, x):
         return special.gammainc(self.concentration, self.rate * jnp.maximum(x, 0))
 
+    def survival(self, x):
+        return special.gammaincc(self.concentration, self.rate * jnp.maximum(x, 0))
+
     fixed_rule = False
 
     def gauss(self, nodes):
@@ -480,6 +492,8 @@ class Beta(Continuous):
         >>> mx.entropy(mx.Beta(2., 3.)).item()
         -0.2349
     """
+
+    smooth_transport = False
 
     concentration1: Float[Array, "*family"]
     concentration0: Float[Array, "*family"]
@@ -520,6 +534,9 @@ class Beta(Continuous):
 
     def cdf(self, x):
         return special.betainc(self.concentration1, self.concentration0, jnp.clip(x, 0, 1))
+
+    def survival(self, x):
+        return special.betainc(self.concentration0, self.concentration1, 1 - jnp.clip(x, 0, 1))
 
     fixed_rule = False
 
@@ -581,6 +598,9 @@ class LogNormal(Continuous):
     def cdf(self, x):
         return jnp.where(x > 0, self._log.cdf(jnp.log(jnp.where(x > 0, x, 1))), 0)
 
+    def survival(self, x):
+        return jnp.where(x > 0, self._log.survival(jnp.log(jnp.where(x > 0, x, 1))), 1)
+
     def quantile(self, u):
         return jnp.exp(self._log.quantile(u))
 
@@ -634,22 +654,21 @@ class Truncated(Continuous):
     def width(self):
         return self.P.width
 
-    def _ends(self) -> tuple[Any, Any]:
-        low, high = self.support
-        return self.P.cdf(low) if finite(low) else 0.0, self.P.cdf(high) if finite(high) else 1.0
+    def _between(self, low: Any, high: Any) -> Any:
+        """P's mass between two points, from the tail that they are in, so that it keeps its digits there."""
+        cdf = lambda x, at_infinity: self.P.cdf(x) if finite(x) else at_infinity
+        survival = lambda x, at_infinity: self.P.survival(x) if finite(x) else at_infinity
+        lower, upper = cdf(high, 1.0) - cdf(low, 0.0), survival(low, 1.0) - survival(high, 0.0)
+        return jnp.where(jnp.asarray(low) > self.P.centre, upper, lower)
 
     def log_density_of(self, x):
         low, high = self.support
-        below, above = self._ends()
-        return jnp.where((x >= low) & (x <= high), self.P.log_density_of(x) - jnp.log(above - below), -jnp.inf)
+        share = self._between(low, high)
+        return jnp.where((x >= low) & (x <= high), self.P.log_density_of(x) - jnp.log(share), -jnp.inf)
 
     def cdf(self, x):
-        below, above = self._ends()
-        return (self.P.cdf(jnp.clip(x, *self.support)) - below) / (above - below)
-
-    def quantile(self, u):
-        below, above = self._ends()
-        return self.P.quantile(below + (above - below) * u)
+        low, high = self.support
+        return self._between(low, jnp.clip(x, low, high)) / self._between(low, high)
 
     def sample(self, key, shape=()):
         return self.quantile(jax.random.uniform(key, (*shape, *self.shape)))
@@ -671,8 +690,7 @@ def truncate(P: Continuous, low: Any = None, high: Any = None) -> Continuous:
             f"truncate(P): P must be a law on the line, got {type(P).__name__}; P.restrict(lambda x: x > a).normalize() is "
             "for any measure"
         )
-    ends = (
-        None if end is None else real_array(f"truncate({n})", end, floating=True)
-        for n, end in (("low", low), ("high", high))
-    )
+    ends = {"low": low, "high": high}
+    infinite = lambda x: x is None or (not isinstance(x, Tracer) and bool(np.all(np.isinf(np.asarray(x)))))
+    ends = [None if infinite(x) else real_array(f"truncate({n})", x, floating=True) for n, x in ends.items()]
     return Truncated(P, *ends)

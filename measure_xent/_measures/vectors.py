@@ -340,6 +340,7 @@ class Dirichlet(Vectors):
     """
 
     event_ranks = {"concentration": 1}  # noqa: RUF012
+    smooth_transport = False
 
     concentration: Float[Array, "*family d"]
 
