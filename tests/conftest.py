@@ -7,6 +7,16 @@ import hypothesis
 import jax
 import pytest
 
+COMPILE_MUCH = {
+    "test_contract",
+    "test_external",
+    "test_integrals",
+    "test_laws",
+    "test_laws_of_spaces",
+    "test_methods",
+    "test_vectors",
+}
+
 
 def pytest_addoption(parser):
     parser.addoption("--examples", type=int, default=3, help="examples a property test draws (default 3)")
@@ -24,6 +34,14 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("budget")
     jax.config.update("jax_numpy_rank_promotion", "allow")
     jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for shard_map
+
+
+@pytest.fixture(autouse=True)
+def quick_to_compile(request):
+    """Tests that compile much and run little ask the compiler for less; those of cost and memory see what users see."""
+    jax.config.update("jax_disable_most_optimizations", request.node.path.stem in COMPILE_MUCH)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_densities_entropies_and_gradients(name, numpyro, tfp, some):
     """On random parameters, against TFP's entropy and numpyro's log_prob, with gradients; and taken from both packages."""
-    some(name, "Normal", "Gamma", "Beta", "StudentT", "Dirichlet")
+    some(name, "Normal", "Beta", "Dirichlet")
     ours, theirs = FAMILIES[name]
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

@@ -111,7 +111,7 @@ class Case:
 @each
 def test_laws_of_integration(entry, some):
     """Linearity, mass, Radon–Nikodym, the inner integrals of the tower, entropy; against sums in float64 over a fine table."""
-    some(entry.name, "lebesgue on an interval", "gamma", "binomial", "spike and slab", "reweighted", "pushforward")
+    some(entry.name, "lebesgue on an interval", "binomial", "spike and slab", "pushforward")
     with jax.enable_x64(True):
         program = jax.jit(of_one_measure)
         for seed in range(2):
@@ -124,7 +124,7 @@ def test_laws_of_integration(entry, some):
 @each
 def test_laws_of_several_measures(entry, some):
     """Change of variables, Fubini, the tower, Gibbs, the chain rule, data processing, KL of finite measures."""
-    some(entry.name, "truncated", "poisson", "spike and slab")
+    some(entry.name, "gamma", "spike and slab")
     with jax.enable_x64(True):
         case = Case(entry, 0)
         got = jax.jit(of_several)(case.P, case.Q, case.f)
@@ -170,7 +170,7 @@ LAWS = {
 @pytest.mark.parametrize("name", LAWS)
 def test_scores_families_and_exponential_families(name, some):
     """The score has mean 0; a family is vmap is a loop; ∇A(η) is the mean of T, and log p its own form."""
-    some(name, "Normal", "Gamma", "StudentT", "Poisson")
+    some(name, "Normal", "Gamma", "Poisson")
     make, parameters = LAWS[name]
     with jax.enable_x64(True):
 
