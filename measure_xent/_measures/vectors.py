@@ -106,10 +106,6 @@ class Independent(Vectors):
     def at_rank(self, rank):
         return Independent(self.P.at_rank(rank + 1))
 
-    @property
-    def centre(self):
-        return self.P.centre
-
 
 def independent(P: Line) -> Measure:
     """The product of a family's members along its last axis, a measure of vectors: ``to_event`` elsewhere.
@@ -255,10 +251,6 @@ class MultivariateNormal(Vectors):
         return self.scale_tril @ self.scale_tril.mT
 
     @property
-    def centre(self):
-        return self.loc
-
-    @property
     def base(self):
         standard = Normal(jnp.zeros(self.shape), jnp.ones(self.shape))
         return _product([standard] * self.dimension, Affine(self.loc, self.scale_tril))
@@ -354,10 +346,6 @@ class Dirichlet(Vectors):
     @property
     def dimension(self):  # type: ignore[override]
         return self.concentration.shape[-1] - 1
-
-    @property
-    def centre(self):
-        return self.concentration / self.concentration.sum(-1, keepdims=True)
 
     def _betas(self) -> list[Beta]:
         a = self.concentration
