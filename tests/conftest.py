@@ -10,10 +10,13 @@ import pytest
 COMPILE_MUCH = {
     "test_contract",
     "test_external",
+    "test_families",
     "test_integrals",
     "test_laws",
     "test_laws_of_spaces",
     "test_methods",
+    "test_sharding",
+    "test_transforms",
     "test_vectors",
 }
 

@@ -101,7 +101,7 @@ def test_joints_in_batches(law, change, masked):
         P = mx.Empirical(jnp.asarray(h), weights=jnp.asarray(mask, jnp.float32) if masked else None)
         return -alter(mx.joint(P, make(y))).expect(log(mx.LinearSoftmax(w)), batch_size=batch_size)
 
-    for batch_size in (None, 1, 2, 5):
+    for batch_size in (None, 2):
         value, gradient = jax.jit(jax.value_and_grad(lambda w, b=batch_size: loss(w, b)))(jnp.asarray(w))
         np.testing.assert_allclose(value, expected, **close)
         np.testing.assert_allclose(gradient, h.T @ g, rtol=1e-4, atol=1e-5)
