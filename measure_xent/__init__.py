@@ -17,14 +17,52 @@ Extension    Measure, AbstractConditional, Integrand, Method, LogDensity, RadonN
 from importlib.metadata import version as _version
 
 from . import _integrate as _integrate
+from . import generators
+from ._calibration import Reliability, calibration_error, reliability
+from ._coding import code_length, decode, encode, quantize
 from ._conditional import AbstractConditional, Conditional
 from ._density import LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
 from ._dispatch import rule
-from ._information import cross_entropy, entropy, kl_divergence
+from ._divergences import (
+    chi2,
+    cumulant,
+    f_divergence,
+    hellinger,
+    jeffreys,
+    jensen_shannon,
+    renyi_divergence,
+    renyi_entropy,
+    supremum,
+    total_variation,
+    tsallis_divergence,
+    tsallis_entropy,
+)
+from ._information import (
+    conditional_entropy,
+    conditional_mutual_information,
+    cross_entropy,
+    entropy,
+    interaction_information,
+    kl_divergence,
+    mutual_information,
+    perplexity,
+    pointwise_mutual_information,
+    total_correlation,
+)
 from ._integral import Integral
 from ._integrand import Integrand
 from ._integrate.methods import Adaptive, Method, MonteCarlo, Quadrature, QuasiMonteCarlo
 from ._joint import bind, compose, joint, marginal, posterior, product
+from ._likelihood import (
+    fisher_information,
+    fisher_vector_product,
+    gauss_newton,
+    information_projection,
+    log_likelihood,
+    natural_gradient,
+    project,
+    score,
+)
 from ._linear import LinearSoftmax
 from ._linear_normal import LinearNormal
 from ._measure import Measure, pushforward
@@ -48,6 +86,7 @@ from ._measures.line import (
 from ._measures.vectors import Dirichlet, MultivariateNormal, independent, power
 from ._normal_form import NormalForm
 from ._pytree import pytree, static
+from ._scoring import brier, crps, entmax, fenchel_young_loss, sparsemax, spherical
 
 __version__ = _version("measure-xent")
 
@@ -88,28 +127,69 @@ __all__ = [
     "Quadrature",
     "QuasiMonteCarlo",
     "RadonNikodym",
+    "Reliability",
     "StudentT",
     "Uniform",
     "bind",
+    "brier",
+    "calibration_error",
+    "chi2",
+    "code_length",
     "compose",
+    "conditional_entropy",
+    "conditional_mutual_information",
     "confidence",
     "correct",
     "cross_entropy",
+    "crps",
+    "cumulant",
+    "decode",
+    "encode",
+    "entmax",
     "entropy",
+    "f_divergence",
+    "fenchel_young_loss",
+    "fisher_information",
+    "fisher_vector_product",
     "from_distribution",
+    "gauss_newton",
+    "generators",
+    "hellinger",
     "independent",
+    "information_projection",
+    "interaction_information",
+    "jeffreys",
+    "jensen_shannon",
     "joint",
     "kl_divergence",
     "log",
     "log2",
+    "log_likelihood",
     "log_partition",
     "marginal",
+    "mutual_information",
+    "natural_gradient",
+    "perplexity",
+    "pointwise_mutual_information",
     "posterior",
     "power",
     "product",
+    "project",
     "pushforward",
     "pytree",
+    "quantize",
+    "reliability",
+    "renyi_divergence",
+    "renyi_entropy",
     "rule",
+    "score",
+    "sparsemax",
+    "spherical",
     "static",
+    "supremum",
+    "total_correlation",
+    "total_variation",
     "truncate",
+    "tsallis_divergence",
+    "tsallis_entropy",
 ]

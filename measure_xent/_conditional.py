@@ -54,11 +54,6 @@ class AbstractConditional(abc.ABC):
             one = jax.vmap(one)
         return one(*x)
 
-    def log_abs_density(self, *x: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """(log |density|, sign) of K(x…) at y, the last coordinate."""
-        *given, y = x
-        return self(*given).log_abs_density(y)
-
     def log_density(self, *x: Any) -> Float[Array, ""]:
         """log of the density of K(x…) at y, the last coordinate, in nats."""
         *given, y = x
@@ -74,6 +69,10 @@ class AbstractConditional(abc.ABC):
 
     def then(self, L: "AbstractConditional") -> Any:
         """x ↦ ∫ L(y) K(x, dy) where this kernel knows it in closed form, else NotImplemented."""
+        return NotImplemented
+
+    def closest_to(self, P: Measure) -> Any:
+        """As of a measure: the closest of this one's family to P, where that is known, else NotImplemented."""
         return NotImplemented
 
     def expect(self, f: Callable) -> Callable:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from ._integrand import Integrand, at
 from ._pytree import pytree
+from ._scaled import Ratio, ScaledNumber
 
 
 class RowFunction(Integrand):
@@ -33,13 +34,13 @@ class RowFunction(Integrand):
         return self, self.Q
 
     def values(self, points, lead):
-        return _family_values(self, points, lead)
+        return values_by_point(self, points, lead)
 
     def given(self, Q):
         return type(self)(Q)  # type: ignore[call-arg]
 
 
-def _measure_at(Q: Any, x: Any) -> Any:
+def measure_at(Q: Any, x: Any) -> Any:
     """Q, or a Conditional's measure at x."""
     return Q(*x) if callable(Q) else Q
 
@@ -48,7 +49,7 @@ class OfRow(RowFunction):
     """A function of Q(x) alone: of points (x…, y), or of one x."""
 
     def __call__(self, *x):
-        return self.of_measure(_measure_at(self.Q, x[:-1] or x))
+        return self.of_measure(measure_at(self.Q, x[:-1] or x))
 
     @property
     def of_x(self):
@@ -82,6 +83,9 @@ class LogDensity(RowFunction):
 
     def __call__(self, *x):
         return self.Q.log_density(*x)
+
+    def values(self, points, lead):
+        return values_by_point(self if callable(self.Q) else RatioFunction(self.Q, None, _log), points, lead)
 
     def over_row(self, row):
         return -row.cross_entropy
@@ -146,14 +150,49 @@ class Correct(RowFunction):
 
     def __call__(self, *x):
         *x, y = x
-        return jnp.where(y == _measure_at(self.Q, x).mode, 1.0, 0.0)
+        return jnp.where(y == measure_at(self.Q, x).mode, 1.0, 0.0)
 
     def over_row(self, row):
         return row.mass_at_mode
 
 
+class OfDensities(Integrand):
+    """A function of the densities of P and of Q at a point, by their ratio and scale; of P's alone where Q is None."""
+
+    P: Any
+    Q: Any
+
+    @abc.abstractmethod
+    def of(self, ratio: Ratio) -> Float[Array, "*family"]:
+        """The value, from dP/dQ; from p/1 where there is no Q."""
+
+    def __call__(self, *x):
+        return self.of(self.at(*x))
+
+    def at(self, *x: Any) -> Ratio:
+        """The ratio at a point: of masses where either measure has an atom, else of densities."""
+        if self.Q is None:
+            return Ratio.of(_density(self.P, x), ScaledNumber.of(jnp.asarray(1.0)))
+        known = self.P.ratio_to(self.Q, *x)
+        if known is not None:
+            return known
+        pairs = [pair for pair in zip(self.P.split(), self.Q.split(), strict=True) if pair != (None, None)]
+        first, *rest = (Ratio.of(*(_density(R, x) for R in pair)) for pair in pairs)
+        if not rest:
+            return first
+        at_atom = (first.p != 0) | (first.q != 0)
+        return Ratio(*(jnp.where(at_atom, atom, density) for atom, density in zip(first, rest[0], strict=True)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(*(R.shape for R in (self.P, self.Q) if R is not None))
+
+    def values(self, points, lead):
+        return values_by_point(self, points, lead)
+
+
 @pytree
-class RadonNikodym(Integrand):
+class RadonNikodym(OfDensities):
     """dP/dQ as a function: P(x)/Q(x), 0 where only Q has mass, +inf where only P has, NaN where neither has.
 
     Source: https://en.wikipedia.org/wiki/Radon–Nikodym_theorem. ``(P / Q) * Q`` is P where P ≪ Q.
@@ -168,92 +207,80 @@ class RadonNikodym(Integrand):
     P: Any
     Q: Any
 
-    def __call__(self, *x):
-        # The difference of logarithms holds where both densities underflow.
-        log_ratio, sign = self.log_abs(*x)
-        return sign * jnp.exp(log_ratio)
-
-    def log_abs(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
-        """(log |dP/dQ|, sign): a ratio of masses where either measure has an atom, else of densities."""
-        own = self.P.log_abs_ratio(self.Q, *x)
-        if own is not None:
-            return own
-        p, q = self.P.split(), self.Q.split()
-        atoms, densities = (self._log_abs(*pair, x) for pair in zip(p, q, strict=True))
-        if atoms is None or densities is None:
-            return atoms or densities  # type: ignore[return-value]
-        at_atom = jnp.isfinite(atoms[0]) | jnp.isinf(atoms[0])
-        return tuple(jnp.where(at_atom, a, d) for a, d in zip(atoms, densities, strict=True))  # type: ignore[return-value]
-
-    @staticmethod
-    def _log_abs(P, Q, x):
-        if P is None and Q is None:
-            return None
-        nothing = -jnp.inf, 1.0
-        (log_p, sign_p), (log_q, sign_q) = (nothing if R is None else R.log_abs_density(*x) for R in (P, Q))
-        return log_p - log_q, sign_p * sign_q
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shapes: list[tuple[int, ...]] = [self.P.shape, self.Q.shape]
-        return jnp.broadcast_shapes(*shapes)
-
-    def values(self, points, lead):
-        return _family_values(self, points, lead)
+    def of(self, ratio):
+        return ratio.value
 
 
 @pytree
-class LogRatio(Integrand):
+class LogRatio(OfDensities):
     """x ↦ log dP/dQ(x), of measures with atoms and densities."""
 
-    ratio: RadonNikodym
+    P: Any
+    Q: Any
 
-    def __call__(self, *x):
-        log_ratio, sign = self.ratio.log_abs(*x)
-        return jnp.where(sign < 0, jnp.nan, log_ratio)
-
-    @property
-    def shape(self):
-        return self.ratio.shape
-
-    def values(self, points, lead):
-        return _family_values(self, points, lead)
+    def of(self, ratio):
+        return ratio.log
 
 
-def _family_values(f, points, lead):
+@pytree
+class RatioFunction(OfDensities):
+    """x ↦ a function of the ratio dP/dQ(x), or of the density of P."""
+
+    P: Any
+    Q: Any
+    function: Any
+
+    def of(self, ratio):
+        return self.function(ratio)
+
+
+def values_by_point(f, points, lead):
     """The values of a function that broadcasts its family against points by itself: all but the atoms' axis."""
     if not f.shape:
         return Integrand.values(f, points, lead)
     return jax.vmap(lambda point: at(f, point), in_axes=lead - 1, out_axes=-1)(points)
 
 
-def log(Q: Any) -> Integrand:
+def log(Q: Any, base: float | None = None) -> Integrand:
     """The log-density of a measure, a Markov kernel or a ratio P / Q, as a function that ``expect`` can look into.
 
     Args:
         Q: a Measure (density against counting measure), a Conditional (log(K) is a function of (x…, y)), or P / Q.
+        base: of the logarithm; by default e, for nats.
 
     Returns:
-        An Integrand in nats: call it on points, add and multiply it, integrate it.
+        An Integrand: call it on points, add and multiply it, integrate it.
 
     Raises:
         TypeError: Q is none of these.
+        ValueError: base is not a number above 0 other than 1.
 
     Example:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> from measure_xent import log
         >>> Q = mx.Categorical(probs=jnp.array([0.5, 0.25, 0.25]))
-        >>> log(Q)(jnp.array([0, 1])).tolist()
-        [-0.6931, -1.3863]
+        >>> log(Q)(jnp.array([0, 1])).tolist(), log(Q, 2)(1).item()
+        ([-0.6931, -1.3863], -2.0)
         >>> float(-mx.Dirac(1).expect(log(Q)))
         1.3863
     """
+    if base is not None:
+        return log(Q) / nats(base)
     if isinstance(Q, RadonNikodym):
         # On one kind of space the logarithm of the ratio is the difference of two functions that rules know.
-        return log(Q.P) - log(Q.Q) if Q.P.kind == Q.Q.kind and _unmixed(Q.P.kind) else LogRatio(Q)
+        return log(Q.P) - log(Q.Q) if Q.P.kind == Q.Q.kind and _unmixed(Q.P.kind) else LogRatio(Q.P, Q.Q)
     if hasattr(Q, "log_density"):
         return LogDensity(Q)
     raise TypeError(f"log(Q): Q must be a Measure, a Conditional or a ratio P / Q, got {type(Q).__name__}")
+
+
+def nats(base: float | None) -> float:
+    """How many nats a unit of a base is: 1 of e, log 2 of 2."""
+    if base is None:
+        return 1.0
+    if not isinstance(base, int | float) or not 0 < base < math.inf or base == 1:
+        raise ValueError(f"base: a number above 0 other than 1, such as 2 for bits, got {base!r}")
+    return math.log(base)
 
 
 def _unmixed(kind: tuple) -> bool:
@@ -269,7 +296,7 @@ def log2(Q: Any) -> Integrand:
         >>> float(-mx.Dirac(3).expect(mx.log2(mx.DiscreteUniform(8))))
         3.0
     """
-    return log(Q) / math.log(2)
+    return log(Q, 2)
 
 
 def log_partition(Q: Any) -> Integrand:
@@ -324,6 +351,10 @@ def _checked(name: str, Q: Any) -> Any:
     return Q
 
 
-def log_abs(density: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """(log|d|, sign d) of a density that may be signed."""
-    return jnp.log(jnp.abs(density)), jnp.where(density < 0, -1, 1)
+def _log(ratio: Ratio) -> Float[Array, "*family"]:
+    return ratio.log
+
+
+def _density(P: Any, x: tuple) -> ScaledNumber:
+    """The density at a point of a measure, or of none."""
+    return ScaledNumber.of(jnp.asarray(0.0)) if P is None else ScaledNumber(*P.scaled_density(*x))

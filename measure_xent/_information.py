@@ -1,20 +1,26 @@
-"""Functionals of measures, each its definition. Nats."""
+"""Functionals of one measure, of two, and of a joint measure's coordinates, each its definition. Nats."""
 
 import functools
 import inspect
+import itertools
 import typing
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional
-from ._density import Entropy, log
+from ._density import Entropy, log, nats
 from ._integrand import Integrand
+from ._joint import Bind, bind, marginal, product
 from ._measure import Measure
+from ._smooth_form import is_smooth
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_KINDS = (Measure, AbstractConditional)
 
 
 def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -25,8 +31,8 @@ def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         for name, argument in signature.bind(*args, **kwargs).arguments.items():
             kind = signature.parameters[name].annotation
-            if not isinstance(argument, kind):
-                kinds = typing.get_args(kind) or (kind,)
+            kinds = tuple(k for k in typing.get_args(kind) or (kind,) if isinstance(k, type) and issubclass(k, _KINDS))
+            if kinds and not isinstance(argument, kind):
                 takes = " or ".join(kind.__name__.removeprefix("Abstract") for kind in kinds)
                 raise TypeError(
                     f"{functional.__name__}: {name} must be a {takes}, got {type(argument).__name__}; labels are "
@@ -38,8 +44,10 @@ def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 @of_measures
-def cross_entropy(P: Measure, Q: Measure | AbstractConditional) -> Float[Array, "*family"]:
-    """H(P, Q) = −∫ log q dP, in nats: the average code length of words drawn from P under a code made for Q.
+def cross_entropy(
+    P: Measure, Q: Measure | AbstractConditional, *, base: float | None = None
+) -> Float[Array, "*family"]:
+    """H(P, Q) = −∫ log q dP, in nats or units of ``base``: the average code length of words from P under a code made for Q.
 
     Source: Cover & Thomas, *Elements of Information Theory*, §5.4. For a normalised empirical P this is the training
     loss; its value, gradients and memory are those of the kernel that the pair of measures lowers to.
@@ -47,6 +55,7 @@ def cross_entropy(P: Measure, Q: Measure | AbstractConditional) -> Float[Array, 
     Args:
         P: the target: any measure, or a family of them.
         Q: the model: a measure or a family that broadcasts with P, or for P on tuples (x, y) a Conditional.
+        base: of the logarithm, 2 for bits.
 
     Returns:
         One number a member of the family; +inf where P has mass that Q has not.
@@ -60,33 +69,34 @@ def cross_entropy(P: Measure, Q: Measure | AbstractConditional) -> Float[Array, 
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Categorical(logits)).tolist()
         [0.2395, 0.5514]
     """
-    return -P.expect(log(Q))
+    return -P.expect(log(Q, base))
 
 
 @of_measures
-def entropy(P: Measure | AbstractConditional) -> Float[Array, "*family"] | Integrand:
-    """H(P) = −∫ log p dP, in nats, with 0 · log 0 = 0. Source: Shannon (1948).
+def entropy(P: Measure | AbstractConditional, *, base: float | None = None) -> Float[Array, "*family"] | Integrand:
+    """H(P) = −∫ log p dP, with 0 · log 0 = 0, in nats or units of ``base``. Source: Shannon (1948).
 
     Of a Conditional it is the function x ↦ H(P(x)) that ``expect`` looks into: of a softmax head it comes from the same pass
     over the logits as the loss, and its mean over x is the conditional entropy.
 
     Example:
         >>> import jax.numpy as jnp, measure_xent as mx
-        >>> mx.entropy(mx.DiscreteUniform(8)).item()  # 3 log 2
-        2.0794
+        >>> mx.entropy(mx.DiscreteUniform(8)).item(), mx.entropy(mx.DiscreteUniform(8), base=2).item()  # 3 log 2
+        (2.0794, 3.0)
         >>> Q, P = mx.LinearSoftmax(jnp.zeros((2, 8))), mx.Empirical((jnp.ones((5, 2)), jnp.arange(5)))
         >>> P.expect((-mx.log(Q), mx.entropy(Q)))
         (Array(2.0794415, dtype=float32), Array(2.0794415, dtype=float32))
     """
     if isinstance(P, AbstractConditional):
-        return Entropy(P)
-    return -P.expect(log(P))
+        return Entropy(P) if base is None else Entropy(P) / nats(base)
+    return -P.expect(log(P, base))
 
 
 @of_measures
-def kl_divergence(P: Measure, Q: Measure) -> Float[Array, "*family"]:
-    """KL(P‖Q) = ∫ log(dP/dQ) dP + Q(1) − P(1), in nats: non-negative for finite measures, +inf unless P ≪ Q.
+def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
+    """KL(P‖Q) = ∫ log(dP/dQ) dP + Q(1) − P(1), in nats or units of ``base``.
 
+    At least 0, of finite measures too, and +inf unless P ≪ Q.
     Source: mathlib's ``InformationTheory.klDiv``; for probability measures the mass terms cancel.
 
     Example:
@@ -97,4 +107,142 @@ def kl_divergence(P: Measure, Q: Measure) -> Float[Array, "*family"]:
         >>> mx.kl_divergence(2 * P, P).item()  # 2 log 2 − 1
         0.3863
     """
-    return P.expect(log(P / Q)) + Q.mass - P.mass
+    return P.expect(log(P / Q, base)) + (Q.mass - P.mass) / nats(base)
+
+
+@of_measures
+def perplexity(P: Measure, Q: Measure | AbstractConditional | None = None) -> Float[Array, "*family"]:
+    """exp H(P, Q), of P alone exp H(P): as many equally probable words would be as hard to guess.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> mx.perplexity(mx.DiscreteUniform(8)).item(), mx.perplexity(mx.Dirac(0), mx.DiscreteUniform(8)).item()
+        (8.0, 8.0)
+    """
+    return jnp.exp(cross_entropy(P, P if Q is None else Q))
+
+
+@of_measures
+def mutual_information(
+    P: Measure, K: AbstractConditional | None = None, *, X: Any = 0, Y: Any = 1, base: float | None = None
+) -> Float[Array, "*family"]:
+    """I(X; Y) = KL(P_XY ‖ P_X ⊗ P_Y), of two coordinates of a joint measure, or of x from P and y from K given x.
+
+    Source: Cover & Thomas, §2.3. In nats or units of ``base``.
+
+    Args:
+        P: a measure on tuples, or with a K the measure of x.
+        X, Y: the numbers of the coordinates from 0, each one or a tuple of them.
+
+    Raises:
+        ValueError: P has not the coordinates.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> bit, noisy = mx.DiscreteUniform(2), mx.Conditional(lambda x: mx.Bernoulli(probs=jnp.where(x == 1, 0.89, 0.11)))
+        >>> mx.mutual_information(bit, noisy, base=2).item(), mx.mutual_information(mx.joint(bit, noisy), base=2).item()
+        (0.50008, 0.50008)
+    """
+    if K is not None:
+        return P.expect(Partial(_gain, K, _law_of_y(P, K))) / nats(base)
+    X, Y = sorted((_tuple(X), _tuple(Y)))  # it is symmetric
+    return kl_divergence(marginal(P, *X, *Y), product(marginal(P, *X), marginal(P, *Y)), base=base)
+
+
+def _law_of_y(P: Measure, K: AbstractConditional) -> Measure:
+    M = bind(P, K)
+    if isinstance(M, Bind) and M.has_density and any(map(is_smooth, P.forms())):
+        raise NotImplementedError(
+            "mutual_information(P, K): where x and y have densities and no closed form is known, the density of y is an "
+            "integral inside two others; give P as atoms, such as the nodes and weights of a Gauss rule"
+        )
+    return M
+
+
+def _gain(K, M, *x):
+    """KL(K(x) ‖ M), what x says of y."""
+    return kl_divergence(K(*x), M)
+
+
+@of_measures
+def pointwise_mutual_information(P: Measure, *, X: Any = 0, Y: Any = 1, base: float | None = None) -> Integrand:
+    """(x, y) ↦ log dP_XY/d(P_X ⊗ P_Y), whose mean is the mutual information. Arguments and errors are its own.
+
+    Source: Church & Hanks (1990).
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> P = mx.Atoms((jnp.array([0, 1]), jnp.array([0, 1]))).normalize()
+        >>> mx.pointwise_mutual_information(P, base=2)(0, 0).item()
+        1.0
+    """
+    X, Y = _tuple(X), _tuple(Y)
+    return log(marginal(P, *X, *Y) / product(marginal(P, *X), marginal(P, *Y)), base)
+
+
+@of_measures
+def conditional_entropy(
+    P: Measure, K: AbstractConditional | None = None, *, X: Any = 0, Y: Any = 1, base: float | None = None
+) -> Float[Array, "*family"]:
+    """H(Y | X) = H(X, Y) − H(X), or ∫ H(K(x)) dP(x). Arguments and errors are those of ``mutual_information``.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> mx.conditional_entropy(mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(2)), base=2).item()
+        1.0
+    """
+    if K is not None:
+        return P.expect(entropy(K, base=base))
+    both = sorted((*_tuple(X), *_tuple(Y)))
+    return entropy(marginal(P, *both), base=base) - entropy(marginal(P, *_tuple(X)), base=base)
+
+
+@of_measures
+def conditional_mutual_information(
+    P: Measure, *, X: Any = 0, Y: Any = 1, Z: Any = 2, base: float | None = None
+) -> Float[Array, "*family"]:
+    """I(X; Y | Z) = I(X; Y, Z) − I(X; Z), the chain rule. Arguments and errors are those of ``mutual_information``.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> x, y = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
+        >>> P = mx.Empirical((x, y, x ^ y))
+        >>> mx.mutual_information(P, base=2).item(), mx.conditional_mutual_information(P, base=2).item()
+        (0.0, 1.0)
+    """
+    both = mutual_information(P, X=X, Y=(*_tuple(Y), *_tuple(Z)), base=base)
+    return both - mutual_information(P, X=X, Y=Z, base=base)
+
+
+@of_measures
+def total_correlation(P: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
+    """KL(P ‖ ⊗ Pᵢ), of a joint measure and the product of its coordinates' own. Source: Watanabe (1960).
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> x = jnp.arange(2)
+        >>> mx.total_correlation(mx.Empirical((x, x, x)), base=2).item()
+        2.0
+    """
+    return kl_divergence(P, functools.reduce(product, (marginal(P, i) for i in range(P.coordinates))), base=base)
+
+
+@of_measures
+def interaction_information(P: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
+    """−Σ (−1)^(n−|T|) H(P_T) over the sets T of P's n coordinates: of three, I(X; Y | Z) − I(X; Y); negative for redundancy.
+
+    Source: McGill (1954), *Multivariate information transmission*.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> x, y = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
+        >>> mx.interaction_information(mx.Empirical((x, y, x ^ y)), base=2).item()
+        1.0
+    """
+    n = P.coordinates
+    sets = (T for size in range(1, n + 1) for T in itertools.combinations(range(n), size))
+    return -sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), base=base) for T in sets)
+
+
+def _tuple(coordinates: Any) -> tuple[int, ...]:
+    return coordinates if isinstance(coordinates, tuple) else (coordinates,)

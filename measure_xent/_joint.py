@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional
-from ._density import LogDensity, log_abs
+from ._density import LogDensity
 from ._dispatch import integrate, rule
 from ._integral import Integral
 from ._integrand import Integrand, as_integrand
 from ._kernels.null import null_safe_product
-from ._measure import Lowered, Measure, Scaled, Weighted, family_of, log_sum, pushforward
-from ._measures.laws import Always, Nested
+from ._measure import Lowered, Measure, Scaled, Weighted, family_of, pushforward
+from ._measures.laws import Always, Blank, MassOf, Nested, draw_of
 from ._normal_form import Disintegration, Form
 from ._pytree import pytree, static
+from ._scaled import ScaledNumber
 from ._smooth_form import Smooth, is_smooth
 
 
@@ -90,6 +91,25 @@ def marginal(P: Measure, *coordinates: int) -> Measure:
     n = P.coordinates
     if not coordinates or not all(isinstance(i, int) and -n <= i < n for i in coordinates):
         raise ValueError(f"marginal(P, *coordinates): numbers of P's {n} coordinates, from 0, got {coordinates}")
+    return _marginal(P, tuple(i % n for i in coordinates))
+
+
+def _marginal(P: Measure, coordinates: tuple[int, ...]) -> Measure:
+    """By the structure of what has a density, which an image would not have; any other by its atoms."""
+    if coordinates == tuple(range(P.coordinates)):
+        return P
+    match P:
+        case ProductMeasure(P=A, Q=B):
+            n = A.coordinates
+            ours, theirs = tuple(i for i in coordinates if i < n), tuple(i - n for i in coordinates if i >= n)
+            if (*ours, *(i + n for i in theirs)) == coordinates:
+                parts = [_marginal(R, own) if own else R.mass for R, own in ((A, ours), (B, theirs))]
+                return product(*parts) if ours and theirs else parts[0] * parts[1]
+        case Joint(P=A, K=AbstractConditional() as K) if any(map(is_smooth, P.forms())):
+            if coordinates == (A.coordinates,):
+                return bind(A, K)
+            if max(coordinates) < A.coordinates:
+                return _marginal(A.reweight(MassOf(K)), coordinates)
     return pushforward(Coordinates(coordinates), P)
 
 
@@ -197,17 +217,19 @@ class ProductMeasure(Measure):
     def kind(self):
         return self.P.kind, self.Q.kind
 
-    def log_abs_ratio(self, other, *x):
+    def ratio_to(self, other, *x):
         n = self.P.coordinates
         if not isinstance(other, ProductMeasure) or other.P.coordinates != n:
             return None
-        (log_p, sign_p), (log_q, sign_q) = (self.P / other.P).log_abs(*x[:n]), (self.Q / other.Q).log_abs(*x[n:])
-        return log_p + log_q, sign_p * sign_q
+        return (self.P / other.P).at(*x[:n]).times((self.Q / other.Q).at(*x[n:]))
 
-    def log_abs_density(self, *x):
+    def scaled_density(self, *x):
         n = self.P.coordinates
-        (log_p, sign_p), (log_q, sign_q) = self.P.log_abs_density(*x[:n]), self.Q.log_abs_density(*x[n:])
-        return log_p + log_q, sign_p * sign_q
+        return _product(self.P.scaled_density(*x[:n]), self.Q.scaled_density(*x[n:]))
+
+
+def _product(a: tuple, b: tuple) -> ScaledNumber:
+    return ScaledNumber(*a).times(ScaledNumber(*b))
 
 
 def _at(K: Any, x: tuple) -> Measure:
@@ -252,22 +274,17 @@ class Joint(Measure):
     def kind(self):
         return (False, True) if isinstance(self.K, Measure) else (self.P.kind,)
 
-    def log_abs_ratio(self, other, *x):
+    def ratio_to(self, other, *x):
         if not isinstance(other, Joint) or any(isinstance(K, Measure) for K in (self.K, other.K)):
             return None
         n = self.P.coordinates
-        (log_p, sign_p), (log_k, sign_k) = (
-            (self.P / other.P).log_abs(*x[:n]),
-            (_at(self.K, x[:n]) / _at(other.K, x[:n])).log_abs(*x[n:]),
-        )
-        return log_p + log_k, sign_p * sign_k
+        return (self.P / other.P).at(*x[:n]).times((_at(self.K, x[:n]) / _at(other.K, x[:n])).at(*x[n:]))
 
-    def log_abs_density(self, *x):
+    def scaled_density(self, *x):
         if isinstance(self.K, Measure):
-            return super().log_abs_density(*x)
+            return super().scaled_density(*x)
         n = self.P.coordinates
-        (log_p, sign_p), (log_k, sign_k) = self.P.log_abs_density(*x[:n]), self.K(*x[:n]).log_abs_density(*x[n:])
-        return log_p + log_k, sign_p * sign_k
+        return _product(self.P.scaled_density(*x[:n]), self.K(*x[:n]).scaled_density(*x[n:]))
 
 
 @pytree
@@ -307,7 +324,7 @@ class Posterior(AbstractConditional):
     def _greatest(self, y):
         """The greatest log-likelihood among atoms, to be divided by, so that not all of them underflow."""
         atoms, _ = _sorted(self.P, len(self.P.shape))
-        logs = [self.K.family(points, w.ndim).log_abs_density(y)[0] for points, w, _ in atoms]
+        logs = [ScaledNumber(*self.K.family(points, w.ndim).scaled_density(y)).log for points, w, _ in atoms]
         greatest = [jnp.where(w == 0, -jnp.inf, log_k).max(-1) for (_, w, _), log_k in zip(atoms, logs, strict=True)]
         return jax.lax.stop_gradient(functools.reduce(jnp.maximum, greatest)) if atoms else jnp.zeros(())
 
@@ -321,8 +338,7 @@ class MixtureDensity(Integrand):
     log_scale: Any
 
     def __call__(self, *x):
-        log_density, sign = self.K(*x).log_abs_density(self.y)
-        return self._relative(log_density, sign, self.log_scale)
+        return self._relative(*self.K(*x).scaled_density(self.y), self.log_scale)
 
     @property
     def shape(self):
@@ -334,12 +350,12 @@ class MixtureDensity(Integrand):
         return (self.y,) if jnp.ndim(self.y) == 0 else ()
 
     def values(self, points, lead):
-        log_density, sign = as_integrand(lambda *x: self.K(*x).log_abs_density(self.y)).values(points, lead)
-        return self._relative(log_density, sign, jnp.asarray(self.log_scale)[..., None])
+        density = as_integrand(lambda *x: tuple(self.K(*x).scaled_density(self.y))).values(points, lead)
+        return self._relative(*density, jnp.asarray(self.log_scale)[..., None])
 
     @staticmethod
-    def _relative(log_density, sign, log_scale):
-        return sign * jnp.exp(log_density - jnp.where(jnp.isfinite(log_scale), log_scale, 0))
+    def _relative(log_density, factor, log_scale):
+        return factor * jnp.exp(log_density - jnp.where(jnp.isfinite(log_scale), log_scale, 0))
 
 
 @pytree
@@ -360,11 +376,20 @@ class Bind(Measure):
         return tuple(part for form in self.joint.forms() for part in form.marginal())
 
     def split(self):
-        return (None, self) if any(map(is_smooth, self.joint.forms())) else (self, None)
+        return (None, self) if self.has_density else (self, None)
 
-    def log_abs_density(self, *x):
+    @property
+    def has_density(self) -> bool:
+        """Whether y has one, which it may not have where x has."""
+        K, forms = self.joint.K, self.joint.forms()
+        if isinstance(K, Measure) or not any(map(is_smooth, forms)):
+            return any(map(is_smooth, forms))
+        x, _ = draw_of(self.joint.P, Blank())
+        return any(map(is_smooth, K(*(x if isinstance(x, tuple) else (x,))).forms()))
+
+    def scaled_density(self, *x):
         if isinstance(self.joint.K, Measure) or not any(map(is_smooth, self.joint.forms())):
-            return super().log_abs_density(*x)
+            return super().scaled_density(*x)
         y, event = jnp.asarray(x[0]), max(getattr(form, "event_rank", 0) for form in self._laws_of_y())
         density = self._one_each
         for _ in range(jnp.ndim(y) - event - len(self.shape)):  # points of each member
@@ -381,13 +406,11 @@ class Bind(Measure):
         event = max(getattr(form, "event_rank", 0) for form in self._laws_of_y())
         terms = []
         for points, weights, _ in atoms:
-            log_k, sign = K.family(points, weights.ndim).log_abs_density(jnp.expand_dims(y, jnp.ndim(y) - event))
-            log_w, sign_w = log_abs(weights)
-            terms.append(log_sum(jnp.where(weights == 0, -jnp.inf, log_w + log_k), sign * sign_w))
+            log_k, k = K.family(points, weights.ndim).scaled_density(jnp.expand_dims(y, jnp.ndim(y) - event))
+            terms.append(ScaledNumber(log_k, weights * k).total())
         if laws:
-            terms.append(log_abs(Lowered(tuple(laws)).expect(MixtureDensity(K, y, jnp.zeros(())))))
-        logs, signs = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in zip(*terms, strict=True))
-        return log_sum(logs, signs)
+            terms.append(ScaledNumber.of(Lowered(tuple(laws)).expect(MixtureDensity(K, y, jnp.zeros(())))))
+        return ScaledNumber.sum(terms)
 
 
 def _sorted(P: Measure, rank: int) -> tuple[list[tuple[tuple, Float[Array, "*family k"], bool]], list[Any]]:

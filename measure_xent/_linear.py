@@ -167,8 +167,8 @@ class LinearCategorical(Measure):
         part = DeferredSoftmax(self.hidden, head, jnp.ones(self.shape))
         return (NormalForm(deferred=(part,), classes=self.head.classes),)
 
-    def log_abs_density(self, *x):
-        return self.dense.log_abs_density(*x)
+    def scaled_density(self, *x):
+        return self.dense.scaled_density(*x)
 
     def row(self, against: Target, asked: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
         """Every row's figures against its target, of the classes here; the targets' family is this one's."""

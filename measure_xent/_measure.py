@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
-from ._density import RadonNikodym, log_abs
+from ._density import RadonNikodym
 from ._dispatch import integrate
 from ._integral import Integral
 from ._integrand import Integrand, as_integrand, is_number
 from ._kernels.mesh import sum_over
-from ._kernels.softmax import max_and_log1p_tail
+from ._kernels.null import null_safe_product
 from ._normal_form import Form, in_batches
 from ._pytree import as_node, pytree, set_fields
+from ._scaled import Ratio, ScaledNumber
 from ._smooth_form import Smooth, is_smooth
 
 
@@ -27,7 +28,7 @@ class Measure(abc.ABC):
     the broadcast shape. A measure on tuples calls functions with the coordinates as arguments.
 
     A subclass is a frozen pytree that gives ``shape`` and ``forms()`` (a finite measure: its atoms; everything else
-    follows) or rules for ``expect`` (see ``rule``) and ``log_abs_density``.
+    follows) or rules for ``expect`` (see ``rule``) and ``scaled_density``.
 
     Example:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -62,24 +63,22 @@ class Measure(abc.ABC):
         """Which of the two parts are not there; of a measure on tuples, the kinds of its coordinates."""
         return tuple(part is None for part in self.split())
 
-    def log_abs_ratio(self, other: "Measure", *x: Any) -> Any:
-        """(log |dP/dQ|, sign) at a point where the measures know better than by their densities, else None."""
+    def ratio_to(self, other: "Measure", *x: Any) -> Ratio | None:
+        """dP/dQ at a point where the measures know better than by their densities, else None."""
         return None
 
-    def log_abs_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
-        """(log |density|, sign) at a point, against counting measure at an atom, against Lebesgue measure elsewhere.
+    def scaled_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
+        """(log_scale, factor) at a point: the density is factor · exp(log_scale), and need not underflow.
 
-        The logarithm holds where the density underflows.
+        It is against counting measure at an atom, against Lebesgue measure elsewhere.
         """
         share = {"mesh_axes": self.mesh_axes} if self.mesh_axes else {}
-        return log_abs(
-            self._sum_over_devices(functools.reduce(jnp.add, [form.density(*x, **share) for form in self.forms()]))
-        )
+        densities = [form.density(*x, **share) for form in self.forms()]
+        return ScaledNumber.of(self._sum_over_devices(functools.reduce(jnp.add, densities)))
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""
-        log_density, sign = self.log_abs_density(*x)
-        return jnp.where(sign < 0, jnp.nan, log_density)
+        return ScaledNumber(*self.scaled_density(*x)).log
 
     @property
     def log_partition(self) -> Float[Array, "*family"]:
@@ -90,6 +89,10 @@ class Measure(abc.ABC):
     def mode(self) -> Shaped[Array, "*family"]:
         """The most probable point."""
         raise NotImplementedError(f"{type(self).__name__} has no mode: Categorical and Bernoulli have")
+
+    def closest_to(self, P: "Measure") -> Any:
+        """The member of this one's family that is closest to P, where it is known how to get it, else NotImplemented."""
+        return NotImplemented
 
     @property
     def coordinates(self) -> int:
@@ -233,7 +236,7 @@ class Measure(abc.ABC):
             >>> float((0 * mx.Dirac(1)).normalize().mass)
             0.0
         """
-        return Normalized(self)
+        return self if self.certain_mass == 1 else Normalized(self)
 
     def __add__(self, other: "Measure") -> "Measure":
         return Sum((self, other)) if isinstance(other, Measure) else NotImplemented
@@ -283,9 +286,9 @@ def family_of(*measures: Measure) -> tuple[int, ...]:
 
 def _of_parts(parts, x):
     """The mass of {x} where the atoms have one, else the density."""
-    (log_mass, sign), (log_density, other) = (part.log_abs_density(*x) for part in parts)
-    atom = log_mass > -jnp.inf
-    return jnp.where(atom, log_mass, log_density), jnp.where(atom, sign, other)
+    atom, density = (ScaledNumber(*part.scaled_density(*x)) for part in parts)
+    at_atom = (atom.factor != 0) & (atom.log_scale > -jnp.inf)
+    return ScaledNumber(*(jnp.where(at_atom, a, d) for a, d in zip(atom, density, strict=True)))
 
 
 def _each_part(P, make):
@@ -343,10 +346,9 @@ class Scaled(Measure):
     def split(self):
         return _each_part(self.P, lambda part: Scaled(self.c, part))
 
-    def log_abs_density(self, *x):
-        log_c, sign_c = log_abs(jnp.asarray(self.c))
-        log_p, sign = self.P.log_abs_density(*x)
-        return log_c + log_p, sign_c * sign
+    def scaled_density(self, *x):
+        log_p, p = self.P.scaled_density(*x)
+        return ScaledNumber(log_p, self.c * p)
 
 
 @pytree
@@ -390,20 +392,10 @@ class Sum(Measure):
         atoms, densities = zip(*(P.split() for P in self.terms), strict=True)
         return of_kind(atoms), of_kind(densities)
 
-    def log_abs_density(self, *x):
+    def scaled_density(self, *x):
         if None not in (parts := self.split()):
             return _of_parts(parts, x)
-        logs, signs = zip(*(P.log_abs_density(*x) for P in self.terms), strict=True)
-        logs, signs = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in (logs, signs))
-        return log_sum(logs, signs)
-
-
-def log_sum(logs, signs):
-    """log|Σ sᵢ exp lᵢ| and its sign, without underflow."""
-    top, _ = max_and_log1p_tail(logs)
-    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-    log_rest, sign = log_abs(jnp.sum(signs * jnp.exp(logs - top), axis=-1))
-    return top[..., 0] + log_rest, sign
+        return ScaledNumber.sum(P.scaled_density(*x) for P in self.terms)
 
 
 @pytree
@@ -440,12 +432,13 @@ class Weighted(Measure):
     def split(self):
         return _each_part(self.P, lambda part: Weighted(self.f, part))
 
-    def log_abs_density(self, *x):
-        f = jnp.asarray(self.f(*x))
-        log_f, sign_f = log_abs(f.astype(jnp.promote_types(f.dtype, jnp.bfloat16)))
-        log_p, sign = self.P.log_abs_density(*x)
+    def scaled_density(self, *x):
+        log_p, p = self.P.scaled_density(*x)
         # f need not exist where P has no mass: P / Q is NaN where neither lives.
-        return jnp.where(log_p == -jnp.inf, log_p, log_f + log_p), sign_f * sign
+        p = jnp.where(log_p == -jnp.inf, 0, p)
+        f = jnp.asarray(self.f(*x))
+        f, p = jnp.broadcast_arrays(f.astype(jnp.promote_types(f.dtype, jnp.bfloat16)), p)
+        return ScaledNumber(log_p, null_safe_product(p, f, f))
 
 
 @pytree
@@ -476,10 +469,9 @@ class Normalized(Measure):
     def split(self):
         return _each_part(self.P, lambda part: Scaled(self._scale(), part))
 
-    def log_abs_density(self, *x):
-        log_p, sign = self.P.log_abs_density(*x)
-        log_c, sign_c = log_abs(jnp.asarray(self._scale()))
-        return log_c + log_p, sign_c * sign
+    def scaled_density(self, *x):
+        log_p, p = self.P.scaled_density(*x)
+        return ScaledNumber(log_p, self._scale() * p)
 
     @property
     def mass(self):
@@ -525,9 +517,9 @@ class Pushforward(Measure):
     def split(self):
         return _each_part(self.P, lambda part: Pushforward(self.T, part, self.inverse))
 
-    def log_abs_density(self, *x):
+    def scaled_density(self, *x):
         if not any(map(is_smooth, self.P.forms())):
-            return super().log_abs_density(*x)
+            return super().scaled_density(*x)
         if None not in (parts := self.split()):
             return _of_parts(parts, x)
         if not self.inverse:
@@ -535,9 +527,7 @@ class Pushforward(Measure):
                 "the density of a pushforward: pass pushforward(T, P, inverse=…), or one for each branch"
             )
         (y,) = x
-        logs, signs = zip(*(self._branch(g, jnp.asarray(y)) for g in self.inverse), strict=True)
-        logs, signs = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in (logs, signs))
-        return log_sum(logs, signs)
+        return ScaledNumber.sum(self._branch(g, jnp.asarray(y)) for g in self.inverse)
 
     def _branch(self, g, y):
         """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""
@@ -548,8 +538,8 @@ class Pushforward(Measure):
         else:
             log_slope = jnp.log(jnp.abs(jax.jvp(g, (y,), (jnp.ones_like(y),))[1]))
         exists = jnp.isfinite(x) if not event else jnp.all(jnp.isfinite(x), axis=-1)
-        log_p, sign = self.P.log_abs_density(x)
-        return jnp.where(exists, log_p + log_slope, -jnp.inf), sign
+        log_p, p = self.P.scaled_density(x)
+        return ScaledNumber(jnp.where(exists, log_p + log_slope, -jnp.inf), p)
 
 
 def _mapped(f, n):

@@ -200,9 +200,10 @@ class NormalForm:
 
     def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
         """A measure on tuples, disintegrated at the last coordinate; for a function ``of_x``, one of x alone will do."""
-        if of_x and self.weights is not None and not isinstance(self.points, tuple):
-            nothing = jnp.zeros(jax.tree.leaves(self.points)[0].shape[: self.weights.ndim], jnp.int32)
-            return self._with(points=(self.points, nothing)).rows()
+        if of_x and not isinstance(self.points, tuple):
+            nothing = lambda x, w: jnp.zeros(jax.tree.leaves(x)[0].shape[: w.ndim], jnp.int32)
+            paired = (NormalForm((x, nothing(x, w)), w, certain=certain) for x, w, certain in self.parts())
+            return tuple(row for form in paired for row in form.rows())
         if self.weights is None or not isinstance(self.points, tuple) or len(self.points) < 2:
             raise TypeError(
                 "a Conditional integrates over pairs (x, y): P must be a measure on tuples, such as "

@@ -9,8 +9,10 @@ import pytest
 
 COMPILE_MUCH = {
     "test_contract",
+    "test_divergences",
     "test_external",
     "test_families",
+    "test_information",
     "test_integrals",
     "test_laws",
     "test_laws_of_spaces",

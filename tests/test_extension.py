@@ -45,7 +45,7 @@ class Exponential(mx.Measure):
     def mass(self):
         return jnp.ones(self.shape)
 
-    def log_abs_density(self, x):
+    def scaled_density(self, x):
         return jnp.log(self.rate) - self.rate * x, jnp.ones(self.shape)
 
 

@@ -328,7 +328,7 @@ class Draws:
         x = lax.stop_gradient(
             self.point(jax.tree.map(lax.stop_gradient, law))
         )  # a sampler may have no derivative at all
-        return x, carry(lax.stop_gradient(weight), law.log_abs_density(x)[0])
+        return x, carry(lax.stop_gradient(weight), law.log_density_of(x))
 
     def choose(self, weights: Float[Array, "*family k"]) -> tuple[Array, Float[Array, "*family"]]:
         """The index of an atom, one a member, and what its being drawn stands for."""

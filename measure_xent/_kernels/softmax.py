@@ -416,7 +416,7 @@ _rows.defjvp(_rows_jvp, symbolic_zeros=True)
 def _residual(classes, z, indices, weights, background, dense, reference, log_sum):
     """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
     z = z.astype(reference.dtype)
-    total, target = _expand(classes, indices, weights, background, dense)
+    total, target = expand(classes, indices, weights, background, dense)
     if weights is not None:
         infeasible = jnp.any(classes.excludes(indices) & (weights != 0), axis=-1, keepdims=True)
         total = jnp.where(infeasible, jnp.nan, total)
@@ -435,7 +435,7 @@ def _residual_jvp(classes, primals, tangents):
     z, indices, *measure, _, log_sum = primals
     dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
     value = _residual(classes, *primals)
-    total, _ = _expand(classes, indices, *measure)
+    total, _ = expand(classes, indices, *measure)
     null = _null(classes, *measure)
     p = softmax(jnp.where(null & jnp.isnan(log_sum), 0, z.astype(log_sum.dtype)), classes)
     tangent = jnp.zeros_like(value)
@@ -447,7 +447,7 @@ def _residual_jvp(classes, primals, tangents):
         # The parts that are not differentiated have tangent 0.
         still = lambda m: m if m is None else jnp.zeros_like(m)
         parts = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
-        dtotal, dtarget = _expand(classes, indices, *parts)
+        dtotal, dtarget = expand(classes, indices, *parts)
         tangent += jnp.where(null & ~jnp.isfinite(p), 0, dtotal * p - dtarget)
     return value, tangent
 
@@ -479,7 +479,7 @@ def mass_at(target: Target, index: Int[Array, "*family"], classes: Classes) -> F
     return total
 
 
-def _expand(classes, *target):
+def expand(classes: Classes, *target: Any) -> tuple[Array, Array]:
     """(mass [*, 1], target as a vector over the classes here [*, V]), linear in the measure."""
     indices, weights, background, dense = target
     vector = jnp.asarray(0.0)[None]

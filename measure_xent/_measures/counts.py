@@ -47,6 +47,10 @@ class Poisson(Integers):
     def natural(self):
         return Natural((jnp.log(self.rate),), (Identity(),), self.rate, (-LogFactorial(),))
 
+    def closest_to(self, P):
+        P = P.normalize()
+        return Poisson(P.expect(Identity()))
+
     def moment(self, statistic):
         return moments(self.mean, self.variance)(statistic)
 
@@ -88,6 +92,10 @@ class Geometric(Integers):
     @property
     def natural(self):
         return Natural((jnp.log1p(-self.probs),), (Identity(),), -jnp.log(self.probs))
+
+    def closest_to(self, P):
+        P = P.normalize()
+        return Geometric(1 / (1 + P.expect(Identity())))
 
     def moment(self, statistic):
         return moments(self.mean, self.variance)(statistic)
@@ -139,6 +147,10 @@ class Binomial(Integers):
 
     def moment(self, statistic):
         return moments(self.mean, self.variance)(statistic)
+
+    def closest_to(self, P):
+        P = P.normalize()
+        return Binomial(self.total_count, P.expect(Identity()) / self.total_count)
 
 
 def not_negative(x):

@@ -20,6 +20,8 @@ from .._kernels.softmax import (
     accumulator,
     class_index,
     cross_entropy,
+    expand,
+    log_softmax,
     mass,
     mass_at,
     rows,
@@ -28,6 +30,7 @@ from .._kernels.softmax import (
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
+from .._scaled import ScaledNumber
 from .._smooth_form import Smooth
 from .checks import check_values, real_array
 
@@ -218,6 +221,10 @@ class Categorical(Measure):
         """A in log q = logit − A, the log-sum-exp of the logits, in nats; 0 for probabilities."""
         return jnp.zeros(self.shape) if self.logits is None else rows(self.logits, Target()).log_partition
 
+    def closest_to(self, P):
+        probs = masses(P, self.classes, "Categorical")
+        return Categorical(probs=probs) if self.logits is None else Categorical(jnp.log(probs))
+
     @property
     def mode(self) -> Int[Array, "*family"]:
         """The most probable class, the first of several."""
@@ -228,23 +235,32 @@ class Categorical(Measure):
         probs = parameter if self.logits is None else softmax(parameter)
         return (NormalForm(dense=probs, classes=self.classes),)
 
-    def log_abs_density(self, *x):
+    def scaled_density(self, *x):
         (x,) = x
         x = class_index(x)
-        if self.logits is not None:
-            target = Target(x[..., None], jnp.ones((*x.shape, 1), accumulator(self.logits.dtype)))
-            log_density = -cross_entropy(self.logits, target)
-        else:
-            log_density = jnp.log(self._probability(x))
-        return log_density, jnp.ones_like(log_density)
+        if self.logits is None:
+            return ScaledNumber.of(self._probability(x))
+        # One log-softmax serves all the points that vmap may bring.
+        z = self.logits.astype(accumulator(self.logits.dtype))
+        log_p, inside = self._entry(log_softmax(Classes.of(z), z), x), (x >= 0) & (x < self.classes)
+        factor = jnp.where(inside, 1, where_supported(inside, jnp.exp(log_p)))
+        return ScaledNumber(jnp.where(inside, log_p, 0), factor)
+
+    def log_density(self, *x):
+        if self.logits is None:
+            return super().log_density(*x)
+        (x,) = x
+        x = class_index(x)
+        target = Target(x[..., None], jnp.ones((*x.shape, 1), accumulator(self.logits.dtype)))
+        return -cross_entropy(self.logits, target)
 
     def _probability(self, x):
-        family = jnp.broadcast_shapes(self.shape, x.shape)
         probs = self.probs.astype(accumulator(self.probs.dtype))
-        probs = jnp.broadcast_to(probs, (*family, self.classes))
-        index = jnp.broadcast_to(jnp.clip(x, 0, self.classes - 1), family)[..., None]
-        p = jnp.take_along_axis(probs, index, axis=-1)[..., 0]
-        return where_supported((x >= 0) & (x < self.classes), p)
+        return where_supported((x >= 0) & (x < self.classes), self._entry(probs, x))
+
+    @staticmethod
+    def _entry(row, x):
+        return Classes.of(row).take(row, x[..., None])[..., 0]
 
     @property
     def _parameter(self) -> Any:
@@ -296,6 +312,10 @@ class Bernoulli(Measure):
         """A in log q(y) = y · logit − A, the softplus of the logit, in nats; 0 for probabilities."""
         return jnp.zeros(self.shape) if self.logits is None else -self.log_density(jnp.zeros((), int))
 
+    def closest_to(self, P):
+        p0, p1 = jnp.moveaxis(masses(P, 2, "Bernoulli"), -1, 0)
+        return Bernoulli(probs=p1) if self.logits is None else Bernoulli(jnp.log(p1) - jnp.log(p0))
+
     @property
     def mode(self) -> Int[Array, "*family"]:
         """The more probable outcome, 0 of both."""
@@ -304,17 +324,15 @@ class Bernoulli(Measure):
     def forms(self):
         return (NormalForm(dense=jnp.stack(self._masses(), axis=-1), classes=2),)
 
-    def log_abs_density(self, *x):
+    def scaled_density(self, *x):
         (x,) = x
         x = class_index(x)
         if self.logits is None:
             p0, p1 = self._masses()
-            log_density = jnp.log(where_supported((x == 0) | (x == 1), jnp.where(x == 1, p1, p0)))
-        else:
-            z = self.logits.astype(accumulator(self.logits.dtype))
-            outcomes = (x == 0, x == 1, (x != 0) & (x != 1))
-            log_density = -sigmoid.cross_entropy(z, *(a.astype(z.dtype) for a in outcomes))
-        return log_density, jnp.ones_like(log_density)
+            return ScaledNumber.of(where_supported((x == 0) | (x == 1), jnp.where(x == 1, p1, p0)))
+        z = self.logits.astype(accumulator(self.logits.dtype))
+        outcomes = (x == 0, x == 1, (x != 0) & (x != 1))
+        return ScaledNumber.exp(-sigmoid.cross_entropy(z, *(a.astype(z.dtype) for a in outcomes)))
 
     @property
     def _parameter(self) -> Any:
@@ -407,6 +425,13 @@ class Row(NamedTuple):
         )
         product = lambda value, original: null_safe_product(self.mass, value, original)
         return jax.tree.map(product, function(stand_in), function(self))
+
+
+def masses(P: Measure, classes: int, name: str) -> Float[Array, "*family V"]:
+    """P's share of each class; they sum to less than 1 where P has mass on none."""
+    vectors = [expand(Classes(classes), *written_target(form, classes, name)) for form in P.forms()]
+    mass, vector = (functools.reduce(jnp.add, parts) for parts in zip(*vectors, strict=True))
+    return vector / jnp.where(mass == 0, jnp.nan, mass)
 
 
 def target(form: Form, classes: int, name: str) -> Target:

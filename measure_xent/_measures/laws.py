@@ -19,6 +19,7 @@ from .._integral import Integral
 from .._integrand import Integrand
 from .._measure import Lowered, Measure
 from .._pytree import pytree, set_fields, static
+from .._scaled import ScaledNumber
 from .._smooth_form import Smooth, finite, fixed
 
 
@@ -42,13 +43,16 @@ class Law(Measure):
     def mass(self):
         return jnp.ones(self.shape)
 
+    @property
+    def certain_mass(self) -> int | None:
+        return 1
+
     def forms(self) -> Any:
         return (Smooth(self, jnp.ones(self.shape)),)
 
-    def log_abs_density(self, *x):
+    def scaled_density(self, *x):
         (x,) = x
-        log_density = self.log_density_of(jnp.asarray(x))
-        return log_density, jnp.ones_like(log_density)
+        return ScaledNumber.exp(self.log_density_of(jnp.asarray(x)))
 
     def at_rank(self, rank: int) -> Any:
         """The same with at least ``rank`` family axes on every field."""
@@ -331,6 +335,8 @@ class Nested(Law):
     @property
     def shape(self) -> Any:
         return jnp.broadcast_shapes(self.outer.family, self.K.shape)
+
+    certain_mass = None
 
     @property
     def mass(self):

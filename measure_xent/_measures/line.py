@@ -127,6 +127,11 @@ class Normal(LocationScale):
             (self.loc * precision, -precision / 2), (Identity(), SquaredDeviation(jnp.zeros(()))), log_partition
         )
 
+    def closest_to(self, P):
+        P = P.normalize()
+        loc = P.expect(Identity())
+        return Normal(loc, jnp.sqrt(P.expect(SquaredDeviation(loc))))
+
     @property
     def affine(self):
         # About the mean, where the natural form loses the digits that loc² / scale² has too many of.
@@ -357,6 +362,8 @@ class Lebesgue(Interval):
     def support(self):
         return -float("inf") if self.low is None else self.low, float("inf") if self.high is None else self.high
 
+    certain_mass = None
+
     @property
     def mass(self):
         low, high = self.support
@@ -413,6 +420,10 @@ class Exponential(Continuous):
     @property
     def natural(self):
         return Natural((-self.rate,), (Identity(),), -jnp.log(self.rate))
+
+    def closest_to(self, P):
+        P = P.normalize()
+        return Exponential(1 / P.expect(Identity()))
 
     def moment(self, statistic):
         mean = 1 / self.rate
@@ -473,9 +484,56 @@ class Gamma(Continuous):
         a, r = self.concentration, self.rate
         return Natural((a - 1, -r), (Logarithm(), Identity()), special.gammaln(a) - a * jnp.log(r))
 
+    def closest_to(self, P):
+        P = P.normalize()
+        mean = P.expect(Identity())
+        concentration = gamma_concentration(jnp.log(mean) - P.expect(Logarithm()))
+        return Gamma(concentration, concentration / mean)
+
     def moment(self, statistic):
         a, r = self.concentration, self.rate
         return moments(a / r, a / r**2, Logarithm=special.digamma(a) - jnp.log(r))(statistic)
+
+
+def gamma_concentration(gap: Float[Array, "*family"]) -> Float[Array, "*family"]:
+    """The a whose log a − ψ(a) is a gap > 0, by Newton's method on 1/a. Source: Minka (2002), *Estimating a gamma …*."""
+    s = jax.lax.stop_gradient(gap)
+    excess = lambda a: jnp.log(a) - special.digamma(a)
+    slope = lambda a: 1 / a - special.polygamma(1, a)
+    start = (3 - s + jnp.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
+    a = jax.lax.fori_loop(0, 6, lambda _, a: 1 / (1 / a + (excess(a) - s) / (a**2 * slope(a))), start)
+    a = jax.lax.stop_gradient(a)
+    return _implicit(a, (gap - excess(a)) / slope(a))
+
+
+def dirichlet_concentration(means: Float[Array, "*family d"]) -> Float[Array, "*family d"]:
+    """The a for which ψ(aᵢ) − ψ(Σa) are given means of log xᵢ: fixed points, then Newton's method.
+
+    Source: Minka (2000), *Estimating a Dirichlet distribution*.
+    """
+    t = jax.lax.stop_gradient(means)
+    digamma, trigamma = special.digamma, lambda a: special.polygamma(1, a)
+    total = lambda a: jnp.sum(a, axis=-1, keepdims=True)
+
+    def inverse_digamma(y):
+        start = jnp.where(y >= -2.22, jnp.exp(y) + 0.5, -1 / (y + np.euler_gamma))
+        return jax.lax.fori_loop(0, 5, lambda _, a: a - (digamma(a) - y) / trigamma(a), start)
+
+    def step(a, t):
+        # The Hessian is a diagonal plus a constant: Sherman and Morrison's formula.
+        gap, diagonal, constant = digamma(total(a)) - digamma(a) + t, trigamma(a), trigamma(total(a))
+        common = total(gap / diagonal) / (1 / constant - total(1 / diagonal))
+        return (gap + common) / diagonal
+
+    a = jax.lax.fori_loop(0, 30, lambda _, a: inverse_digamma(digamma(total(a)) + t), jnp.ones_like(t))
+    a = jax.lax.fori_loop(0, 12, lambda _, a: jnp.maximum(a + step(a, t), a / 4), a)
+    a = jax.lax.stop_gradient(a)
+    return _implicit(a, step(a, means))
+
+
+def _implicit(root: Array, step: Array) -> Array:
+    """One step of Newton's from a root: nothing to the value, all to the derivative."""
+    return root + step - jax.lax.stop_gradient(step)
 
 
 def betaln(a: Array, b: Array) -> Array:
@@ -549,6 +607,11 @@ class Beta(Continuous):
         a, b = self.concentration1, self.concentration0
         return Natural((a - 1, b - 1), (Logarithm(), LogarithmOfRest()), betaln(a, b))
 
+    def closest_to(self, P):
+        P = P.normalize()
+        means = jnp.stack([P.expect(Logarithm()), P.expect(LogarithmOfRest())], axis=-1)
+        return Beta(*jnp.moveaxis(dirichlet_concentration(means), -1, 0))
+
     def moment(self, statistic):
         a, b = self.concentration1, self.concentration0
         log_sum = special.digamma(a + b)
@@ -614,6 +677,11 @@ class LogNormal(Continuous):
         log_partition = self.loc**2 * precision / 2 + jnp.log(self.scale) + LOG_2PI / 2
         statistics = Logarithm(), SquaredLogDeviation(jnp.zeros(()))
         return Natural((self.loc * precision, -precision / 2), statistics, log_partition, (-Logarithm(),))
+
+    def closest_to(self, P):
+        P = P.normalize()
+        loc = P.expect(Logarithm())
+        return LogNormal(loc, jnp.sqrt(P.expect(SquaredLogDeviation(loc))))
 
     @property
     def affine(self):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import special
 from jax.scipy.linalg import solve_triangular
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from .._density import LogDensity
@@ -19,7 +20,7 @@ from .._measure import Measure
 from .._pytree import pytree, set_fields
 from .checks import check_values, positive, real_array
 from .laws import Line, Statistic, Vectors
-from .line import LOG_2PI, Beta, Normal
+from .line import LOG_2PI, Beta, Normal, dirichlet_concentration
 
 
 def _product(laws: Sequence[Line], transform: Integrand) -> Any:
@@ -81,6 +82,10 @@ class Independent(Vectors):
         return self.P.shape[:-1]
 
     @property
+    def certain_mass(self):
+        return self.P.certain_mass
+
+    @property
     def mass(self):
         return jnp.prod(jnp.broadcast_to(self.P.mass, self.P.shape), axis=-1)
 
@@ -89,6 +94,10 @@ class Independent(Vectors):
         whole = self.P.at_rank(len(self.P.shape))
         take = lambda i: lambda x: jnp.take(x, 0 if x.shape[-1] == 1 else i, axis=-1)
         return [jax.tree.map(take(i), whole) for i in range(self.dimension)]
+
+    def closest_to(self, P):
+        known = NotImplemented if not isinstance(P, Independent) else self.P.closest_to(P.P)
+        return known if known is NotImplemented else Independent(known)
 
     @property
     def base(self):
@@ -270,6 +279,17 @@ class MultivariateNormal(Vectors):
     def transport(self, u):
         return self.loc + jnp.einsum("...ij,...j->...i", self.scale_tril, special.ndtri(u))
 
+    def closest_to(self, P):
+        P = P.normalize()
+        if (known := gaussian(P)) is not None:
+            return known
+        if P.shape:
+            raise NotImplementedError(
+                f"project(P, MultivariateNormal): one measure P, got a family {P.shape}; vmap over it"
+            )
+        loc = P.expect(lambda x: x)
+        return MultivariateNormal(loc, P.expect(Partial(_deviation, loc)))
+
     @property
     def affine(self):
         constant = self.dimension * LOG_2PI / 2 + self._log_scale
@@ -280,6 +300,10 @@ class MultivariateNormal(Vectors):
             case SquaredDistance(c=c, scale_tril=L):
                 return _squared_distance(self.loc, self.scale_tril, c, L)
         return NotImplemented
+
+
+def _deviation(c, x):
+    return jnp.outer(x - c, x - c)
 
 
 def _squared_distance(mean, scale_tril, c, L):
@@ -373,6 +397,11 @@ class Dirichlet(Vectors):
     def transport(self, u):
         z = [beta.quantile(jnp.broadcast_to(u[i], self.shape)) for i, beta in enumerate(self._betas())]
         return Sticks().vector(jnp.stack(z, axis=-1))
+
+    def closest_to(self, P):
+        P = P.normalize()
+        means = [P.expect(LogCoordinates(e)) for e in jnp.eye(self.concentration.shape[-1])]
+        return Dirichlet(dirichlet_concentration(jnp.stack(means, axis=-1)))
 
     @property
     def affine(self):

@@ -1,0 +1,272 @@
+"""Divergences of two measures and more: each the integral of a function of their densities. Nats.
+
+f-divergences are taken against P + Q, which both have a density against: what only one of them has is a term like any other.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from . import generators
+from ._density import RatioFunction, log
+from ._information import kl_divergence, nats, of_measures
+from ._integrand import Integrand, as_integrand
+from ._measure import Measure
+from ._measures.checks import check_values, real_array
+from ._scaled import Ratio
+from ._smooth_form import is_smooth
+from .generators import Generator
+
+
+@of_measures
+def f_divergence(
+    P: Measure, Q: Measure, f: Generator | Callable, *, slope: float | None = None
+) -> Float[Array, "*family"]:
+    """D_f(P‖Q) = ∫ f(dP/dQ) dQ + f′(∞) · P(Q = 0), of a convex f with f(1) = 0.
+
+    Source: Liese & Vajda (2006), *On divergences and informations*, eq. 8; against P + Q both singular parts, f(0) · Q(P = 0)
+    the other, are values of the integrand q · f(p/q).
+
+    Args:
+        f: one of ``measure_xent.generators``, or a function of t = p/q.
+        slope: f′(∞) of a function, what a unit of P's mass outside Q costs; by default its derivative at ∞.
+
+    Raises:
+        ValueError: f is not convex, f(1) is not 0, or f′(∞) cannot be told.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> P, Q = mx.Categorical(probs=jnp.array([0.5, 0.5, 0.])), mx.Categorical(probs=jnp.array([0.25, 0.25, 0.5]))
+        >>> mx.f_divergence(P, Q, lambda t: jnp.abs(t - 1) / 2).item()
+        0.5
+        >>> mx.f_divergence(P, Q, mx.generators.kl).item()  # log 2
+        0.6931
+    """
+    perspective = f.perspective if isinstance(f, Generator) else generators.from_function(f, slope).perspective
+    return (P + Q).expect(RatioFunction(P, Q, Partial(_of_shares, perspective)))
+
+
+def _of_shares(perspective: Callable, ratio: Ratio) -> Array:
+    return perspective(*ratio.shares)
+
+
+@of_measures
+def total_variation(P: Measure, Q: Measure) -> Float[Array, "*family"]:
+    """½ ∫ |dP − dQ|, in [0, 1] for probability measures: the most that P(A) and Q(A) differ by.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.total_variation(mx.Dirac(0), 0.75 * mx.Dirac(0) + 0.25 * mx.Dirac(1)).item()
+        0.25
+    """
+    return f_divergence(P, Q, generators.total_variation)
+
+
+@of_measures
+def hellinger(P: Measure, Q: Measure) -> Float[Array, "*family"]:
+    """√(½ ∫ (√dP − √dQ)²), Hellinger's distance, √(1 − ∫ √(dP dQ)) for probability measures; its derivative where P = Q is 0.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.hellinger(mx.Dirac(0), mx.Dirac(1)).item()
+        1.0
+    """
+    square = f_divergence(P, Q, generators.squared_hellinger)
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+
+@of_measures
+def chi2(P: Measure, Q: Measure) -> Float[Array, "*family"]:
+    """Pearson's ∫ (dP/dQ − 1)² dQ, +inf unless P ≪ Q.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> mx.chi2(mx.Dirac(0), mx.DiscreteUniform(4)).item()
+        3.0
+    """
+    return f_divergence(P, Q, generators.chi2)
+
+
+@of_measures
+def jeffreys(P: Measure, Q: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
+    """KL(P‖Q) + KL(Q‖P), the symmetrised divergence, in nats or units of ``base``. Source: Jeffreys (1946).
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.jeffreys(mx.Normal(0., 1.), mx.Normal(1., 1.)).item()
+        1.0
+    """
+    return kl_divergence(P, Q, base=base) + kl_divergence(Q, P, base=base)
+
+
+def jensen_shannon(
+    P: Measure, Q: Measure, *others: Measure, weights: Sequence[float] | None = None, base: float | None = None
+) -> Float[Array, "*family"]:
+    """Σ wᵢ KL(Pᵢ‖M), M = Σ wᵢ Pᵢ: the divergence, not its root; of n measures with equal weights at most log n.
+
+    Source: Lin (1991), *Divergence measures based on the Shannon entropy*.
+
+    Args:
+        weights: one a measure, equal by default.
+
+    Raises:
+        ValueError: there is not one weight a measure.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.jensen_shannon(mx.Dirac(0), mx.Dirac(1), base=2).item()
+        1.0
+    """
+    measures = (P, Q, *others)
+    if not all(isinstance(R, Measure) for R in measures):
+        raise TypeError(f"jensen_shannon: measures, got {[type(R).__name__ for R in measures]}")
+    weights = [1 / len(measures)] * len(measures) if weights is None else list(weights)
+    if len(weights) != len(measures):
+        raise ValueError(f"jensen_shannon(weights): one a measure, got {len(weights)} for {len(measures)} measures")
+    M: Any = sum(w * R for w, R in zip(weights, measures, strict=True))
+    return sum(w * kl_divergence(R, M, base=base) for w, R in zip(weights, measures, strict=True))
+
+
+@of_measures
+def renyi_divergence(P: Measure, Q: Measure, alpha: Any, *, base: float | None = None) -> Float[Array, "*family"]:
+    """D_α(P‖Q) = log E_P[(dP/dQ)^(α−1)] / (α − 1), in nats or units of ``base``.
+
+    KL at 1, log sup dP/dQ at ∞, −log Q(P > 0) at 0; P and Q are probability measures.
+    Source: van Erven & Harremoës (2014), *Rényi divergence and Kullback–Leibler divergence*.
+
+    Args:
+        alpha: the order, a number ≥ 0 or ∞, or an array that broadcasts with the family, finite.
+
+    Raises:
+        ValueError: α < 0.
+        NotImplementedError: α = ∞, and P is not finite.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.renyi_divergence(mx.Normal(0., 1.), mx.Normal(1., 1.), 0.5).item()  # α/2
+        0.25
+    """
+    return _renyi(P, log(P / Q), alpha) / nats(base)
+
+
+@of_measures
+def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None) -> Float[Array, "*family"]:
+    """H_α(P) = log E_P[p^(α−1)] / (1 − α), in nats or units of ``base``: log |supp P| at 0, Shannon's at 1, −log sup p at ∞.
+
+    Source: Rényi (1961), *On measures of entropy and information*. Arguments and errors are those of ``renyi_divergence``.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> P = mx.Categorical(probs=jnp.array([0.5, 0.25, 0.25, 0.]))
+        >>> [mx.renyi_entropy(P, a, base=2).item() for a in (0, 1, 2, jnp.inf)]
+        [1.585, 1.5, 1.415, 1.0]
+    """
+    return -_renyi(P, log(P), alpha) / nats(base)
+
+
+@of_measures
+def tsallis_divergence(P: Measure, Q: Measure, alpha: Any) -> Float[Array, "*family"]:
+    """∫ ((dP/dQ)^(α−1) − 1) / (α − 1) dP: KL at 1, χ² at 2. Source: Tsallis (1998).
+
+    Arguments are those of ``renyi_divergence``.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.tsallis_divergence(mx.Dirac(0), mx.DiscreteUniform(4), 2).item()
+        3.0
+    """
+    return P.expect(RatioFunction(P, Q, Partial(_power_log, _order(alpha) - 1)))
+
+
+@of_measures
+def tsallis_entropy(P: Measure, alpha: Any) -> Float[Array, "*family"]:
+    """(1 − ∫ p^α) / (α − 1), whose limit at 1 is Shannon's entropy in nats; 1 − Σ p² is Gini's. Source: Tsallis (1988).
+
+    Example:
+        >>> import measure_xent as mx
+        >>> mx.tsallis_entropy(mx.DiscreteUniform(4), 2).item()
+        0.75
+    """
+    return -P.expect(RatioFunction(P, None, Partial(_power_log, _order(alpha) - 1)))
+
+
+def _power_log(r: Any, ratio: Ratio) -> Array:
+    """(tʳ − 1)/r, the logarithm of t as r goes to 0."""
+    log_t = ratio.log
+    near = jnp.abs(jnp.asarray(r)) < 1e-20
+    return jnp.where(near, log_t, jnp.expm1(r * log_t) / jnp.where(near, 1, r))
+
+
+def _renyi(P: Measure, log_ratio: Integrand, alpha: Any) -> Any:
+    r = _order(alpha) - 1
+    if isinstance(r, float):
+        if r == 0:
+            return P.expect(log_ratio)
+        if math.isinf(r):
+            return supremum(P, log_ratio)
+        return cumulant(P, r * log_ratio) / r
+    at_one = r == 0
+    some = jnp.where(at_one, 1, r)
+    return jnp.where(at_one, P.expect(log_ratio), cumulant(P, some * log_ratio) / some)
+
+
+def _order(alpha: Any) -> Any:
+    if isinstance(alpha, int | float) and not isinstance(alpha, bool):
+        if not alpha >= 0:
+            raise ValueError(f"alpha: an order ≥ 0, got {alpha}")
+        return float(alpha)
+    alpha = real_array("alpha", alpha, floating=True)
+    check_values(jnp.all((alpha >= 0) & jnp.isfinite(alpha)), "alpha: orders ≥ 0, finite in an array")
+    return alpha
+
+
+def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
+    """log E_P[eᶠ], the cumulant generating function of f under P, in nats.
+
+    By Jensen at least E_P[f], and about E_P[f] + Var f / 2 for a small f, with all its digits.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> mx.cumulant(mx.Normal(0., 1.), lambda x: 0.5 * x).item()  # ⅛
+        0.125
+        >>> mx.cumulant(mx.DiscreteUniform(2), lambda x: 1000.0 * x).item()  # 1000 − log 2
+        999.3069
+    """
+    f = as_integrand(f)
+    mass = jnp.where(P.mass == 0, 1, P.mass)
+    mean = lambda g: P.expect(f.map(g)) / mass
+    # Around the mean nothing cancels; where the sum would overflow there, around a little less than the greatest.
+    shift = mean(lambda y: jnp.where(jnp.isfinite(y), y, 0))
+    if is_finite(P):
+        shift = jnp.maximum(shift, supremum(P, f) - 80)
+    shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
+    return shift + jnp.log1p(P.expect((f - shift).map(jnp.expm1)) / mass)
+
+
+def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
+    """The greatest value of f where P has mass, ess sup f, of a finite measure.
+
+    Raises:
+        NotImplementedError: P has a density.
+
+    Example:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> mx.supremum(mx.Atoms(jnp.array([1., 5., 3.]), weights=jnp.array([1., 0., 1.])), lambda x: x).item()
+        3.0
+    """
+    if not is_finite(P):
+        raise NotImplementedError(f"a supremum needs a list of atoms, which a {type(P).__name__} has not")
+    f = as_integrand(f)
+    parts = [part for form in P.forms() for flat in form.flat() for part in flat.at_rank(len(f.shape)).parts()]
+    greatest = lambda x, w: jnp.max(jnp.where(w == 0, -jnp.inf, f.values(x, w.ndim)), axis=-1)
+    return functools.reduce(jnp.maximum, (greatest(points, weights) for points, weights, _ in parts))
+
+
+def is_finite(P: Measure) -> bool:
+    return not any(map(is_smooth, P.forms()))

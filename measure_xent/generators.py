@@ -1,0 +1,195 @@
+"""Generators of f-divergences: convex f with f(1) = 0, each given by its perspective (p, q) ↦ q f(p/q).
+
+Both singular parts are in it, f(0) = φ(0, 1) and f′(∞) = φ(1, 0), and neither argument is before the other: reverse KL of P
+and Q is KL of Q and P. Source: Csiszár & Shields (2004), *Information Theory and Statistics*, §4; Combettes (2018).
+
+``mx.f_divergence(P, Q, mx.generators.chi2)`` takes one; ``Generator(perspective)`` makes one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from ._pytree import as_node, pytree, set_fields, static
+
+
+@pytree
+class Generator:
+    """A convex f with f(1) = 0, as its perspective φ(p, q) = q f(p/q) on p, q ≥ 0 that are not both 0.
+
+    Raises:
+        ValueError: φ(1, 1) is not 0, or φ(t, 1) is not convex in t.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> triangular = mx.generators.Generator(lambda p, q: (p - q) ** 2 / (p + q))
+        >>> mx.f_divergence(mx.Dirac(0), mx.Dirac(1), triangular).item()
+        2.0
+    """
+
+    perspective: Callable[[Any, Any], Any]
+
+    def __post_init__(self):
+        if not callable(self.perspective):
+            raise TypeError(f"Generator(perspective): a function of p and q, got {type(self.perspective).__name__}")
+        set_fields(self, perspective=as_node(self.perspective))
+        _check("Generator(perspective): f", lambda t: self.perspective(t, np.ones_like(t)))
+
+
+def from_function(f: Callable, slope: float | None = None) -> Generator:
+    """The generator of a function f of t = p/q, whose slope f′(∞) is told by ``jax.grad`` if it is not given."""
+    if not callable(f):
+        raise TypeError(f"f_divergence(f): a Generator or a function of t = p/q, got {type(f).__name__}")
+    _check("f_divergence(f): f", f)
+    derivative = jax.grad(lambda t: jnp.asarray(f(t), float))
+    if slope is None:
+        slope = _slope_at_infinity([_concrete(lambda t=t: derivative(t)) for t in (1e12, 1e24, 1e36)])
+    at_zero = _concrete(lambda: f(jnp.asarray(0.0)))
+    # t log t has a limit at 0 that t · log(t) has not.
+    least = float(np.finfo(np.float32).tiny) if at_zero is not None and np.isnan(at_zero) else 0.0
+    return Generator(Partial(_perspective, as_node(f), least, slope))
+
+
+def _slope_at_infinity(slopes: list[Any]) -> float:
+    """Of a convex function slopes only rise: to a limit, or on and on, at least as log t does."""
+    if all(slope is not None and np.isfinite(slope) for slope in slopes[:2]):
+        near, far, farthest = map(float, slopes)
+        if abs(farthest - far) <= 1e-3 * (abs(far) + 1e-3):
+            return farthest
+        if not farthest - far < (far - near) / 2:
+            return math.inf
+    raise ValueError("f_divergence(f): jax.grad(f) does not tell f′(∞); pass slope=f′(∞), or a Generator")
+
+
+def _perspective(f, least, slope, p, q):
+    inside = q != 0
+    value = jnp.where(inside, q, 1) * f(jnp.maximum(jnp.where(inside, p, 1) / jnp.where(inside, q, 1), least))
+    return jnp.where(inside, value, jnp.where(p == 0, 0, slope))
+
+
+def _check(name: str, f: Callable) -> None:
+    """f(1) = 0 and convexity on a grid, of an f whose values a trace can show."""
+    t = np.logspace(-2, 2, 81)
+    values = _concrete(lambda: f(np.append(t, 1.0).astype(np.float32)))
+    if values is None:  # made of traced parameters
+        return
+    *values, at_one = np.asarray(values, np.float64)
+    if not abs(at_one) < 1e-5:
+        raise ValueError(f"{name}(1) must be 0, got {at_one:.3g}")
+    slopes = np.diff(values) / np.diff(t)
+    rounding = 1e-6 * (1 + np.abs(values)) / np.gradient(t)  # of a slope, by some ulp of its values
+    if not np.all(np.diff(slopes) >= -4 * rounding[1:-1]):
+        raise ValueError(f"{name} must be convex, and is not between t = 0.01 and 100")
+
+
+def _concrete(value: Callable) -> Any:
+    """The value as an array of NumPy's, or None if it is traced."""
+    with jax.ensure_compile_time_eval():
+        result = value()
+    return None if isinstance(result, jax.core.Tracer) else np.asarray(result)
+
+
+def _known(perspective: Callable) -> Generator:
+    """One that needs no check, which would start JAX's backend when this module is imported."""
+    new = object.__new__(Generator)
+    set_fields(new, perspective=as_node(perspective))
+    return new
+
+
+def _times_log(p: Array, q: Array) -> Array:
+    """p log(p/q), 0 where p is, +inf where only q is; no derivative in a p of 0, where it is −inf."""
+    return jnp.where(p == 0, 0, p * (jnp.log(jnp.where(p == 0, 1, p)) - jnp.log(q)))
+
+
+def _sqrt(p: Array) -> Array:
+    """√p, without its infinite derivative at 0."""
+    return jnp.where(p == 0, 0, jnp.sqrt(jnp.where(p == 0, 1, p)))
+
+
+@_known
+def kl(p, q):
+    """t log t − t + 1."""
+    return _times_log(p, q) - p + q
+
+
+@_known
+def reverse_kl(p, q):
+    """t − 1 − log t."""
+    return _times_log(q, p) - q + p
+
+
+@_known
+def total_variation(p, q):
+    """|t − 1| / 2."""
+    return jnp.abs(p - q) / 2
+
+
+@_known
+def squared_hellinger(p, q):
+    """(√t − 1)² / 2."""
+    return (_sqrt(p) - _sqrt(q)) ** 2 / 2
+
+
+@_known
+def chi2(p, q):
+    """Pearson's (t − 1)²."""
+    return (p - q) ** 2 / q
+
+
+@_known
+def neyman(p, q):
+    """(t − 1)² / t."""
+    return (p - q) ** 2 / p
+
+
+@_known
+def jensen_shannon(p, q):
+    """½ (t log t − (1 + t) log ((1 + t)/2))."""
+    middle = (p + q) / 2
+    return (_times_log(p, middle) + _times_log(q, middle)) / 2
+
+
+@_known
+def le_cam(p, q):
+    """(t − 1)² / (2 (t + 1))."""
+    return (p - q) ** 2 / (2 * (p + q))
+
+
+def alpha(a: float) -> Generator:
+    """(tᵃ − a t + a − 1) / (a (a − 1)): reverse KL at 0, 4 · Hellinger² at ½, KL at 1, χ²/2 at 2.
+
+    Source: Cressie & Read (1984), *Multinomial goodness-of-fit tests*.
+
+    Raises:
+        ValueError: a is not a finite number.
+
+    Example:
+        >>> import measure_xent as mx
+        >>> P, Q = mx.Normal(0., 1.), mx.Normal(1., 1.)
+        >>> [mx.f_divergence(P, Q, mx.generators.alpha(a)).item() for a in (0, 1, 2)]  # ½, ½, (e − 1)/2
+        [0.5, 0.5, 0.8591]
+    """
+    if not (isinstance(a, int | float) and math.isfinite(a)):
+        raise ValueError(f"alpha(a): a finite number, got {a!r}")
+    return {0: reverse_kl, 1: kl}.get(a) or _known(_Alpha(float(a)))
+
+
+@pytree
+class _Alpha:
+    a: float = static()
+
+    def __call__(self, p, q):
+        a = self.a
+        if a < 0.5:
+            return _Alpha(1 - a)(q, p)
+        some = lambda p: jnp.where(p == 0, 1, p)
+        # pᵃ q¹⁻ᵃ − p with its digits where p is near q, or a near 1.
+        gain = p * jnp.expm1((a - 1) * (jnp.log(some(p)) - jnp.log(some(q)))) / (a - 1)
+        gain = jnp.where(p == 0, 0, jnp.where(q == 0, jnp.inf if a > 1 else p / (1 - a), gain))
+        return (gain - p + q) / a
