@@ -122,9 +122,10 @@ def reliability(P: Measure, Q: Any, bins: int | Float[Array, "bins+1"] = 15) -> 
     """
     if P.shape:
         raise ValueError(f"reliability(P, Q): one measure P of all pairs (x, y), got a family {P.shape}")
-    edges = jnp.linspace(0, 1, bins + 1) if isinstance(bins, int) else jnp.asarray(bins, float)
+    edges = np.linspace(0, 1, bins + 1) if isinstance(bins, int) and bins > 0 else np.asarray(bins, float)
     if edges.ndim != 1 or len(edges) < 2 or not np.all(np.diff(edges) > 0) or edges[0] != 0 or edges[-1] != 1:
         raise ValueError(f"reliability(bins): a positive int, or edges that rise from 0 to 1, got {bins!r}")
+    edges = jnp.asarray(edges, float)
     return Reliability(edges, *P.expect(Partial(_figures, Q, edges)).T)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._integrand import Integrand, at
-from ._pytree import pytree
+from ._pytree import as_node, pytree, set_fields
 from ._scaled import Ratio, ScaledNumber
 
 
@@ -229,6 +229,9 @@ class RatioFunction(OfDensities):
     P: Any
     Q: Any
     function: Any
+
+    def __post_init__(self):
+        set_fields(self, function=as_node(self.function))
 
     def of(self, ratio):
         return self.function(ratio)

@@ -17,6 +17,7 @@ from ._information import cross_entropy
 from ._joint import joint
 from ._measure import Measure
 from ._measures.atoms import Atoms
+from ._pytree import as_node
 
 
 def log_likelihood(
@@ -131,7 +132,7 @@ def information_projection(
     t = jnp.asarray(moments, float)
     if t.ndim != 1:
         raise ValueError(f"information_projection(moments): a vector, one entry a statistic, got shape {t.shape}")
-    A = lambda theta: cumulant(P, Partial(_along, T, theta))
+    A = lambda theta: cumulant(P, Partial(_along, as_node(T), theta))
     gap = lambda theta: jax.grad(A)(theta) - t
 
     def newton(theta):
@@ -144,7 +145,7 @@ def information_projection(
     theta = jnp.where(jnp.linalg.norm(gap(theta)) <= tolerance * (1 + jnp.linalg.norm(t)), theta, jnp.nan)
     # One step of Newton's: nothing to the value, all to the derivative.
     theta = theta - jnp.linalg.solve(jax.lax.stop_gradient(jax.hessian(A)(theta)), gap(theta))
-    return P.reweight(Partial(_tilt, T, theta, A(theta)))
+    return P.reweight(Partial(_tilt, as_node(T), theta, A(theta)))
 
 
 def _along(T, theta, *x):
