@@ -9,7 +9,15 @@ Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, p
              marginal, pushforward
 Conditionals Conditional, LinearSoftmax, LinearNormal, posterior, compose
 Integrands   log, log2, log_partition, confidence, correct, P / Q, any callable; dicts and tuples of them
-Functionals  cross_entropy, entropy (of a Conditional, an integrand), kl_divergence
+Functionals  entropy (of a Conditional, an integrand), cross_entropy, kl_divergence, perplexity; of joint measures
+             mutual_information, conditional_entropy, conditional_mutual_information, total_correlation,
+             interaction_information, pointwise_mutual_information
+Divergences  f_divergence (by ``generators``), total_variation, hellinger, chi2, jeffreys, jensen_shannon,
+             renyi_divergence, renyi_entropy, tsallis_divergence, tsallis_entropy, cumulant, supremum
+Likelihood   log_likelihood, project, information_projection, score, fisher_information, fisher_vector_product,
+             gauss_newton, natural_gradient
+Scores       brier, spherical, crps; entmax, sparsemax, fenchel_young_loss; reliability, calibration_error
+Codes        code_length, quantize, encode, decode
 Integrals    P.expect(f), P.integrate(f), Integral; by a method: Adaptive, Quadrature, MonteCarlo, QuasiMonteCarlo
 Extension    Measure, AbstractConditional, Integrand, Method, LogDensity, RadonNikodym, NormalForm, rule, pytree, static
 """

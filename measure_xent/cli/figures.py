@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
 
+import measure_xent as mx
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -89,26 +91,8 @@ def confusion(axes: Any, predicted: Int[np.ndarray, "n"], labels: Int[np.ndarray
     axes.set_yticks(range(classes))
 
 
-def calibration(
-    axes: Any, probabilities: Float[np.ndarray, "n V"], labels: Int[np.ndarray, "n"], bins: int = 10
-) -> None:
-    """Reliability of the probability given to the predicted class, with 95 % Wilson intervals and the bins' counts."""
-    confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
-    which = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    count = np.bincount(which, minlength=bins)
-    full = count > 0
-    n = count[full]
-    x = np.bincount(which, confidence, bins)[full] / n
-    y = np.bincount(which, correct, bins)[full] / n
-    z = 1.96
-    centre = (y + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(y * (1 - y) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
-    axes.vlines(x, np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1), color=BLUE, alpha=0.5, linewidth=2)
-    axes.plot(x, y, "o", color=BLUE, label="accuracy in the bin, 95 % interval")
-    for a, b, k in zip(x, y, n, strict=True):
-        axes.annotate(str(k), (a, b), textcoords="offset points", xytext=(6, -12), fontsize=8, color=GREY)
-    axes.set(
-        title="Calibration of the prediction", xlabel="predicted probability", ylabel="accuracy", ylim=(-0.08, 1.03)
-    )
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+def calibration(axes: Any, probabilities: Float[np.ndarray, "n V"], labels: Int[np.ndarray, "n"]) -> None:
+    """Reliability of the probability given to the predicted class."""
+    P, Q = mx.Empirical((probabilities, labels)), mx.Conditional(lambda p: mx.Categorical(probs=p))
+    mx.reliability(P, Q, bins=10).plot(axes, count=len(labels))
+    axes.set_title("Calibration of the prediction")
