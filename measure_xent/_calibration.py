@@ -120,8 +120,12 @@ def reliability(P: Measure, Q: Any, bins: int | Float[Array, "bins+1"] = 15) -> 
         >>> figures.brier.score.item()  # (0.1² + 0.9² + 0.4²) / 3
         0.32667
     """
-    if P.shape:
-        raise ValueError(f"reliability(P, Q): one measure P of all pairs (x, y), got a family {P.shape}")
+    if not isinstance(P, Measure) or P.shape:
+        got = f"a family {P.shape}" if isinstance(P, Measure) else type(P).__name__
+        raise ValueError(
+            f"calibration: P is one measure of all pairs (x, y) and Q a Conditional, such as Empirical((logits, labels)) and "
+            f"Conditional(Categorical); got for P {got}"
+        )
     edges = np.linspace(0, 1, bins + 1) if isinstance(bins, int) and bins > 0 else np.asarray(bins, float)
     if edges.ndim != 1 or len(edges) < 2 or not np.all(np.diff(edges) > 0) or edges[0] != 0 or edges[-1] != 1:
         raise ValueError(f"reliability(bins): a positive int, or edges that rise from 0 to 1, got {bins!r}")
@@ -136,7 +140,7 @@ def _figures(Q, edges, *x):
     p, correct = jnp.exp(forecast.log_density(forecast.mode)), jnp.where(y == forecast.mode, 1.0, 0.0)
     bin = jnp.clip(jnp.searchsorted(edges, p, side="right") - 1, 0, len(edges) - 2)
     here = jnp.arange(len(edges) - 1) == bin
-    return here[:, None] * jnp.stack([jnp.ones_like(p), p, correct, p**2, p * correct])
+    return jnp.where(here[:, None], jnp.stack([jnp.ones_like(p), p, correct, p**2, p * correct]), 0)
 
 
 def calibration_error(P: Measure, Q: Any, bins: int | Float[Array, "bins+1"] = 15) -> Float[Array, ""]:

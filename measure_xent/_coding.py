@@ -45,9 +45,9 @@ def quantize(Q: Measure, edges: Float[ArrayLike, "n"]) -> Measure:
         >>> mx.quantize(mx.Normal(0., 1.), jnp.array([-1., 0., 1.])).probs.tolist()
         [0.1587, 0.3413, 0.3413, 0.1587]
     """
+    if np.ndim(edges) != 1 or not len(np.asarray(edges)) or not np.all(np.diff(np.asarray(edges)) > 0):
+        raise ValueError(f"quantize(edges): a vector of rising numbers, got {edges}")
     edges = jnp.asarray(edges, float)
-    if edges.ndim != 1 or not len(edges) or not np.all(np.diff(edges) > 0):
-        raise ValueError(f"quantize(edges): a vector of rising numbers, got {np.asarray(edges)}")
     if not isinstance(Q, Line):
         return Categorical(probs=Q.expect(Partial(_bin, edges)))
     law = Q.each()
@@ -88,13 +88,13 @@ def encode(Q: Model, symbols: Int[ArrayLike, "n"]) -> UInt32[np.ndarray, "words"
         >>> (mx.decode(Q, words, 400) == x).all().item()
         True
     """
-    import constriction
-
     symbols = np.asarray(symbols)
     if symbols.ndim != 1 or not np.issubdtype(symbols.dtype, np.integer):
         raise ValueError(f"encode(symbols): a vector of class labels, got shape {symbols.shape} of {symbols.dtype}")
+    if len(symbols) and not 0 <= symbols.min() <= symbols.max() < 2**31:
+        raise ValueError(f"encode(symbols): class labels from 0, got numbers from {symbols.min()} to {symbols.max()}")
     symbols = symbols.astype(np.int32)
-    coder = constriction.stream.queue.RangeEncoder()
+    coder = _stream().queue.RangeEncoder()
     if not isinstance(Q, Measure):
         for i in range(len(symbols)):
             probs = _probabilities(Q(symbols[:i]), ())
@@ -116,9 +116,7 @@ def decode(Q: Model, words: UInt32[np.ndarray, "words"], n: int) -> Int[np.ndarr
         >>> mx.decode(walk, mx.encode(walk, jnp.array([0, 0, 1, 1, 1, 3])), 6).tolist()
         [0, 0, 1, 1, 1, 3]
     """
-    import constriction
-
-    coder = constriction.stream.queue.RangeDecoder(np.asarray(words, np.uint32))
+    coder = _stream().queue.RangeDecoder(np.asarray(words, np.uint32))
     if isinstance(Q, Measure):
         probs = _probabilities(Q, (n,))
         return coder.decode(_model(probs), n) if probs.ndim == 1 else coder.decode(_model(), probs)
@@ -129,9 +127,13 @@ def decode(Q: Model, words: UInt32[np.ndarray, "words"], n: int) -> Int[np.ndarr
 
 
 def _model(*probabilities: Any) -> Any:
+    return _stream().model.Categorical(*probabilities, perfect=False)
+
+
+def _stream() -> Any:
     import constriction
 
-    return constriction.stream.model.Categorical(*probabilities, perfect=False)
+    return constriction.stream  # type: ignore[attr-defined]
 
 
 def _probabilities(Q: Measure, family: tuple[int, ...]) -> Float[np.ndarray, "*family V"]:

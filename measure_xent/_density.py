@@ -185,7 +185,8 @@ class OfDensities(Integrand):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return jnp.broadcast_shapes(*(R.shape for R in (self.P, self.Q) if R is not None))
+        shapes: list[tuple[int, ...]] = [R.shape for R in (self.P, self.Q) if R is not None]
+        return jnp.broadcast_shapes(*shapes)
 
     def values(self, points, lead):
         return values_by_point(self, points, lead)

@@ -36,7 +36,8 @@ def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
                 takes = " or ".join(kind.__name__.removeprefix("Abstract") for kind in kinds)
                 raise TypeError(
                     f"{functional.__name__}: {name} must be a {takes}, got {type(argument).__name__}; labels are "
-                    "Dirac(labels), logits Categorical(logits), a batch Empirical((x, labels))"
+                    "Dirac(labels), logits Categorical(logits), a batch Empirical((x, labels)), a table p[x, y] "
+                    "Atoms(tuple(jnp.indices(p.shape).reshape(p.ndim, -1)), weights=p.ravel())"
                 )
         return functional(*args, **kwargs)
 
@@ -192,9 +193,10 @@ def conditional_entropy(
         1.0
     """
     if K is not None:
-        return P.expect(entropy(K, base=base))
-    both = sorted((*_tuple(X), *_tuple(Y)))
-    return entropy(marginal(P, *both), base=base) - entropy(marginal(P, *_tuple(X)), base=base)
+        mean_entropy: Any = entropy(K, base=base)
+        return P.expect(mean_entropy)
+    H: Any = functools.partial(entropy, base=base)
+    return H(marginal(P, *sorted((*_tuple(X), *_tuple(Y))))) - H(marginal(P, *_tuple(X)))
 
 
 @of_measures
@@ -241,7 +243,8 @@ def interaction_information(P: Measure, *, base: float | None = None) -> Float[A
     """
     n = P.coordinates
     sets = (T for size in range(1, n + 1) for T in itertools.combinations(range(n), size))
-    return -sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), base=base) for T in sets)
+    total: Any = sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), base=base) for T in sets)
+    return -total
 
 
 def _tuple(coordinates: Any) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ def _marginal(P: Measure, coordinates: tuple[int, ...]) -> Measure:
             n = A.coordinates
             ours, theirs = tuple(i for i in coordinates if i < n), tuple(i - n for i in coordinates if i >= n)
             if (*ours, *(i + n for i in theirs)) == coordinates:
-                parts = [_marginal(R, own) if own else R.mass for R, own in ((A, ours), (B, theirs))]
+                parts: Any = [_marginal(R, own) if own else R.mass for R, own in ((A, ours), (B, theirs))]
                 return product(*parts) if ours and theirs else parts[0] * parts[1]
         case Joint(P=A, K=AbstractConditional() as K) if any(map(is_smooth, P.forms())):
             if coordinates == (A.coordinates,):
@@ -338,7 +338,7 @@ class MixtureDensity(Integrand):
     log_scale: Any
 
     def __call__(self, *x):
-        return self._relative(*self.K(*x).scaled_density(self.y), self.log_scale)
+        return self._relative(self.K(*x).scaled_density(self.y), self.log_scale)
 
     @property
     def shape(self):
@@ -351,10 +351,11 @@ class MixtureDensity(Integrand):
 
     def values(self, points, lead):
         density = as_integrand(lambda *x: tuple(self.K(*x).scaled_density(self.y))).values(points, lead)
-        return self._relative(*density, jnp.asarray(self.log_scale)[..., None])
+        return self._relative(density, jnp.asarray(self.log_scale)[..., None])
 
     @staticmethod
-    def _relative(log_density, factor, log_scale):
+    def _relative(density, log_scale):
+        log_density, factor = density
         return factor * jnp.exp(log_density - jnp.where(jnp.isfinite(log_scale), log_scale, 0))
 
 

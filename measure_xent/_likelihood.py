@@ -46,7 +46,7 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
 
     Of an exponential family it is the one whose statistics have P's means, in closed form or by Newton's method, and
     differentiable. Of anything else it is found by optax's L-BFGS over Q's parameters, which then have to be free to be any
-    numbers. Source: Csiszár & Shields (2004), §3; Amari (2016), *Information Geometry*, §2.8 (the m-projection).
+    numbers, and has no derivative. Source: Csiszár & Shields (2004), §3; Amari (2016), *Information Geometry*, §2.8.
 
     Args:
         P: the measure to be matched, or a family, one projection each.
@@ -76,6 +76,9 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
         known = Q.closest_to(P)
         if known is not NotImplemented:
             return _where(jnp.isfinite(cross_entropy(P, known)) & (P.mass != 0), known)
+    if P.shape:
+        raise ValueError(f"project(P, Q): L-BFGS takes one measure P, got a family {P.shape}; vmap over it")
+    if start is None:
         return _descend(lambda Q: cross_entropy(P, Q), Q, steps, tolerance)
     best = _descend(lambda parameters: cross_entropy(P, Q(parameters)), start, steps, tolerance)
     return Q(best)
@@ -83,7 +86,7 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
 
 def _descend(loss: Callable, start: PyTree, steps: int, tolerance: float) -> PyTree:
     """The parameters that L-BFGS comes to, NaN if it does not converge."""
-    start = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, jnp.bfloat16)), start)
+    start = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, float)), start)
     solver = optax.lbfgs()
     value_and_gradient = optax.value_and_grad_from_state(loss)
     norm = lambda parameters: optax.tree.norm(jax.grad(loss)(parameters))
@@ -107,7 +110,7 @@ def _where(found: Array, parameters: PyTree) -> PyTree:
 
 
 def information_projection(
-    P: Measure, T: Callable, moments: Float[ArrayLike, "d"], *, steps: int = 50, tolerance: float = 1e-4
+    P: Measure, T: Callable, moments: Float[ArrayLike, "*d"], *, steps: int = 50, tolerance: float = 1e-4
 ) -> Measure:
     """The measure closest to P with given means, argmin KL(Q‖P) over E_Q[T] = t: exp(θ·T − A(θ)) · P.
 
@@ -116,8 +119,8 @@ def information_projection(
 
     Args:
         P: one probability measure.
-        T: a function of a point with a vector for a value.
-        moments: t, the vector's mean under what is sought.
+        T: a function of a point with a number or a vector for a value.
+        moments: t, its mean under what is sought.
 
     Returns:
         P reweighted; its density is NaN where no θ has the means.
@@ -125,35 +128,44 @@ def information_projection(
     Example:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> die = mx.DiscreteUniform(6)  # Jaynes: faces 1…6 whose mean is 4.5
-        >>> Q = mx.information_projection(die, lambda face: jnp.reshape(face + 1.0, 1), jnp.array([4.5]))
+        >>> Q = mx.information_projection(die, lambda face: face + 1.0, 4.5)
         >>> Q.expect(lambda face: face + 1.0).item(), mx.log(Q)(5).item()
         (4.5, -1.057)
     """
-    t = jnp.asarray(moments, float)
-    if t.ndim != 1:
-        raise ValueError(f"information_projection(moments): a vector, one entry a statistic, got shape {t.shape}")
+    t = jnp.atleast_1d(jnp.asarray(moments, float))
+    if t.ndim != 1 or P.shape:
+        raise ValueError(
+            f"information_projection(P, T, moments): one measure P and a vector, one entry a statistic, got a family {P.shape} "
+            f"and shape {t.shape}; vmap over them"
+        )
     A = lambda theta: cumulant(P, Partial(_along, as_node(T), theta))
     gap = lambda theta: jax.grad(A)(theta) - t
 
     def newton(theta):
         # Damped by the decrement, the step stays where the second order holds (Nesterov & Nemirovskii).
-        step, rate = jnp.linalg.solve(jax.hessian(A)(theta), gap(theta)), gap(theta)
+        rate = gap(theta)
+        step = _inverse(jax.hessian(A)(theta)) @ rate
         return step / (1 + jnp.sqrt(jnp.maximum(step @ rate, 0)))
 
     theta = jax.lax.fori_loop(0, steps, lambda _, theta: theta - newton(theta), jnp.zeros_like(t))
     theta = jax.lax.stop_gradient(theta)
     theta = jnp.where(jnp.linalg.norm(gap(theta)) <= tolerance * (1 + jnp.linalg.norm(t)), theta, jnp.nan)
     # One step of Newton's: nothing to the value, all to the derivative.
-    theta = theta - jnp.linalg.solve(jax.lax.stop_gradient(jax.hessian(A)(theta)), gap(theta))
+    theta = theta - _inverse(jax.lax.stop_gradient(jax.hessian(A)(theta))) @ gap(theta)
     return P.reweight(Partial(_tilt, as_node(T), theta, A(theta)))
 
 
+def _inverse(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """On the statistics that vary, should one be made of the others."""
+    return jnp.linalg.pinv(hessian, hermitian=True)
+
+
 def _along(T, theta, *x):
-    return theta @ T(*x)
+    return theta @ jnp.ravel(T(*x))
 
 
 def _tilt(T, theta, log_partition, *x):
-    return jnp.exp(theta @ T(*x) - log_partition)
+    return jnp.exp(_along(T, theta, *x) - log_partition)
 
 
 def score(family: Callable, theta: PyTree) -> Callable:
@@ -223,8 +235,12 @@ def gauss_newton(P: Measure, family: Callable, theta: PyTree) -> Callable[[PyTre
         >>> mx.gauss_newton(mx.Dirac(1), family, 0.)(1.).item()  # ½ · ½
         0.25
     """
-    Q = family(theta)
-    _, pull = jax.vjp(family, theta)
+    Q, pull = jax.vjp(family, theta)
+    if jax.tree.structure(family(theta)) != jax.tree.structure(family(theta)):
+        raise TypeError(
+            "gauss_newton(family): its measure must hold its parameters as leaves, such as Conditional(Partial(f, logits)), "
+            "not close over them"
+        )
 
     def product(v):
         dz = jax.jvp(family, (theta,), (v,))[1]
@@ -258,10 +274,16 @@ def natural_gradient(damping: float = 1e-3, iterations: int = 20) -> optax.Gradi
     def init(params):
         return optax.tree.zeros_like(params)
 
-    def update(updates, state, params=None, *, curvature, **others):
+    def update(
+        updates: Any, state: Any, params: Any = None, *, curvature: Callable | None = None, **others: Any
+    ) -> Any:
         del params, others
+        if curvature is None:
+            raise TypeError(
+                "natural_gradient: update(…, curvature=C), such as C = fisher_vector_product(family, params, P)"
+            )
         damped = lambda v: optax.tree.add_scale(curvature(v), damping, v)
         solution, _ = jax.scipy.sparse.linalg.cg(damped, updates, x0=state, maxiter=iterations)
         return solution, solution
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

@@ -348,7 +348,7 @@ class Scaled(Measure):
 
     def scaled_density(self, *x):
         log_p, p = self.P.scaled_density(*x)
-        return ScaledNumber(log_p, self.c * p)
+        return ScaledNumber(log_p, jnp.asarray(self.c) * p)
 
 
 @pytree
@@ -395,7 +395,7 @@ class Sum(Measure):
     def scaled_density(self, *x):
         if None not in (parts := self.split()):
             return _of_parts(parts, x)
-        return ScaledNumber.sum(P.scaled_density(*x) for P in self.terms)
+        return ScaledNumber.sum([P.scaled_density(*x) for P in self.terms])
 
 
 @pytree
@@ -527,7 +527,7 @@ class Pushforward(Measure):
                 "the density of a pushforward: pass pushforward(T, P, inverse=…), or one for each branch"
             )
         (y,) = x
-        return ScaledNumber.sum(self._branch(g, jnp.asarray(y)) for g in self.inverse)
+        return ScaledNumber.sum([self._branch(g, jnp.asarray(y)) for g in self.inverse])
 
     def _branch(self, g, y):
         """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""

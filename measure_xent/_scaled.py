@@ -1,6 +1,6 @@
 """Densities and their ratios as numbers that do not underflow, and that have derivatives at a mass of 0."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ class ScaledNumber(NamedTuple):
         return cls(jnp.zeros_like(value), value)
 
     @classmethod
-    def sum(cls, terms: Iterable["ScaledNumber"]) -> "ScaledNumber":
+    def sum(cls, terms: Sequence[tuple[Array, Array]]) -> "ScaledNumber":
         parts = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in zip(*terms, strict=True))
         return cls(*parts).total()
 
@@ -53,8 +53,10 @@ class Ratio(NamedTuple):
     @classmethod
     def of(cls, p: ScaledNumber, q: ScaledNumber) -> "Ratio":
         # An exponent of −inf is written as a factor of 0, so that two of them do not make NaN.
-        (log_p, p), (log_q, q) = (tuple(jnp.where(x.log_scale == -jnp.inf, 0, part) for part in x) for x in (p, q))
-        return cls(*jnp.broadcast_arrays(log_p - log_q, p, q))
+        log_p, p_factor, log_q, q_factor = (
+            jnp.where(x.log_scale == -jnp.inf, 0, part) for x in (p, q) for part in (x.log_scale, x.factor)
+        )
+        return cls(*jnp.broadcast_arrays(log_p - log_q, p_factor, q_factor))
 
     def times(self, other: "Ratio") -> "Ratio":
         return Ratio(self.log_scale + other.log_scale, self.p * other.p, self.q * other.q)

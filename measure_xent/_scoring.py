@@ -13,9 +13,10 @@ from ._density import RatioFunction, log, measure_at, values_by_point
 from ._divergences import tsallis_entropy
 from ._information import of_measures
 from ._integrand import Integrand
+from ._kernels.softmax import accumulator
 from ._measure import Measure
 from ._measures.checks import real_array
-from ._measures.finite import Categorical
+from ._measures.finite import Categorical, masses
 from ._measures.laws import Continuous
 from ._measures.statistics import AbsoluteDeviation
 from ._pytree import pytree
@@ -85,7 +86,10 @@ def _spread(Q: Measure) -> Array:
     """E|X − X′| of independent X and X′."""
     if isinstance(Q, Continuous):
         # E|X − X′| = 2 E X (2 F(X) − 1), which has no kink.
-        return 2 * Q.expect(Partial(_by_rank, Q)) if not Q.shape else jax.vmap(_spread)(Q)
+        law, _ = Q.centred()
+        if law.shape:
+            return jax.vmap(_spread)(jax.tree.map(lambda x: jnp.broadcast_to(x, law.shape), law))
+        return 2 * law.expect(Partial(_by_rank, law))
     return Q.expect(Partial(_distance_to, Q))
 
 
@@ -163,6 +167,7 @@ def entmax(logits: Float[ArrayLike, "*family V"], alpha: float = 1.5) -> Measure
         [0.6, 0.4, 0.0]
     """
     logits = real_array("entmax(logits)", logits, floating=True)
+    logits = logits.astype(accumulator(logits.dtype))
     _check_order("entmax", alpha)
     return Categorical(logits) if alpha == 1 else Categorical(probs=_entmax(float(alpha), logits))
 
@@ -180,13 +185,15 @@ def sparsemax(logits: Float[ArrayLike, "*family V"]) -> Measure:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _entmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+    z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     if alpha == 2:
         project = jnp.vectorize(optax.projections.projection_simplex, signature="(v)->(v)")
         return project(z)
     # p = ((α − 1) z − τ)₊^(1/(α − 1)): its sum falls from at least 1 to at most 1 as τ rises through an interval of length 1.
     z = (alpha - 1) * z
-    power = lambda tau: jnp.maximum(z - tau, 0) ** (1 / (alpha - 1))
-    high = jnp.max(z, axis=-1, keepdims=True)
+    # τ + 1 from 0 to 1: z − τ keeps its digits where τ is near −1, as it is for α near 1.
+    power = lambda rest: jnp.maximum(z + (1 - rest), 0) ** (1 / (alpha - 1))
+    high = jnp.ones_like(z[..., :1])
 
     def halve(_, ends):
         low, high = ends
@@ -194,8 +201,8 @@ def _entmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family
         heavy = power(middle).sum(-1, keepdims=True) >= 1
         return jnp.where(heavy, middle, low), jnp.where(heavy, high, middle)
 
-    low, high = jax.lax.fori_loop(0, jnp.finfo(z.dtype).nmant + 2, halve, (high - 1, high))
-    p = power((low + high) / 2)
+    low, _ = jax.lax.fori_loop(0, jnp.finfo(z.dtype).nmant + 2, halve, (0 * high, high))
+    p = power(low)  # whose sum is at least 1
     return p / p.sum(-1, keepdims=True)
 
 
@@ -206,6 +213,21 @@ def _entmax_jvp(alpha, primals, tangents):
     # Proposition 2 of the paper: diag(s) − s sᵀ / Σs with s = p^(2 − α) on the support.
     s = jnp.where(p > 0, jnp.where(p > 0, p, 1) ** (2 - alpha), 0)
     return p, s * (dz - jnp.sum(s * dz, axis=-1, keepdims=True) / s.sum(-1, keepdims=True))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _conjugate(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family"]:
+    """max_Q [Q.expect(z) + H_α(Q)/α], whose derivative is the Q that reaches it (Danskin)."""
+    Q = entmax(z, alpha)
+    q = masses(Q, z.shape[-1], "Categorical")
+    return jnp.sum(jnp.where(q == 0, 0, q * z), axis=-1) + tsallis_entropy(Q, alpha) / alpha
+
+
+@_conjugate.defjvp
+def _conjugate_jvp(alpha, primals, tangents):
+    (z,), (dz,) = primals, tangents
+    q = masses(entmax(z, alpha), z.shape[-1], "Categorical")
+    return _conjugate(alpha, z), jnp.sum(q * dz, axis=-1)
 
 
 @of_measures
@@ -225,10 +247,11 @@ def fenchel_young_loss(
         >>> mx.fenchel_young_loss(mx.sparsemax(logits), logits, alpha=2).item()
         0.0
     """
-    Z = Categorical(real_array("fenchel_young_loss(logits)", logits, floating=True))
+    _check_order("fenchel_young_loss", alpha)
+    logits = real_array("fenchel_young_loss(logits)", logits, floating=True)
     # log softmax is the logits less a constant, of which both sides have the same.
-    reward = lambda Q: Q.expect(log(Z)) + tsallis_entropy(Q, alpha) / alpha
-    return reward(entmax(logits, alpha)) - reward(P)
+    log_p = jax.nn.log_softmax(logits.astype(accumulator(logits.dtype)))
+    return _conjugate(float(alpha), log_p) - P.expect(log(Categorical(logits))) - tsallis_entropy(P, alpha) / alpha
 
 
 def _check_order(name: str, alpha: Any) -> None:

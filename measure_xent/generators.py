@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -177,7 +178,7 @@ def alpha(a: float) -> Generator:
     """
     if not (isinstance(a, int | float) and math.isfinite(a)):
         raise ValueError(f"alpha(a): a finite number, got {a!r}")
-    return {0: reverse_kl, 1: kl}.get(a) or _known(_Alpha(float(a)))
+    return reverse_kl if a == 0 else kl if a == 1 else _known(_Alpha(float(a)))
 
 
 @pytree

@@ -8,15 +8,19 @@ import jax
 import pytest
 
 COMPILE_MUCH = {
+    "test_by_products",
     "test_contract",
     "test_divergences",
+    "test_edges",
     "test_external",
     "test_families",
     "test_information",
     "test_integrals",
     "test_laws",
     "test_laws_of_spaces",
+    "test_likelihood",
     "test_methods",
+    "test_scores_and_codes",
     "test_sharding",
     "test_transforms",
     "test_vectors",

@@ -22,6 +22,7 @@ COUNTS = datasets.load_digits().data[:, 20].astype(int)  # of 16 grey levels
 
 FITS = {
     "Normal": (mx.Normal(0.0, 1.0), PETALS, lambda x: stats.norm.fit(x)),
+    "Laplace": (mx.Laplace(0.0, 1.0), RADII, lambda x: stats.laplace.fit(x)),
     "LogNormal": (mx.LogNormal(0.0, 1.0), PETALS, lambda x: stats.norm.fit(np.log(x))),
     "Exponential": (mx.Exponential(1.0), PETALS, lambda x: [1 / stats.expon.fit(x, floc=0)[1]]),
     "Gamma": (mx.Gamma(1.0, 1.0), RADII, lambda x: [(f := stats.gamma.fit(x, floc=0))[0], 1 / f[2]]),
@@ -47,7 +48,7 @@ def test_fits_of_families(name):
             expected = fit(data)
         for a, b in zip(jax.tree.leaves(got), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-6)  # scipy's simplex stops at 1e-8 of the likelihood
-        if name not in ("Binomial", "Categorical", "logits"):
+        if name not in ("Binomial", "Categorical", "Laplace", "logits"):
             slope = jax.grad(lambda Q: mx.cross_entropy(P, Q))(got)
             np.testing.assert_allclose(jax.tree.leaves(slope), 0, atol=1e-7)
 
@@ -93,6 +94,12 @@ def test_of_measures():
         np.testing.assert_allclose(gap, mx.kl_divergence(best, R), rtol=1e-7)
     assert np.isnan(mx.project(mx.Normal(), mx.Exponential(1.0)).rate)
     assert np.isnan(mx.project(mx.Empirical(jnp.array([0, 7])), mx.Categorical(jnp.zeros(3))).logits).all()
+    weighted = mx.Empirical(jnp.array([3.0, 1.0, 2.0, 9.0]), weights=jnp.array([1.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(jax.tree.leaves(mx.project(weighted, mx.Laplace())), [2, 2 / 3], rtol=1e-6)
+    fit = mx.project(mx.Normal(0.5, 2.0), lambda p: mx.Normal(p[0], jnp.exp(p[1])), (0.0, 0.0))
+    np.testing.assert_allclose(jax.tree.leaves(fit), [0.5, 2.0], rtol=1e-3)
+    with pytest.raises(ValueError, match="vmap"):
+        mx.project(mx.Normal(jnp.zeros(2), 1.0), lambda m: mx.Normal(m, 1.0), 0.0)
     with pytest.raises(TypeError, match="pass its start"):
         mx.project(mx.Normal(), lambda m: mx.Normal(m, 1.0))
     with pytest.raises(TypeError, match="P must be a Measure"):
@@ -168,8 +175,11 @@ def test_information_projection():
         numeric = (height(4.5 + 1e-5) - height(4.5 - 1e-5)) / 2e-5
         np.testing.assert_allclose(jax.grad(height)(4.5), numeric, rtol=1e-6)
         assert np.isnan(mx.information_projection(die, face, jnp.array([7.0])).mass)
+    np.testing.assert_allclose(mx.information_projection(die, lambda x: x + 1.0, 4.5).expect(face), [4.5], rtol=1e-5)
+    twice = mx.information_projection(die, lambda x: jnp.stack([x, 2.0 * x]), jnp.array([3.5, 7.0]))
+    np.testing.assert_allclose(twice.expect(face), [4.5], rtol=1e-5)
     with pytest.raises(ValueError, match="vector"):
-        mx.information_projection(die, face, 4.5)
+        mx.information_projection(die, face, jnp.ones((2, 2)))
 
 
 def test_scores_and_fisher_information():
@@ -203,6 +213,12 @@ def test_scores_and_fisher_information():
         np.testing.assert_allclose(got.ravel(), J.T @ H @ J @ v.ravel(), rtol=1e-7)
         got = mx.gauss_newton(mean_loss, model, w)(v)
         np.testing.assert_allclose(got.ravel(), J.T @ H @ J @ v.ravel(), rtol=1e-7)
+    closed, P = (
+        lambda w: mx.Conditional(lambda x: mx.Categorical(w * jnp.arange(2.0))),
+        mx.Empirical((jnp.ones(2), jnp.arange(2))),
+    )
+    with pytest.raises(TypeError, match="as leaves"):
+        mx.gauss_newton(P, closed, 1.0)
     with pytest.raises(TypeError, match="measure P of x"):
         mx.fisher_information(lambda w: mx.LinearSoftmax(w), jnp.ones((2, 3)))
 

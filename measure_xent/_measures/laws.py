@@ -336,7 +336,9 @@ class Nested(Law):
     def shape(self) -> Any:
         return jnp.broadcast_shapes(self.outer.family, self.K.shape)
 
-    certain_mass = None
+    @property
+    def certain_mass(self):
+        return None
 
     @property
     def mass(self):

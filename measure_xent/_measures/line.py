@@ -11,11 +11,13 @@ from jax.scipy import special
 from jaxtyping import Array, Float
 
 from .._integrand import Constant
+from .._measure import Measure
+from .._normal_form import NormalForm
 from .._pytree import pytree, set_fields
 from .._smooth_form import carry, finite
 from . import gauss
 from .checks import check_values, parameters, positive, real_array
-from .laws import Continuous, Natural
+from .laws import Continuous, Line, Natural
 from .statistics import (
     AbsoluteDeviation,
     Identity,
@@ -182,6 +184,10 @@ class Laplace(LocationScale):
     @property
     def natural(self):
         return Natural((-1 / self.scale,), (AbsoluteDeviation(self.loc),), jnp.log(2 * self.scale))
+
+    def closest_to(self, P):
+        loc = median(P)
+        return loc if loc is NotImplemented else Laplace(loc, P.normalize().expect(AbsoluteDeviation(loc)))
 
     def moment(self, statistic):
         def absolute(statistic):
@@ -362,7 +368,9 @@ class Lebesgue(Interval):
     def support(self):
         return -float("inf") if self.low is None else self.low, float("inf") if self.high is None else self.high
 
-    certain_mass = None
+    @property
+    def certain_mass(self):
+        return None
 
     @property
     def mass(self):
@@ -493,6 +501,21 @@ class Gamma(Continuous):
     def moment(self, statistic):
         a, r = self.concentration, self.rate
         return moments(a / r, a / r**2, Logarithm=special.digamma(a) - jnp.log(r))(statistic)
+
+
+def median(P: Measure) -> Any:
+    """The least x with P((−∞, x]) of at least half of the mass, of a law or of numbers in one list, else NotImplemented."""
+    if isinstance(P, Line):
+        return P.quantile(jnp.full(P.shape, 0.5))
+    parts = [part for form in P.forms() if isinstance(form, NormalForm) for part in form.parts()]
+    if len(parts) != 1 or len(P.forms()) != 1 or isinstance(parts[0][0], tuple):
+        return NotImplemented
+    points, weights = jnp.broadcast_arrays(*parts[0][:2])
+    order = jnp.argsort(points, axis=-1)
+    points, weights = (jnp.take_along_axis(a, order, axis=-1) for a in (points, weights))
+    below = jnp.cumsum(weights, axis=-1)
+    first = jnp.argmax(2 * below >= below[..., -1:], axis=-1)
+    return jnp.take_along_axis(points, first[..., None], axis=-1)[..., 0].astype(float)
 
 
 def gamma_concentration(gap: Float[Array, "*family"]) -> Float[Array, "*family"]:
