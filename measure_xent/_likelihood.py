@@ -80,8 +80,8 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
         raise ValueError(f"project(P, Q): L-BFGS takes one measure P, got a family {P.shape}; vmap over it")
     if start is None:
         return _descend(lambda Q: cross_entropy(P, Q), Q, steps, tolerance)
-    best = _descend(lambda parameters: cross_entropy(P, Q(parameters)), start, steps, tolerance)
-    return Q(best)
+    family: Any = Q
+    return family(_descend(lambda parameters: cross_entropy(P, family(parameters)), start, steps, tolerance))
 
 
 def _descend(loss: Callable, start: PyTree, steps: int, tolerance: float) -> PyTree:
