@@ -78,19 +78,9 @@ from ._measures.atoms import Atoms, Empirical
 from ._measures.counts import Binomial, Geometric, Poisson
 from ._measures.external import from_distribution
 from ._measures.finite import Bernoulli, Categorical, Counting, Dirac, Discrete, DiscreteUniform
-from ._measures.line import (
-    Beta,
-    Cauchy,
-    Exponential,
-    Gamma,
-    Laplace,
-    Lebesgue,
-    LogNormal,
-    Normal,
-    StudentT,
-    Uniform,
-    truncate,
-)
+from ._measures.intervals import Lebesgue, Uniform, truncate
+from ._measures.line import Cauchy, Laplace, Normal, StudentT
+from ._measures.positive import Beta, Exponential, Gamma, LogNormal
 from ._measures.vectors import Dirichlet, MultivariateNormal, independent, power
 from ._normal_form import NormalForm
 from ._pytree import pytree, static

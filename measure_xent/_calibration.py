@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 from ._density import measure_at
 from ._measure import Measure
 
+BLUE, GREY = "#2563a8", "#8a8f98"
+
 
 class Reliability(NamedTuple):
     """Of each bin of probabilities: the mass in it, and how much of that was expected and how much was correct.
@@ -81,9 +83,6 @@ class Reliability(NamedTuple):
         axes.set(xlabel="predicted probability", ylabel="accuracy", xlim=(-0.03, 1.03), ylim=(-0.08, 1.03))
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
         return axes
-
-
-BLUE, GREY = "#2563a8", "#8a8f98"
 
 
 class BrierDecomposition(NamedTuple):

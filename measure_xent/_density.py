@@ -213,17 +213,6 @@ class RadonNikodym(OfDensities):
 
 
 @pytree
-class LogRatio(OfDensities):
-    """x ↦ log dP/dQ(x), of measures with atoms and densities."""
-
-    P: Any
-    Q: Any
-
-    def of(self, ratio):
-        return ratio.log
-
-
-@pytree
 class RatioFunction(OfDensities):
     """x ↦ a function of the ratio dP/dQ(x), or of the density of P."""
 
@@ -272,7 +261,7 @@ def log(Q: Any, base: float | None = None) -> Integrand:
         return log(Q) / nats(base)
     if isinstance(Q, RadonNikodym):
         # On one kind of space the logarithm of the ratio is the difference of two functions that rules know.
-        return log(Q.P) - log(Q.Q) if Q.P.kind == Q.Q.kind and _unmixed(Q.P.kind) else LogRatio(Q.P, Q.Q)
+        return log(Q.P) - log(Q.Q) if Q.P.kind == Q.Q.kind and _unmixed(Q.P.kind) else RatioFunction(Q.P, Q.Q, _log)
     if hasattr(Q, "log_density"):
         return LogDensity(Q)
     raise TypeError(f"log(Q): Q must be a Measure, a Conditional or a ratio P / Q, got {type(Q).__name__}")
@@ -318,7 +307,7 @@ def log_partition(Q: Any) -> Integrand:
         >>> loss.item()  # log 3 + 1e-4 (log 3)²
         1.09873
     """
-    return LogPartition(_checked("log_partition", Q))
+    return LogPartition(model_of("log_partition", Q))
 
 
 def confidence(Q: Any) -> Integrand:
@@ -330,7 +319,7 @@ def confidence(Q: Any) -> Integrand:
         >>> mx.Dirac(0).expect(mx.confidence(Q)).tolist()
         [0.8808, 0.5]
     """
-    return Confidence(_checked("confidence", Q))
+    return Confidence(model_of("confidence", Q))
 
 
 def correct(Q: Any) -> Integrand:
@@ -346,10 +335,11 @@ def correct(Q: Any) -> Integrand:
         >>> P.expect({"loss": -log(Q), "accuracy": correct(Q)})
         {'accuracy': Array(0.666667, dtype=float32), 'loss': Array(1.162926, dtype=float32)}
     """
-    return Correct(_checked("correct", Q))
+    return Correct(model_of("correct", Q))
 
 
-def _checked(name: str, Q: Any) -> Any:
+def model_of(name: str, Q: Any) -> Any:
+    """Q, or an error that names the function of it."""
     if not hasattr(Q, "log_density"):
         raise TypeError(f"{name}(Q): Q must be a Measure or a Conditional, got {type(Q).__name__}")
     return Q

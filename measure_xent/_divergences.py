@@ -17,10 +17,9 @@ from . import generators
 from ._density import RatioFunction, log
 from ._information import kl_divergence, nats, of_measures
 from ._integrand import Integrand, as_integrand
-from ._measure import Measure
+from ._measure import Measure, enumerable
 from ._measures.checks import check_values, real_array
 from ._scaled import Ratio
-from ._smooth_form import is_smooth
 from .generators import Generator
 
 
@@ -254,11 +253,11 @@ def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
     mean = lambda g: P.expect(f.map(g)) / mass
     # Around the mean nothing cancels; where the sum would overflow there, around a little less than the greatest.
     shift = mean(lambda y: jnp.where(jnp.isfinite(y), y, 0))
-    if is_finite(P):
+    if enumerable(P):
         shift = jnp.maximum(shift, supremum(P, f) - 80)
     shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
     value = shift + jnp.log1p(P.expect((f - shift).map(jnp.expm1)) / mass)
-    if is_finite(P):
+    if enumerable(P):
         return value
     # An overflow is not infinity: that takes an f that is infinite on some mass.
     infinite = P.expect(f.map(lambda y: jnp.where(y == jnp.inf, 1.0, 0.0))) > 0
@@ -276,13 +275,9 @@ def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
         >>> mx.supremum(mx.Atoms(jnp.array([1., 5., 3.]), weights=jnp.array([1., 0., 1.])), lambda x: x).item()
         3.0
     """
-    if not is_finite(P):
+    if not enumerable(P):
         raise NotImplementedError(f"a supremum needs a list of atoms, which a {type(P).__name__} has not")
     f = as_integrand(f)
     parts = [part for form in P.forms() for flat in form.flat() for part in flat.at_rank(len(f.shape)).parts()]
     greatest = lambda x, w: jnp.max(jnp.where(w == 0, -jnp.inf, f.values(x, w.ndim)), axis=-1)
     return functools.reduce(jnp.maximum, (greatest(points, weights) for points, weights, _ in parts))
-
-
-def is_finite(P: Measure) -> bool:
-    return not any(map(is_smooth, P.forms()))

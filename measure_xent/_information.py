@@ -15,8 +15,7 @@ from ._conditional import AbstractConditional
 from ._density import Entropy, log, nats
 from ._integrand import Integrand
 from ._joint import Bind, bind, marginal, product
-from ._measure import Measure
-from ._smooth_form import is_smooth
+from ._measure import Measure, enumerable
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -152,7 +151,7 @@ def mutual_information(
 
 def _law_of_y(P: Measure, K: AbstractConditional) -> Measure:
     M = bind(P, K)
-    if isinstance(M, Bind) and M.has_density and any(map(is_smooth, P.forms())):
+    if isinstance(M, Bind) and M.has_density and not enumerable(P):
         raise NotImplementedError(
             "mutual_information(P, K): where x and y have densities and no closed form is known, the density of y is an "
             "integral inside two others; give P as atoms, such as the nodes and weights of a Gauss rule"

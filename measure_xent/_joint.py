@@ -13,7 +13,7 @@ from ._dispatch import integrate, rule
 from ._integral import Integral
 from ._integrand import Integrand, as_integrand
 from ._kernels.null import null_safe_product
-from ._measure import Lowered, Measure, Scaled, Weighted, family_of, pushforward
+from ._measure import Lowered, Measure, Scaled, Weighted, enumerable, family_of, pushforward
 from ._measures.laws import Always, Blank, MassOf, Nested, draw_of
 from ._normal_form import Disintegration, Form
 from ._pytree import pytree, static
@@ -105,7 +105,7 @@ def _marginal(P: Measure, coordinates: tuple[int, ...]) -> Measure:
             if (*ours, *(i + n for i in theirs)) == coordinates:
                 parts: Any = [_marginal(R, own) if own else R.mass for R, own in ((A, ours), (B, theirs))]
                 return product(*parts) if ours and theirs else parts[0] * parts[1]
-        case Joint(P=A, K=AbstractConditional() as K) if any(map(is_smooth, P.forms())):
+        case Joint(P=A, K=AbstractConditional() as K) if not enumerable(P):
             if coordinates == (A.coordinates,):
                 return bind(A, K)
             if max(coordinates) < A.coordinates:
@@ -382,14 +382,14 @@ class Bind(Measure):
     @property
     def has_density(self) -> bool:
         """Whether y has one, which it may not have where x has."""
-        K, forms = self.joint.K, self.joint.forms()
-        if isinstance(K, Measure) or not any(map(is_smooth, forms)):
-            return any(map(is_smooth, forms))
+        K = self.joint.K
+        if isinstance(K, Measure) or enumerable(self.joint):
+            return not enumerable(self.joint)
         x, _ = draw_of(self.joint.P, Blank())
-        return any(map(is_smooth, K(*(x if isinstance(x, tuple) else (x,))).forms()))
+        return not enumerable(K(*(x if isinstance(x, tuple) else (x,))))
 
     def scaled_density(self, *x):
-        if isinstance(self.joint.K, Measure) or not any(map(is_smooth, self.joint.forms())):
+        if isinstance(self.joint.K, Measure) or enumerable(self.joint):
             return super().scaled_density(*x)
         y, event = jnp.asarray(x[0]), max(getattr(form, "event_rank", 0) for form in self._laws_of_y())
         density = self._one_each

@@ -267,6 +267,11 @@ class Measure(abc.ABC):
     __array_ufunc__ = None
 
 
+def enumerable(P: Measure) -> bool:
+    """Whether P's atoms are all of it, and in a list."""
+    return not any(map(is_smooth, P.forms()))
+
+
 def check_families(P, f):
     try:
         jnp.broadcast_shapes(P.shape, f.shape)
@@ -518,7 +523,7 @@ class Pushforward(Measure):
         return _each_part(self.P, lambda part: Pushforward(self.T, part, self.inverse))
 
     def scaled_density(self, *x):
-        if not any(map(is_smooth, self.P.forms())):
+        if enumerable(self.P):
             return super().scaled_density(*x)
         if None not in (parts := self.split()):
             return _of_parts(parts, x)

@@ -1,5 +1,6 @@
 """Proper scores beside the logarithm's, and the measures and losses that other entropies make of logits."""
 
+import abc
 import functools
 from typing import Any
 
@@ -9,7 +10,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
-from ._density import RatioFunction, log, measure_at, values_by_point
+from ._density import RatioFunction, log, measure_at, model_of, values_by_point
 from ._divergences import tsallis_entropy
 from ._information import of_measures
 from ._integrand import Integrand
@@ -36,8 +37,9 @@ class Score(Integrand):
         *given, y = x
         return self.of(measure_at(self.Q, given), y)
 
+    @abc.abstractmethod
     def of(self, Q: Measure, y: Any) -> Float[Array, "*family"]:
-        raise NotImplementedError
+        """The score of one measure at a point."""
 
     def values(self, points, lead):
         return values_by_point(self, points, lead)
@@ -113,7 +115,7 @@ def brier(Q: Any) -> Integrand:
         >>> mx.Dirac(0).expect(mx.brier(Q)).item()  # ¼ + 2 · 1/16
         0.375
     """
-    return Brier(_scored("brier", Q))
+    return Brier(model_of("brier", Q))
 
 
 def spherical(Q: Any) -> Integrand:
@@ -124,7 +126,7 @@ def spherical(Q: Any) -> Integrand:
         >>> mx.Dirac(0).expect(mx.spherical(mx.Categorical(probs=jnp.array([0.6, 0.8 - 0.4])))).item()
         -0.83205
     """
-    return Spherical(_scored("spherical", Q))
+    return Spherical(model_of("spherical", Q))
 
 
 def crps(Q: Any) -> Integrand:
@@ -140,13 +142,7 @@ def crps(Q: Any) -> Integrand:
         >>> mx.Dirac(3.).expect(mx.crps(mx.Dirac(1.))).item()
         2.0
     """
-    return ContinuousRanked(_scored("crps", Q))
-
-
-def _scored(name: str, Q: Any) -> Any:
-    if not hasattr(Q, "log_density"):
-        raise TypeError(f"{name}(Q): Q must be a Measure or a Conditional, got {type(Q).__name__}")
-    return Q
+    return ContinuousRanked(model_of("crps", Q))
 
 
 def entmax(logits: Float[ArrayLike, "*family V"], alpha: float = 1.5) -> Measure:

@@ -13,8 +13,10 @@ from .._measure import Measure
 from .._pytree import pytree
 from .counts import Binomial, Geometric, Poisson
 from .finite import Bernoulli, Categorical
+from .intervals import Uniform
 from .laws import Continuous, Integers, Law
-from .line import Beta, Cauchy, Exponential, Gamma, Laplace, LogNormal, Normal, StudentT, Uniform
+from .line import Cauchy, Laplace, Normal, StudentT
+from .positive import Beta, Exponential, Gamma, LogNormal
 from .vectors import Dirichlet, MultivariateNormal, independent
 
 # Families of ours, by the name that the others give them, with what they call our parameters, in our order. A parameter is the

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._smooth_form import carry
+
 TAIL = 4  # polynomials of the highest degrees, to see whether an integrand has any of them left
 
 
@@ -79,3 +81,17 @@ def two_sided(rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarr
     x, w, tail = rule
     nothing = np.zeros_like(tail)
     return np.concatenate([-x, x]), np.tile(w, 2) / 2, np.block([[tail, nothing], [nothing, tail]]) / 2
+
+
+def scaled(rule: tuple, loc: Any, scale: Any) -> tuple[Array, Array, Array]:
+    """A rule moved and scaled, without the nodes whose weights the dtype cannot tell from 0."""
+    kept = rule[1] > jnp.finfo(float).tiny
+    x, w, tail = (jnp.asarray(part[..., kept], float) for part in rule)
+    return loc + scale * x, w, tail
+
+
+def carried(law: Any, x: Array, w: Array, tail: Array) -> tuple[Array, Array, Array]:
+    """A rule whose nodes have no derivative, and whose weights have the density's."""
+    x = jax.lax.stop_gradient(x)
+    log_p = law.log_density_of(x)
+    return x, carry(jnp.broadcast_to(w, log_p.shape), log_p), tail

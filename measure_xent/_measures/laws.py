@@ -188,9 +188,7 @@ class Continuous(Line):
         low, high = jax.lax.stop_gradient(jax.lax.fori_loop(0, 50, halve, ends))
         x = jax.lax.stop_gradient(forward((low + high) / 2)[0] + centre)
         slope = jax.lax.stop_gradient(jnp.exp(self.log_density_of(x)))
-        # One step of Newton's: nothing to the value, all to the derivative.
-        step = (self.cdf(x) - u) / jnp.where(slope > 0, slope, jnp.inf)
-        return x - (step - jax.lax.stop_gradient(step))
+        return implicit(x, (u - self.cdf(x)) / jnp.where(slope > 0, slope, jnp.inf))
 
     def bounds(self) -> tuple[Any, Any, Any]:
         """(low, high, width) of the law of x − centre."""
@@ -202,6 +200,11 @@ class Continuous(Line):
     def bounds_centre(self) -> Any:
         """Where a graph on the whole line is centred; a support with an end is measured from there."""
         return 0.0 if any(map(finite, self.support)) else self.centre
+
+
+def implicit(root: Array, step: Array) -> Array:
+    """One step of Newton's from a root: nothing to the value, all to the derivative."""
+    return root + step - jax.lax.stop_gradient(step)
 
 
 class Integers(Line):

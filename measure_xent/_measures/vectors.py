@@ -19,8 +19,10 @@ from .._joint import product
 from .._measure import Measure
 from .._pytree import pytree, set_fields
 from .checks import check_values, positive, real_array
+from .fits import dirichlet_concentration
 from .laws import Line, Statistic, Vectors
-from .line import LOG_2PI, Beta, Normal, dirichlet_concentration
+from .line import LOG_2PI, Normal
+from .positive import Beta
 
 
 def _product(laws: Sequence[Line], transform: Integrand) -> Any:

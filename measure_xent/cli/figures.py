@@ -10,10 +10,12 @@ from jaxtyping import Float, Int
 
 import measure_xent as mx
 
+from .._calibration import BLUE, GREY
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BLUE, ORANGE, GREY = "#2563a8", "#d9772b", "#8a8f98"
+ORANGE = "#d9772b"
 
 
 def digits_report(
