@@ -252,7 +252,7 @@ def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
     mass = jnp.where(P.mass == 0, 1, P.mass)
     mean = lambda g: P.expect(f.map(g)) / mass
     # Around the mean nothing cancels; where the sum would overflow there, around a little less than the greatest.
-    shift = mean(lambda y: jnp.where(jnp.isfinite(y), y, 0))
+    shift = mean(_finite_part)
     if enumerable(P):
         shift = jnp.maximum(shift, supremum(P, f) - 80)
     shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
@@ -260,8 +260,16 @@ def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
     if enumerable(P):
         return value
     # An overflow is not infinity: that takes an f that is infinite on some mass.
-    infinite = P.expect(f.map(lambda y: jnp.where(y == jnp.inf, 1.0, 0.0))) > 0
+    infinite = P.expect(f.map(_is_infinite)) > 0
     return jnp.where(jnp.isinf(value) & ~infinite, jnp.nan, value)
+
+
+def _finite_part(y: Array) -> Array:
+    return jnp.where(jnp.isfinite(y), y, 0)
+
+
+def _is_infinite(y: Array) -> Array:
+    return jnp.where(y == jnp.inf, 1.0, 0.0)
 
 
 def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:

@@ -3,6 +3,8 @@
 Those that take long to compile are then run on all measures, else on some of every kind.
 """
 
+import os
+
 import hypothesis
 import jax
 import pytest
@@ -19,6 +21,7 @@ COMPILE_MUCH = {
     "test_laws",
     "test_laws_of_spaces",
     "test_likelihood",
+    "test_losses",
     "test_methods",
     "test_scores_and_codes",
     "test_sharding",
@@ -43,6 +46,15 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("budget")
     jax.config.update("jax_numpy_rank_promotion", "allow")
     jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for shard_map
+    # What one worker or one run of the command has compiled, the others load: half of the suite's time is XLA's.
+    cache = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in cache.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ Without one, closed forms come first, then ``Adaptive()`` in up to two dimension
 import abc
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,9 +91,9 @@ class Adaptive(Deterministic):
 @rule(Law, Integrand)
 def without_a_method(P: Law, f: Integrand) -> Integral:
     """∫ f dP by adaptive quadrature."""
-    # One program also where nobody compiles: one for each of its operations would take longer than the integral. A function is
-    # compiled anew, for what it closes over may have changed.
-    return (jax.jit(lambda P, f: Adaptive().over(P, f)) if _has_function((P, f)) else _compiled)(P, f)
+    # One program also where nobody compiles: one for each of its operations would take longer than the integral. A user's
+    # function is compiled anew, for what it closes over may have changed.
+    return (jax.jit(lambda P, f: Adaptive().over(P, f)) if _has_function_of_users((P, f)) else _compiled)(P, f)
 
 
 @rule(Law, Integrand, AbstractConditional)
@@ -104,9 +105,16 @@ def of_conditional(P: Law, f: Integrand) -> Integral:
 _compiled = jax.jit(lambda P, f: Adaptive().over(P, f))
 
 
-def _has_function(node: Any) -> bool:
+def _has_function_of_users(node: Any) -> bool:
     is_function = lambda node: isinstance(node, jax.tree_util.Partial)
-    return any(map(is_function, jax.tree.leaves(node, is_leaf=is_function)))
+    functions = [leaf for leaf in jax.tree.leaves(node, is_leaf=is_function) if is_function(leaf)]
+    return any(not _is_constant(f.func) or _has_function_of_users((f.args, f.keywords)) for f in functions)
+
+
+def _is_constant(f: Callable) -> bool:
+    """Whether a function reads nothing but its arguments, as those written at the top of this package's modules and JAX's."""
+    home = (getattr(f, "__module__", None) or "").partition(".")[0]
+    return home in ("jax", __package__.partition(".")[0]) and getattr(f, "__closure__", None) is None
 
 
 @pytree

@@ -67,10 +67,11 @@ class Discrete(Measure):
     """Σ_j w_j δ_{i_j}: finitely many atoms, the last axis; leading axes index a family. A sparse teacher is one.
 
     Args:
-        indices: the atoms, [*family, k]; repeated atoms add up.
+        indices: the atoms, [*family, k]; repeated atoms add up. Without them the atoms are the classes 0..k−1.
         weights: their masses, [*family, k], of any sum; a negative one makes a signed measure.
 
     Raises:
+        TypeError: there are no weights.
         ValueError: the shapes do not broadcast, or there is no atom.
 
     Example:
@@ -78,36 +79,42 @@ class Discrete(Measure):
         >>> teacher = mx.Discrete(jnp.array([7, 2]), jnp.array([0.75, 0.25]))
         >>> mx.cross_entropy(teacher, mx.Categorical(jnp.zeros(10))).item()  # log 10
         2.3026
+        >>> mx.Discrete(weights=jnp.array([1., 2., 4.])).mass.item()
+        7.0
     """
 
-    indices: Num[Array, "*family k"]
-    weights: Float[Array, "*family k"]
+    indices: Num[Array, "*family k"] | None = None
+    weights: Float[Array, "*family k"] | None = None
 
     def __post_init__(self):
-        indices = real_array("Discrete(indices)", self.indices)
+        if self.weights is None:
+            raise TypeError("Discrete(indices, weights): weights are missing, the masses of the atoms")
         weights = real_array("Discrete(weights)", self.weights, floating=True)
+        indices = None if self.indices is None else real_array("Discrete(indices)", self.indices)
         for name, array in (("indices", indices), ("weights", weights)):
-            if array.ndim == 0:
+            if array is not None and array.ndim == 0:
                 raise ValueError(f"Discrete({name}): needs a last axis for the atoms, got a scalar")
-        if indices.shape[-1] != weights.shape[-1]:
+        if weights.shape[-1] == 0:
+            raise ValueError("Discrete(weights): an empty list of atoms; the null measure is 0 * P")
+        if indices is not None and indices.shape[-1] != weights.shape[-1]:
             raise ValueError(f"Discrete: {indices.shape[-1]} indices but {weights.shape[-1]} weights on the last axis")
-        if indices.shape[-1] == 0:
-            raise ValueError("Discrete(indices): an empty list of atoms; the null measure is 0 * P")
+        set_fields(self, indices=indices, weights=weights)
         try:
-            jnp.broadcast_shapes(indices.shape, weights.shape)
+            _ = self.shape
         except ValueError:
             raise ValueError(
                 f"Discrete: indices of shape {indices.shape} and weights of shape {weights.shape} do not broadcast"
             ) from None
-        set_fields(self, indices=indices, weights=weights)
 
     @property
     def shape(self):
-        return jnp.broadcast_shapes(self.indices.shape, self.weights.shape)[:-1]
+        return jnp.broadcast_shapes(() if self.indices is None else self.indices.shape, self.weights.shape)[:-1]
 
     def forms(self):
-        shape = jnp.broadcast_shapes(self.indices.shape, self.weights.shape)
         weights = self.weights.astype(accumulator(self.weights.dtype))
+        if self.indices is None:
+            return (NormalForm(dense=weights, classes=weights.shape[-1]),)
+        shape = jnp.broadcast_shapes(self.indices.shape, self.weights.shape)
         return (NormalForm(jnp.broadcast_to(self.indices, shape), jnp.broadcast_to(weights, shape)),)
 
 
