@@ -12,11 +12,11 @@ class CommandError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs a command; gives the exit status."""
-    from . import bench, digits, lm
+    from . import bench, digits, lm, score
 
     parser = argparse.ArgumentParser(
         prog="measure-xent",
-        description="Cross-entropy, done right: -P.expect(log(Q)). Train something with it, time it.",
+        description="Cross-entropy, done right: -P.expect(log(Q)). Train something with it, score predictions, time it.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"measure-xent {version('measure-xent')}")
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     digits.add_parser(tasks)
     lm.add_parser(tasks)
     bench.add_parser(commands)
+    score.add_parser(commands)
 
     arguments = parser.parse_args(argv)
     try:
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rich",
             "tokenizers",
             "orbax",
+            "pyarrow",
         ):
             print(f"measure-xent: {error.name} is not installed: pip install 'measure-xent[examples]'", file=sys.stderr)
             return 1

@@ -4,13 +4,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
 
 import measure_xent as mx
 
-from .._calibration import BLUE, GREY
+from .._calibration import BLUE, GREY, Reliability
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,6 +60,17 @@ def lm_report(path: Path, metrics: dict[str, Any], history: dict[str, Any], voca
         )
         figure.savefig(path, dpi=120)
         plt.close(figure)
+
+
+def reliability_report(path: Path, bins: Float[np.ndarray, "bins 6"], figures: dict[str, Any]) -> None:
+    """The reliability diagram of the most probable class."""
+    mass, expected, correct, _, square, product = bins.T
+    edges = np.linspace(0, 1, len(mass) + 1)
+    axes = Reliability(*map(jnp.asarray, (edges, mass, expected, correct, square, product))).plot(count=figures["rows"])
+    low, high = figures["calibration_error_interval"]
+    axes.set_title(f"calibration error {figures['calibration_error']:.3g} ({low:.3g}–{high:.3g})", fontsize=10)
+    axes.figure.savefig(path, dpi=120)
+    plt.close(axes.figure)
 
 
 def loss_curves(axes: Any, train: list[float], held_out: dict[int, float]) -> None:

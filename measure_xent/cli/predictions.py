@@ -1,0 +1,363 @@
+"""Predictions on disk, a block of rows at a time: npz, safetensors, csv, parquet. Nothing is ever held whole."""
+
+import json
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from . import CommandError
+
+KINDS = {
+    "logits": ("logits", "logit"),
+    "log-probs": ("log_probs", "log_probabilities", "logprobs"),
+    "probs": ("probs", "probabilities", "predictions"),
+}
+STEMS = {"logits": "logit", "log-probs": ("log_prob", "logprob"), "probs": "prob"}  # of columns, one a class
+ALIGNED = 64
+LABELS, WEIGHTS, GROUPS = ("labels", "label", "targets", "target", "y"), ("weights", "weight"), ("groups", "group")
+SAFETENSORS = {
+    **{f"F{n}": np.dtype(f"<f{n // 8}") for n in (16, 32, 64)},
+    **{f"I{n}": np.dtype(f"<i{n // 8}") for n in (8, 16, 32, 64)},
+    **{f"U{n}": np.dtype(f"<u{n // 8}") for n in (8, 16, 32, 64)},
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BOOL": np.dtype(bool),
+}
+
+
+class Names(NamedTuple):
+    """Which arrays or columns of a file are what; None where the usual names say."""
+
+    predictions: str | None = None
+    kind: str | None = None
+    labels: str | None = None
+    weights: str | None = None
+    groups: str | None = None
+
+
+class Block(NamedTuple):
+    """Some rows of a file."""
+
+    predictions: np.ndarray  # [rows, V]
+    labels: np.ndarray  # [rows], integers
+    weights: np.ndarray | None
+    groups: np.ndarray | None  # any values
+    bytes: int  # of the file, until the end of these
+
+
+class Predictions(NamedTuple):
+    """What is known of a file before it is read."""
+
+    kind: str  # "logits", "log-probs" or "probs"
+    size: int  # in bytes
+    blocks: Any  # () -> Iterator[Block]
+
+
+def open_predictions(path: Path, names: Names, block_bytes: int) -> Predictions:
+    """Opens a file by its suffix and finds predictions and labels in it.
+
+    Raises:
+        CommandError: there is no such file or format, it is cut off or broken, or arrays are missing or do not fit.
+    """
+    openers = {".npz": _npz, ".safetensors": _safetensors, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix not in openers:
+        raise CommandError(f"{path}: a file named .npz, .safetensors, .csv or .parquet")
+    try:
+        return openers[path.suffix](path, names, block_bytes)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror or error}") from None
+
+
+def _choose(path: Path, found: Sequence[str], names: Names) -> tuple[str | None, str | None, dict[str, str | None]]:
+    """(predictions, kind, the others) among the names found; predictions None where no usual name is there."""
+    usual = [(kind, name) for kind, all_names in KINDS.items() for name in all_names if name in found]
+    prediction, kind = names.predictions, names.kind
+    if prediction is None and len({name for _, name in usual}) > 1:
+        raise CommandError(f"{path}: {', '.join(name for _, name in usual)} are all there; choose one by --predictions")
+    if prediction is None and usual:
+        prediction = usual[0][1]
+    kind = kind or next((k for k, name in usual if name == prediction), None)
+    others = {
+        what: asked if asked is not None else next((name for name in all_names if name in found), None)
+        for what, asked, all_names in (
+            ("labels", names.labels, LABELS),
+            ("weights", names.weights, WEIGHTS),
+            ("groups", names.groups, GROUPS),
+        )
+    }
+    for option, name in (("predictions", names.predictions), *others.items()):
+        if name is not None and name not in found:
+            raise CommandError(f"{path}: no {name!r} for --{option}; there are {', '.join(found)}")
+    if others["labels"] is None:
+        raise CommandError(f"{path}: no labels; name them by --labels, among {', '.join(found)}")
+    return prediction, kind, others
+
+
+# ---- arrays
+
+
+class Stored(NamedTuple):
+    """An array in a file: its dtype and shape, and how to open a stream of its bytes."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    open: Any  # () -> a binary stream at the first element
+
+
+def _npz(path: Path, names: Names, block_bytes: int) -> Predictions:
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    read_header = {
+                        (1, 0): np.lib.format.read_array_header_1_0,
+                        (2, 0): np.lib.format.read_array_header_2_0,
+                    }
+                    shape, fortran, dtype = read_header[version](stream)
+                    start = stream.tell()
+                if dtype.hasobject or (fortran and len(shape) > 1):
+                    raise CommandError(
+                        f"{path}: {member.filename} holds {'objects' if dtype.hasobject else 'columns'}, not rows"
+                    )
+                if member.file_size - start != dtype.itemsize * int(np.prod(shape)):
+                    raise CommandError(f"{path}: {member.filename} is cut off: {shape} of {dtype} do not fill it")
+                if member.compress_type == zipfile.ZIP_STORED:
+                    # As is, without the archive's sums: checking them takes longer than reading.
+                    open_ = _at(path, _first_byte(path, member) + start)
+                else:
+                    open_ = _member(path, member.filename, start)
+                arrays[member.filename.removesuffix(".npy")] = Stored(dtype, shape, open_)
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        raise CommandError(f"{path}: broken or cut off: {error}") from None
+    return _of_arrays(path, arrays, names, block_bytes)
+
+
+def _first_byte(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: behind its local header of 30 bytes, its name and what more there is."""
+    with path.open("rb") as stream:
+        stream.seek(member.header_offset + 26)
+        return member.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
+
+
+def _member(path: Path, name: str, start: int) -> Any:
+    @contextmanager
+    def open_():
+        with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
+            stream.read(start)
+            yield stream
+
+    return open_
+
+
+def _safetensors(path: Path, names: Names, block_bytes: int) -> Predictions:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(length) if length < size else b"")
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            arrays = {
+                name: Stored(SAFETENSORS[e["dtype"]], tuple(e["shape"]), _at(path, 8 + length + e["data_offsets"][0]))
+                for name, e in tensors.items()
+            }
+            end = 8 + length + max((e["data_offsets"][1] for e in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CommandError(f"{path}: not a safetensors file, or cut off in its header: {error}") from None
+    if end != size:
+        raise CommandError(f"{path}: cut off: its header tells of {end} bytes, it has {size}")
+    return _of_arrays(path, arrays, names, block_bytes)
+
+
+def _at(path: Path, offset: int) -> Any:
+    def open_():
+        stream = path.open("rb", buffering=0)
+        stream.seek(offset)
+        return stream
+
+    return open_
+
+
+def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes: int) -> Predictions:
+    prediction, kind, others = _choose(path, list(arrays), names)
+    if prediction is None:
+        raise CommandError(f"{path}: no predictions; name them by --predictions, among {', '.join(arrays)}")
+    kind = _known(path, prediction, kind)
+    chosen = {"predictions": arrays[prediction]} | {k: arrays[v] for k, v in others.items() if v is not None}
+    shape = chosen["predictions"].shape
+    if len(shape) < 2:
+        raise CommandError(
+            f"{path}: {prediction} has shape {shape}; its last axis is the classes, those before the rows"
+        )
+    rows, classes = int(np.prod(shape[:-1])), shape[-1]
+    for what, array in chosen.items():
+        expected = shape if what == "predictions" else shape[:-1]
+        if array.shape != expected:
+            raise CommandError(f"{path}: {others[what]} for --{what} has shape {array.shape}; predictions have {shape}")
+    if rows == 0 or classes == 0:
+        raise CommandError(f"{path}: {prediction} is empty: shape {shape}")
+    _check_dtypes(path, {k: a.dtype for k, a in chosen.items()})
+    at_once = max(1, block_bytes // (classes * chosen["predictions"].dtype.itemsize))
+
+    def blocks() -> Iterator[Block]:
+        with ExitStack() as stack:
+            streams = {k: stack.enter_context(a.open()) for k, a in chosen.items()}
+            for first in range(0, rows, at_once):
+                n = min(at_once, rows - first)
+                parts = {
+                    k: _read(path, streams[k], a.dtype, n * (classes if k == "predictions" else 1))
+                    for k, a in chosen.items()
+                }
+                done = path.stat().st_size * (first + n) // rows
+                yield Block(
+                    parts["predictions"].reshape(n, classes),
+                    parts["labels"],
+                    parts.get("weights"),
+                    parts.get("groups"),
+                    done,
+                )
+
+    return Predictions(kind, path.stat().st_size, blocks)
+
+
+def _read(path: Path, stream: Any, dtype: np.dtype, n: int) -> np.ndarray:
+    # Aligned as XLA wants its arrays, which then need no copy.
+    room = np.empty(n * dtype.itemsize + ALIGNED, np.uint8)
+    array = room[(first := -room.ctypes.data % ALIGNED) : first + n * dtype.itemsize]
+    view, got = memoryview(array), 0
+    try:
+        while got < len(view):
+            more = stream.readinto(view[got:])
+            if not more:
+                raise CommandError(f"{path}: cut off in the middle of its rows")
+            got += more
+    except (zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise CommandError(f"{path}: broken: {error}") from None
+    return array.view(dtype)
+
+
+def _check_dtypes(path: Path, dtypes: dict[str, np.dtype]) -> None:
+    floating = lambda dtype: dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+    if not floating(dtypes["predictions"]):
+        raise CommandError(f"{path}: predictions are {dtypes['predictions']}, not floating")
+    if dtypes["labels"].kind not in "iu":
+        raise CommandError(f"{path}: labels are {dtypes['labels']}, not integers")
+    if "weights" in dtypes and not (floating(dtypes["weights"]) or dtypes["weights"].kind in "iub"):
+        raise CommandError(f"{path}: weights are {dtypes['weights']}, not numbers")
+
+
+def _known(path: Path, prediction: str, kind: str | None) -> str:
+    if kind is None:
+        raise CommandError(f"{path}: are {prediction} logits, log-probs or probs? Say so by --kind")
+    return kind
+
+
+# ---- tables
+
+
+def _csv(path: Path, names: Names, block_bytes: int) -> Predictions:
+    from pyarrow import ArrowInvalid, csv
+
+    def open_csv(stream: Any):
+        return csv.open_csv(stream, read_options=csv.ReadOptions(block_size=block_bytes))
+
+    def batches():
+        with path.open("rb") as stream:
+            for batch in open_csv(stream):
+                yield batch, stream.tell()
+
+    try:
+        with path.open("rb") as stream:
+            schema = open_csv(stream).schema
+    except ArrowInvalid as error:
+        raise CommandError(f"{path}: {error}") from None
+    return _of_table(path, schema, names, batches)
+
+
+def _parquet(path: Path, names: Names, block_bytes: int) -> Predictions:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            row_bytes = max(
+                1, sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) // max(rows, 1)
+            )
+    except (ArrowInvalid, OSError) as error:
+        raise CommandError(f"{path}: broken or cut off: {error}") from None
+
+    def batches():
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            seen = 0
+            for batch in file.iter_batches(batch_size=max(1, block_bytes // row_bytes)):
+                seen += batch.num_rows
+                yield batch, path.stat().st_size * seen // rows
+
+    return _of_table(path, schema, names, batches)
+
+
+def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Predictions:
+    """Predictions are one column of lists, or every numeric column that is nothing else, one a class."""
+    from pyarrow import ArrowInvalid, types
+
+    prediction, kind, others = _choose(path, schema.names, names)
+    used = {name for name in others.values() if name is not None}
+    is_list = lambda name: types.is_list(schema.field(name).type) or types.is_fixed_size_list(schema.field(name).type)
+    if prediction is not None and is_list(prediction):
+        columns = None
+    else:
+        numeric = lambda name: types.is_floating(schema.field(name).type) or types.is_integer(schema.field(name).type)
+        columns = [name for name in schema.names if name not in used and numeric(name)]
+        prediction = "the columns " + ", ".join([*columns[:3], "…"] if len(columns) > 3 else columns)
+        kind = kind or next((k for k, stems in STEMS.items() if columns and columns[0].startswith(stems)), None)
+        if not columns:
+            raise CommandError(f"{path}: no predictions: neither a column of lists nor numeric columns, one a class")
+    kind = _known(path, prediction, kind)
+    first_width: list[int] = []
+
+    def array(batch: Any, name: str) -> np.ndarray:
+        column = batch.column(name)
+        if column.null_count:
+            where = np.flatnonzero(np.asarray(column.is_null()))[:3].tolist()
+            raise CommandError(f"{path}: {name} is missing in rows {where} of a block")
+        return column.to_numpy(zero_copy_only=False)
+
+    def blocks() -> Iterator[Block]:
+        seen = 0
+        try:
+            for batch, done in batches():
+                if batch.num_rows == 0:
+                    continue
+                if columns is None:
+                    lists = batch.column(prediction)
+                    flat = lists.flatten().to_numpy(zero_copy_only=False)
+                    if flat.size % batch.num_rows or len({*np.diff(_offsets(lists)).tolist()}) > 1:
+                        raise CommandError(f"{path}: {prediction} has rows of different lengths near row {seen}")
+                    z = flat.reshape(batch.num_rows, -1)
+                else:
+                    z = np.stack([array(batch, name) for name in columns], axis=1)
+                first_width.append(z.shape[1])
+                if z.shape[1] != first_width[0]:
+                    raise CommandError(f"{path}: {first_width[0]} classes, and {z.shape[1]} at row {seen}")
+                parts = {what: array(batch, name) for what, name in others.items() if name is not None}
+                z = z if z.dtype.kind == "f" else z.astype(np.float64)
+                _check_dtypes(path, {k: a.dtype for k, a in parts.items()} | {"predictions": z.dtype})
+                seen += batch.num_rows
+                yield Block(z, parts["labels"], parts.get("weights"), parts.get("groups"), done)
+        except (ArrowInvalid, OSError) as error:
+            raise CommandError(f"{path}: broken or cut off after row {seen}: {error}") from None
+        if seen == 0:
+            raise CommandError(f"{path}: no rows")
+
+    return Predictions(kind, path.stat().st_size, blocks)
+
+
+def _offsets(lists: Any) -> np.ndarray:
+    """Where each list begins and the last ends."""
+    return np.arange(2) if not hasattr(lists, "offsets") else np.asarray(lists.offsets)

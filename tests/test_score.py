@@ -1,0 +1,167 @@
+"""``measure-xent score``: every format gives numpy's figures; what is broken is told of, nothing passed off as whole."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
+from measure_xent.cli import main
+
+rng = np.random.default_rng(0)
+N, V = 600, 5
+Z = (2 * rng.normal(size=(N, V))).astype(np.float32)
+P = np.exp(Z.astype(np.float64)) / np.exp(Z.astype(np.float64)).sum(-1, keepdims=True)
+Y = np.array([rng.choice(V, p=p) for p in P])
+Y[:20] = -100
+W = rng.choice([0.0, 0.5, 2.0], N)
+G = rng.choice(["a", "b"], N)
+
+
+def write(folder, name, predictions=Z, labels=Y, kind="logits", **more):
+    path = folder / name
+    arrays = {kind: predictions, "labels": labels, **more}
+    if path.suffix == ".npz":
+        (np.savez_compressed if "small" in name else np.savez)(path, **arrays)
+    elif path.suffix == ".safetensors":
+        blob, header = b"", {}
+        for key, a in arrays.items():
+            code = {"float32": "F32", "float64": "F64", "int64": "I64"}[str(a.dtype)]
+            header[key] = {"dtype": code, "shape": a.shape, "data_offsets": [len(blob), len(blob) + a.nbytes]}
+            blob += a.tobytes()
+        head = json.dumps(header).encode()
+        path.write_bytes(len(head).to_bytes(8, "little") + head + blob)
+    else:
+        columns = {key: a for key, a in arrays.items() if key != kind}
+        stem = kind.rstrip("s")
+        if "list" in name:
+            columns[kind] = list(predictions)
+        else:
+            columns |= {f"{stem}_{c}": predictions[:, c] for c in range(predictions.shape[1])}
+        (parquet.write_table if path.suffix == ".parquet" else csv.write_csv)(pa.table(columns), path)
+    return path
+
+
+def score(capsys, path, *options):
+    status = main(["score", str(path), "--json", *options])
+    out, err = capsys.readouterr()
+    return status, json.loads(out) if out else None, err
+
+
+def expected(w, rows=slice(None)):
+    counts = (Y != -100) * w
+    counts, y, p = counts[rows], np.clip(Y, 0, V - 1)[rows], P[rows]
+    nats = -np.log(p[np.arange(len(y)), y])
+    mean = lambda f: (counts * f).sum() / counts.sum()
+    right = p.argmax(-1) == y
+    second = np.argsort(-p, axis=-1)[:, :2]
+    half = 1.959964 * np.sqrt((counts**2 * (nats - mean(nats)) ** 2).sum()) / counts.sum()
+    edges = np.minimum((p.max(-1) * 15).astype(int), 14)
+    gaps = [(counts * (right - p.max(-1)))[edges == b].sum() / counts.sum() for b in range(15)]
+    return {
+        "rows": int((counts != 0).sum()),
+        "nats": mean(nats),
+        "nats_interval": [mean(nats) - half, mean(nats) + half],
+        "accuracy": mean(right),
+        "top_k_accuracy": mean((second == y[:, None]).any(-1)),
+        "calibration_error": np.abs(gaps).sum(),
+        "brier_of_the_mode": mean((right - p.max(-1)) ** 2),
+    }
+
+
+def agrees(figures, oracle):
+    for name, value in oracle.items():
+        np.testing.assert_allclose(figures[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "predictions"),
+    [
+        ("a.npz", "logits", Z),
+        ("small.npz", "probs", P),
+        ("a.safetensors", "log_probs", np.log(P)),
+        ("a.csv", "logits", Z),
+        ("a.parquet", "probs", P),
+        ("list.parquet", "log_probs", np.log(P)),
+    ],
+)
+def test_every_format(tmp_path, capsys, name, kind, predictions):
+    path = write(tmp_path, name, predictions, kind=kind)
+    status, report, _ = score(capsys, path, "--top-k", "2", "--block", "0.001")  # many blocks
+    assert status == 0
+    agrees(report["overall"], expected(np.ones(N)))
+    assert report["overall"]["bits"] == pytest.approx(report["overall"]["nats"] / np.log(2))
+    assert report["overall"]["perplexity"] == pytest.approx(np.exp(report["overall"]["nats"]))
+    low, high = report["overall"]["calibration_error_interval"]
+    assert 0 <= low <= high
+
+
+def test_weights_groups_classes_and_the_plot(tmp_path, capsys):
+    path = write(tmp_path, "a.npz", weights=W, groups=G)
+    status, report, _ = score(capsys, path, "--top-k", "2", "--block", "0.003", "--plot", str(tmp_path / "r.png"))
+    assert status == 0
+    agrees(report["overall"], expected(W))
+    for group in "ab":
+        agrees(report["by_group"][group], expected(W, group == G))
+    for label in range(V):
+        agrees(report["by_class"][str(label)], expected(W, label == Y))
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table(tmp_path, capsys):
+    assert main(["score", str(write(tmp_path, "a.npz", groups=G))]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("overall", "group a", "class 4", "±", "calibration error"))
+
+
+def test_bad_rows_are_named_and_there_are_no_figures(tmp_path, capsys):
+    z, y, w = Z.copy(), Y.copy(), W.copy()
+    z[[30, 500], 1] = np.nan
+    y[[40, 599]] = [V, -1]
+    z[3], z[np.flatnonzero(W == 0)[-1]] = np.nan, np.nan  # rows that do not count
+    w[[30, 500, 40, 599]], w[50] = 1.0, -1.0
+    status, report, err = score(capsys, write(tmp_path, "a.npz", z, y, weights=w), "--block", "0.002")
+    assert (status, report) == (1, None)
+    assert "2 labels outside the classes: rows 40, 599" in err
+    assert "2 NaN in the predictions: rows 30, 500" in err
+    assert "1 weights that are negative or not finite: rows 50" in err
+    p = P.copy()
+    p[7] *= 2
+    y = np.where(Y == -100, 0, Y)
+    _, _, err = score(capsys, write(tmp_path, "b.npz", p, y, kind="probs"))
+    assert "1 rows that are not probabilities: rows 7" in err
+    _, _, err = score(capsys, write(tmp_path, "c.npz", labels=np.full(N, -100)))
+    assert "none of its 600 rows counts" in err
+
+
+def test_infinite_losses_are_figures(tmp_path, capsys):
+    z = Z.copy()
+    z[100, Y[100]] = -np.inf
+    status, report, _ = score(capsys, write(tmp_path, "a.npz", z))
+    assert status == 0
+    assert report["overall"]["nats"] == "inf"
+    assert np.isfinite(report["overall"]["accuracy"])
+
+
+@pytest.mark.parametrize("name", ["a.npz", "small.npz", "a.safetensors", "a.parquet"])
+def test_cut_off(tmp_path, capsys, name):
+    path = write(tmp_path, name)
+    path.write_bytes(path.read_bytes()[:-1000])
+    status, report, err = score(capsys, path)
+    assert (status, report) == (1, None)
+    assert "cut off" in err
+
+
+def test_what_is_missing_is_named(tmp_path, capsys):
+    said = lambda path, *options: score(capsys, path, *options)[::2]
+    path = write(tmp_path, "a.npz", more=Z)
+    assert said(tmp_path / "none.npz") == (1, f"measure-xent: {tmp_path}/none.npz: No such file or directory\n")
+    assert ".npz, .safetensors, .csv or .parquet" in said(tmp_path / "a.txt")[1]
+    assert "no 'truth' for --labels; there are logits, labels, more" in said(path, "--labels", "truth")[1]
+    assert "Say so by --kind" in said(path, "--predictions", "more")[1]
+    assert said(path, "--predictions", "more", "--kind", "logits")[0] == 0
+    assert "has shape (3,)" in said(write(tmp_path, "b.npz", labels=Y[:3]))[1]
+    assert "not integers" in said(write(tmp_path, "c.npz", labels=Y / 2))[1]
+    (tmp_path / "ragged.csv").write_text("label,logit_0,logit_1\n0,1.0,2.0\n1,3.0\n")
+    assert said(tmp_path / "ragged.csv")[0] == 1
