@@ -19,18 +19,22 @@ Likelihood   log_likelihood, project, information_projection, score, fisher_info
 Scores       brier, spherical, crps; entmax, sparsemax, fenchel_young_loss; reliability, calibration_error
 Codes        code_length, quantize, encode, decode
 Integrals    P.expect(f), P.integrate(f), Integral; by a method: Adaptive, Quadrature, MonteCarlo, QuasiMonteCarlo
+Training     value_and_grad of an Integral, accumulate; ``losses``: optax's and torch's by their names
+Pictures     plot; a measure shows itself in Jupyter
 Extension    Measure, AbstractConditional, Integrand, Method, LogDensity, RadonNikodym, NormalForm, rule, pytree, static
 """
 
 from importlib.metadata import version as _version
 
 from . import _integrate as _integrate
-from . import generators
+from . import generators, losses
+from ._accumulation import accumulate, value_and_grad
 from ._calibration import Reliability, calibration_error, reliability
 from ._coding import code_length, decode, encode, quantize
 from ._conditional import AbstractConditional, Conditional
 from ._density import LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
 from ._dispatch import rule
+from ._display import plot
 from ._divergences import (
     chi2,
     cumulant,
@@ -128,6 +132,7 @@ __all__ = [
     "Reliability",
     "StudentT",
     "Uniform",
+    "accumulate",
     "bind",
     "brier",
     "calibration_error",
@@ -164,10 +169,12 @@ __all__ = [
     "log2",
     "log_likelihood",
     "log_partition",
+    "losses",
     "marginal",
     "mutual_information",
     "natural_gradient",
     "perplexity",
+    "plot",
     "pointwise_mutual_information",
     "posterior",
     "power",
@@ -190,4 +197,5 @@ __all__ = [
     "truncate",
     "tsallis_divergence",
     "tsallis_entropy",
+    "value_and_grad",
 ]

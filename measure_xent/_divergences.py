@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from . import generators
 from ._density import RatioFunction, log
-from ._information import kl_divergence, nats, of_measures
+from ._information import functional, kl_divergence, nats
 from ._integrand import Integrand, as_integrand
 from ._measure import Measure, enumerable
 from ._measures.checks import check_values, real_array
@@ -23,7 +23,7 @@ from ._scaled import Ratio
 from .generators import Generator
 
 
-@of_measures
+@functional(r"D_f(P \,\|\, Q) = \int f\left(\frac{dP}{dQ}\right) dQ + f'(\infty) \, P(Q = 0)")
 def f_divergence(
     P: Measure, Q: Measure, f: Generator | Callable, *, slope: float | None = None
 ) -> Float[Array, "*family"]:
@@ -57,7 +57,7 @@ def _of_shares(perspective: Callable, ratio: Ratio) -> Array:
     return perspective(*ratio.shares)
 
 
-@of_measures
+@functional(r"\mathrm{TV}(P, Q) = \tfrac{1}{2} \int |dP - dQ|")
 def total_variation(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """½ ∫ |dP − dQ|, in [0, 1] for probability measures: the most that P(A) and Q(A) differ by.
 
@@ -69,7 +69,7 @@ def total_variation(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     return f_divergence(P, Q, generators.total_variation)
 
 
-@of_measures
+@functional(r"\sqrt{\tfrac{1}{2} \int \left(\sqrt{dP} - \sqrt{dQ}\right)^2}")
 def hellinger(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """√(½ ∫ (√dP − √dQ)²), Hellinger's distance, √(1 − ∫ √(dP dQ)) for probability measures; its derivative where P = Q is 0.
 
@@ -82,7 +82,7 @@ def hellinger(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
-@of_measures
+@functional(r"\chi^2(P \,\|\, Q) = \int \left(\frac{dP}{dQ} - 1\right)^2 dQ")
 def chi2(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """Pearson's ∫ (dP/dQ − 1)² dQ, +inf unless P ≪ Q.
 
@@ -94,7 +94,7 @@ def chi2(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     return f_divergence(P, Q, generators.chi2)
 
 
-@of_measures
+@functional(r"\mathrm{KL}(P \,\|\, Q) + \mathrm{KL}(Q \,\|\, P)")
 def jeffreys(P: Measure, Q: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
     """KL(P‖Q) + KL(Q‖P), the symmetrised divergence, in nats or units of ``base``. Source: Jeffreys (1946).
 
@@ -140,7 +140,7 @@ def jensen_shannon(
     return total
 
 
-@of_measures
+@functional(r"D_\alpha(P \,\|\, Q) = \frac{1}{\alpha - 1} \log \int p^\alpha q^{1 - \alpha}")
 def renyi_divergence(P: Measure, Q: Measure, alpha: Any, *, base: float | None = None) -> Float[Array, "*family"]:
     """D_α(P‖Q) = log E_P[(dP/dQ)^(α−1)] / (α − 1), in nats or units of ``base``.
 
@@ -162,7 +162,7 @@ def renyi_divergence(P: Measure, Q: Measure, alpha: Any, *, base: float | None =
     return _renyi(P, log(P / Q), alpha) / nats(base)
 
 
-@of_measures
+@functional(r"H_\alpha(P) = \frac{1}{1 - \alpha} \log \int p^\alpha")
 def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None) -> Float[Array, "*family"]:
     """H_α(P) = log E_P[p^(α−1)] / (1 − α), in nats or units of ``base``: log |supp P| at 0, Shannon's at 1, −log sup p at ∞.
 
@@ -177,7 +177,7 @@ def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None) -> Float
     return -_renyi(P, log(P), alpha) / nats(base)
 
 
-@of_measures
+@functional(r"D_\alpha(P \,\|\, Q) = \frac{1}{\alpha - 1} \left(\int p^\alpha q^{1 - \alpha} - 1\right)")
 def tsallis_divergence(P: Measure, Q: Measure, alpha: Any) -> Float[Array, "*family"]:
     """∫ ((dP/dQ)^(α−1) − 1) / (α − 1) dP: KL at 1, χ² at 2. Source: Tsallis (1998).
 
@@ -191,7 +191,7 @@ def tsallis_divergence(P: Measure, Q: Measure, alpha: Any) -> Float[Array, "*fam
     return P.expect(RatioFunction(P, Q, Partial(_power_log, _order(alpha) - 1)))
 
 
-@of_measures
+@functional(r"H_\alpha(P) = \frac{1}{\alpha - 1} \left(1 - \int p^\alpha\right)")
 def tsallis_entropy(P: Measure, alpha: Any) -> Float[Array, "*family"]:
     """(1 − ∫ p^α) / (α − 1), whose limit at 1 is Shannon's entropy in nats; 1 − Σ p² is Gini's. Source: Tsallis (1988).
 

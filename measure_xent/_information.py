@@ -22,8 +22,17 @@ _R = TypeVar("_R")
 _KINDS = (Measure, AbstractConditional)
 
 
-def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorator: arguments that are not what the annotations take are refused by name."""
+def functional(formula: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Decorator: refuses by name what the annotations do not take, and shows the formula, LaTeX, in a notebook."""
+    return lambda function: _shown(_checked(function), formula)
+
+
+def _shown(function: Callable[_P, _R], formula: str) -> Callable[_P, _R]:
+    setattr(function, "_repr_latex_", lambda: f"${formula}$")  # noqa: B010
+    return function
+
+
+def _checked(functional: Callable[_P, _R]) -> Callable[_P, _R]:
     signature = inspect.signature(functional)
 
     @functools.wraps(functional)
@@ -43,7 +52,7 @@ def of_measures(functional: Callable[_P, _R]) -> Callable[_P, _R]:
     return checked
 
 
-@of_measures
+@functional(r"H(P, Q) = -\int \log q \, dP")
 def cross_entropy(
     P: Measure, Q: Measure | AbstractConditional, *, base: float | None = None
 ) -> Float[Array, "*family"]:
@@ -72,7 +81,7 @@ def cross_entropy(
     return -P.expect(log(Q, base))
 
 
-@of_measures
+@functional(r"H(P) = -\int \log p \, dP")
 def entropy(P: Measure | AbstractConditional, *, base: float | None = None) -> Float[Array, "*family"] | Integrand:
     """H(P) = −∫ log p dP, with 0 · log 0 = 0, in nats or units of ``base``. Source: Shannon (1948).
 
@@ -92,7 +101,7 @@ def entropy(P: Measure | AbstractConditional, *, base: float | None = None) -> F
     return -P.expect(log(P, base))
 
 
-@of_measures
+@functional(r"\mathrm{KL}(P \,\|\, Q) = \int \log \frac{dP}{dQ} \, dP + Q(1) - P(1)")
 def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
     """KL(P‖Q) = ∫ log(dP/dQ) dP + Q(1) − P(1), in nats or units of ``base``.
 
@@ -110,7 +119,7 @@ def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float
     return P.expect(log(P / Q, base)) + (Q.mass - P.mass) / nats(base)
 
 
-@of_measures
+@functional(r"e^{H(P, Q)}")
 def perplexity(P: Measure, Q: Measure | AbstractConditional | None = None) -> Float[Array, "*family"]:
     """exp H(P, Q), of P alone exp H(P): as many equally probable words would be as hard to guess.
 
@@ -122,7 +131,7 @@ def perplexity(P: Measure, Q: Measure | AbstractConditional | None = None) -> Fl
     return jnp.exp(cross_entropy(P, P if Q is None else Q))
 
 
-@of_measures
+@functional(r"I(X; Y) = \mathrm{KL}(P_{XY} \,\|\, P_X \otimes P_Y)")
 def mutual_information(
     P: Measure, K: AbstractConditional | None = None, *, X: Any = 0, Y: Any = 1, base: float | None = None
 ) -> Float[Array, "*family"]:
@@ -164,7 +173,7 @@ def _gain(K, M, *x):
     return kl_divergence(K(*x), M)
 
 
-@of_measures
+@functional(r"i(x; y) = \log \frac{dP_{XY}}{d(P_X \otimes P_Y)}(x, y)")
 def pointwise_mutual_information(P: Measure, *, X: Any = 0, Y: Any = 1, base: float | None = None) -> Integrand:
     """(x, y) ↦ log dP_XY/d(P_X ⊗ P_Y), whose mean is the mutual information. Arguments and errors are its own.
 
@@ -180,7 +189,7 @@ def pointwise_mutual_information(P: Measure, *, X: Any = 0, Y: Any = 1, base: fl
     return log(marginal(P, *X, *Y) / product(marginal(P, *X), marginal(P, *Y)), base)
 
 
-@of_measures
+@functional(r"H(Y \mid X) = -\int \log p(y \mid x) \, dP(x, y)")
 def conditional_entropy(
     P: Measure, K: AbstractConditional | None = None, *, X: Any = 0, Y: Any = 1, base: float | None = None
 ) -> Float[Array, "*family"]:
@@ -198,7 +207,7 @@ def conditional_entropy(
     return H(marginal(P, *sorted((*_tuple(X), *_tuple(Y))))) - H(marginal(P, *_tuple(X)))
 
 
-@of_measures
+@functional(r"I(X; Y \mid Z) = H(X, Z) + H(Y, Z) - H(X, Y, Z) - H(Z)")
 def conditional_mutual_information(
     P: Measure, *, X: Any = 0, Y: Any = 1, Z: Any = 2, base: float | None = None
 ) -> Float[Array, "*family"]:
@@ -215,7 +224,7 @@ def conditional_mutual_information(
     return both - mutual_information(P, X=X, Y=Z, base=base)
 
 
-@of_measures
+@functional(r"\mathrm{KL}(P \,\|\, P_1 \otimes \cdots \otimes P_n)")
 def total_correlation(P: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
     """KL(P ‖ ⊗ Pᵢ), of a joint measure and the product of its coordinates' own. Source: Watanabe (1960).
 
@@ -228,7 +237,7 @@ def total_correlation(P: Measure, *, base: float | None = None) -> Float[Array, 
     return kl_divergence(P, functools.reduce(product, (marginal(P, i) for i in range(P.coordinates))), base=base)
 
 
-@of_measures
+@functional(r"I(X; Y; Z) = I(X; Y \mid Z) - I(X; Y)")
 def interaction_information(P: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
     """−Σ (−1)^(n−|T|) H(P_T) over the sets T of P's n coordinates: of three, I(X; Y | Z) − I(X; Y); negative for redundancy.
 

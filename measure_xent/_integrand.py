@@ -118,6 +118,11 @@ class Integrand(abc.ABC):
         """
         return Composed(g, self)
 
+    def _repr_latex_(self) -> str:
+        from ._display import formula  # which knows all the kinds of functions there are
+
+        return f"${formula(self)}$"
+
     # NumPy scalars and arrays then leave c * f to f.
     __array_ufunc__ = None
 

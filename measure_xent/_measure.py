@@ -238,6 +238,12 @@ class Measure(abc.ABC):
         """
         return self if self.certain_mass == 1 else Normalized(self)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """The picture and the formula that Jupyter shows."""
+        from ._display import mimebundle  # which knows all the kinds of measures there are
+
+        return mimebundle(self)
+
     def __add__(self, other: "Measure") -> "Measure":
         return Sum((self, other)) if isinstance(other, Measure) else NotImplemented
 

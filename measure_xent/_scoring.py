@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ._density import RatioFunction, log, measure_at, model_of, values_by_point
 from ._divergences import tsallis_entropy
-from ._information import of_measures
+from ._information import functional
 from ._integrand import Integrand
 from ._kernels.softmax import accumulator
 from ._measure import Measure
@@ -226,7 +226,9 @@ def _conjugate_jvp(alpha, primals, tangents):
     return _conjugate(alpha, z), jnp.sum(q * dz, axis=-1)
 
 
-@of_measures
+@functional(
+    r"\max_Q \left[\int z \, dQ + \frac{H_\alpha(Q)}{\alpha}\right] - \int z \, dP - \frac{H_\alpha(P)}{\alpha}"
+)
 def fenchel_young_loss(
     P: Measure, logits: Float[ArrayLike, "*family V"], alpha: float = 1.5
 ) -> Float[Array, "*family"]:

@@ -295,7 +295,7 @@ def smooth_labels(
     labels = real_array("smooth_labels(labels)", labels, floating=True)
     takes_part = jnp.ones_like(labels) if where is None else jnp.asarray(where, labels.dtype)
     uniform = takes_part / jnp.maximum(jnp.sum(takes_part, axis, keepdims=True), 1)
-    return (1 - alpha) * labels * takes_part + alpha * uniform
+    return labels * takes_part * (1 - alpha) + uniform * alpha
 
 
 def sparsemax_loss(logits: Float[ArrayLike, "*family"], labels: Int[ArrayLike, "*family"]) -> Float[Array, "*family"]:

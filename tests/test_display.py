@@ -1,0 +1,124 @@
+"""How measures show themselves: every picture is well-formed and true, nothing that has none fails."""
+
+import xml.etree.ElementTree as ET
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import measure_xent as mx
+
+from .spaces import ENTRIES
+
+rng = np.random.default_rng(0)
+N = mx.Normal(0.0, 1.0)
+
+
+def page(P):
+    bundle = P._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html", "text/latex"}
+    return ET.fromstring(bundle["text/html"].replace("<br>", "<br/>"))
+
+
+def heights(root, tag="rect"):
+    return [float(element.get("height")) for element in root.iter(tag)]
+
+
+def test_bars_are_the_masses():
+    p = np.array([0.1, 0.2, 0.7])
+    bars = heights(page(mx.Categorical(probs=jnp.asarray(p))))
+    np.testing.assert_allclose(np.divide(bars, max(bars)), p / 0.7, atol=0.01)  # a tenth of a pixel of 74
+
+
+def test_a_curve_is_the_density():
+    (line,) = page(mx.Normal(1.0, 2.0)).iter("polyline")
+    x, y = np.array([point.split(",") for point in line.get("points").split()], float).T
+    x, y = (x - x[0]) / (x[-1] - x[0]), (y[0] - y) / (y[0] - y.min())
+    z = 8 * 0.999 * (x - 0.5)
+    np.testing.assert_allclose(y, np.exp(-(z**2) / 2), atol=0.02)
+
+
+def test_atoms_are_stems_beside_a_density():
+    root = page(0.3 * mx.Dirac(0.0) + 0.7 * N)
+    assert len(list(root.iter("circle"))) == 1
+    assert "mass to 0.3" in "".join(root.itertext())
+    assert "mass 1" in "".join(root.itertext())
+
+
+def test_families():
+    small, large = page(mx.Normal(jnp.arange(3.0), 1.0)), page(mx.Normal(jnp.arange(30.0), 1.0))
+    assert len(list(small.iter("svg"))) == 3
+    assert len(list(large.iter("svg"))) == 1
+    assert not list(large.iter("polyline"))
+    table = rng.dirichlet(np.ones(5), size=12)
+    cells = [float(cell.get("fill-opacity")) for cell in page(mx.Categorical(probs=jnp.asarray(table))).iter("rect")]
+    np.testing.assert_allclose(sorted(cells), np.sort(table[table > 0.005 * table.max()]) / table.max(), atol=0.006)
+
+
+def test_signed_measures_have_negative_parts():
+    (line,) = page(N - mx.Laplace(0.0, 1.0)).iter("polyline")
+    base = float(next(page(N - mx.Laplace(0.0, 1.0)).iter("path")).get("d").split()[1].split("H")[0])
+    y = [float(point.split(",")[1]) for point in line.get("points").split()]
+    assert min(y) < base - 5
+    assert max(y) > base + 5
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_measure_has_a_picture(entry):
+    P, _ = entry.make(np.random.default_rng(0))
+    assert list(page(P).iter("svg"))
+
+
+def test_what_has_no_picture_has_words():
+    pair, vector = mx.product(N, mx.Poisson(3.0)), mx.MultivariateNormal(jnp.zeros(2), jnp.eye(2))
+    image, large = mx.pushforward(jnp.square, N), mx.Categorical(jnp.zeros((70000, 10)))
+    for P, said in ((pair, "tuples of 2"), (vector, "on vectors"), (image, "density"), (large, "shape (70000,)")):
+        root = page(P)
+        assert not list(root.iter("svg"))
+        assert said in "".join(root.itertext())
+    seen = []
+    jax.jit(lambda x: seen.append(mx.Normal(x, 1.0)._repr_mimebundle_()) or x)(0.0)
+    assert "Normal" in seen[0]["text/html"]
+    with pytest.raises(TypeError, match=r"plot\(P\).*tuples of 2"):
+        mx.plot(pair)
+    with pytest.raises(TypeError, match="float"):
+        mx.plot(3.0)
+
+
+def test_small_pages():
+    for P in (N, mx.Categorical(jnp.zeros((200, 500))), mx.Empirical(jnp.asarray(rng.normal(size=5000)))):
+        assert len(P._repr_mimebundle_()["text/html"]) < 600_000
+
+
+def test_formulas():
+    latex = lambda P: P._repr_mimebundle_()["text/latex"]
+    assert latex(0.5 * mx.Dirac(0) - N) == r"$0.5 \cdot \delta_{0} - \mathrm{Normal}(0, 1)$"
+    assert latex(mx.product(N, N)) == r"$\mathrm{Normal}(0, 1) \otimes \mathrm{Normal}(0, 1)$"
+    assert latex(mx.Categorical(jnp.zeros((2, 3)))) == r"$\mathrm{Categorical}(\text{float32[2, 3]})$"
+    assert (-2 * (mx.log(N) + mx.log(N)))._repr_latex_() == (
+        r"$-2 \cdot \left(\log \mathrm{Normal}(0, 1) + \log \mathrm{Normal}(0, 1)\right)$"
+    )
+    assert mx.entropy._repr_latex_() == r"$H(P) = -\int \log p \, dP$"
+
+
+def test_plots():
+    figure, axes = plt.subplots(1, 4)
+    mx.plot(mx.Normal(jnp.arange(2.0), 1.0), axes[0])
+    assert [len(axes[0].lines), axes[0].get_ylabel()] == [2, "density"]
+    mx.plot(0.3 * mx.Dirac(0.0) + 0.7 * N, axes[1])
+    assert axes[1].get_ylabel() == "mass"
+    mx.plot(mx.Categorical(probs=jnp.array([0.25, 0.75])), axes[2])
+    assert [bar.get_height() for bar in axes[2].patches] == [0.25, 0.75]
+    table = jnp.asarray(rng.dirichlet(np.ones(4), size=9))
+    mx.plot(mx.Categorical(probs=table), axes[3])
+    np.testing.assert_allclose(axes[3].images[0].get_array(), table)
+    plt.close(figure)
+
+
+def test_treescope_shows_the_tree():
+    treescope = pytest.importorskip("treescope")
+    shown = treescope.render_to_text(0.5 * N + mx.Dirac(0.0))
+    assert "Normal" in shown
+    assert "Dirac" in shown
