@@ -22,6 +22,7 @@ COMPILE_MUCH = {
     "test_laws_of_spaces",
     "test_likelihood",
     "test_losses",
+    "test_accumulation",
     "test_methods",
     "test_scores_and_codes",
     "test_sharding",
@@ -55,6 +56,15 @@ def pytest_configure(config):
     for name, value in cache.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With ``--examples 1``, one case of each test: enough to see whether another version of JAX still has what is used."""
+    if config.getoption("--examples") == 1:
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        others = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if first[item.nodeid.partition("[")[0]] is item]
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,7 @@ def test_the_numbers_of_optax(case):
     with jax.enable_x64(True):
         value = theirs(jnp.asarray(first), jnp.asarray(second), **options)
         cotangent = jnp.asarray(rng.normal(size=value.shape))
-        gradients = lambda f: jax.grad(lambda *x: jnp.vdot(f(*x, **options), cotangent), differentiable)
+        gradients = lambda f: jax.jit(jax.grad(lambda *x: jnp.vdot(f(*x, **options), cotangent), differentiable))
         arguments = (jnp.asarray(first), jnp.asarray(second))
         np.testing.assert_allclose(ours(*arguments, **options), value, rtol=1e-12, atol=1e-13)
         of_optax = gradients(theirs)(*arguments)
@@ -130,7 +130,7 @@ def test_fenchel_young_with_arguments():
 
 
 def value_and_jacobians(loss, z):
-    return loss(z), jax.jacfwd(loss)(z), jax.jacrev(loss)(z)
+    return jax.jit(lambda z: (loss(z), jax.jacfwd(loss)(z), jax.jacrev(loss)(z)))(z)
 
 
 def test_where_optax_is_nan():
@@ -221,14 +221,15 @@ def agree(ours, theirs, counts):
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("shape", "reduction", "linear"), itertools.product(SHAPES, ("mean", "sum", "none"), (False, True))
-)
-def test_the_numbers_of_torch(shape, reduction, linear):
-    """Over 2000 draws of options and data in all, values and gradients."""
+def test_the_numbers_of_torch():
+    """Over 2000 draws of options and data, values and gradients."""
     torch = pytest.importorskip("torch")
-    if linear and shape != "rows":
-        pytest.skip("torch's head takes rows")
+    kinds = [(shape, False) for shape in SHAPES] + [("rows", True)]  # torch's head takes rows
+    for (shape, linear), reduction in itertools.product(kinds, ("mean", "sum", "none")):
+        draws_agree(torch, shape, reduction, linear)
+
+
+def draws_agree(torch, shape, reduction, linear):
     F = torch.nn.functional
     with jax.enable_x64(True):
 
@@ -245,7 +246,6 @@ def test_the_numbers_of_torch(shape, reduction, linear):
             (_, values), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(z, W)
             return values, *gradients
 
-        drawn = 0
         for of_classes, weighed, smoothing in itertools.product((True, False), (True, False), (True, False)):
             for _ in range(22):
                 ignored = int(rng.choice([-100, 0, 3, 77] if of_classes else [-100, -1]))  # torch rejects others
@@ -268,8 +268,6 @@ def test_the_numbers_of_torch(shape, reduction, linear):
                 agree(result[1], tz.grad, counts)
                 if linear:
                     agree(result[2], tW.grad, counts)
-                drawn += 1
-        assert drawn == 176
 
 
 def test_linear_is_the_dense_loss():
