@@ -10,6 +10,7 @@ import jax
 import pytest
 
 COMPILE_MUCH = {
+    "test_accumulation",
     "test_by_products",
     "test_contract",
     "test_divergences",
@@ -22,7 +23,6 @@ COMPILE_MUCH = {
     "test_laws_of_spaces",
     "test_likelihood",
     "test_losses",
-    "test_accumulation",
     "test_methods",
     "test_scores_and_codes",
     "test_sharding",
@@ -47,7 +47,7 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("budget")
     jax.config.update("jax_numpy_rank_promotion", "allow")
     jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for shard_map
-    # What one worker or one run of the command has compiled, the others load: half of the suite's time is XLA's.
+    # What one worker, one run of the command, or the run of tests before has compiled, the others load.
     cache = {
         "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,

@@ -152,16 +152,13 @@ class Sums:
     mass: np.ndarray  # Σ w
     moments: np.ndarray  # [3 figures, (Σ w f, Σ w² f, Σ w² f²)], of nats, correct, among the first k
     square: np.ndarray  # Σ w²
-    bins: (
-        np.ndarray
-    )  # [bins, (Σ w, Σ w p, Σ w c, Σ w² (c − p)², Σ w p², Σ w p c)], p the probability of the mode, c correct
+    # [bins, (Σ w, Σ w p, Σ w c, Σ w² (c − p)², Σ w p², Σ w p c)], p the probability of the mode, c correct
+    bins: np.ndarray
 
     def __add__(self, other: "Sums | None") -> "Sums":
-        return (
-            self
-            if other is None
-            else Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-        )
+        if other is None:
+            return self
+        return Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def __getitem__(self, i: int) -> "Sums":
         return Sums(*(a[i] for a in vars(self).values()))
