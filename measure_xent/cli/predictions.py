@@ -230,7 +230,7 @@ def _read(path: Path, stream: Any, dtype: np.dtype, n: int) -> np.ndarray:
     # Aligned as XLA wants its arrays, which then need no copy.
     room = np.empty(n * dtype.itemsize + ALIGNED, np.uint8)
     array = room[(first := -room.ctypes.data % ALIGNED) : first + n * dtype.itemsize]
-    view, got = memoryview(array), 0
+    view, got = array.data, 0
     try:
         while got < len(view):
             more = stream.readinto(view[got:])
