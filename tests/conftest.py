@@ -1,9 +1,11 @@
 """Property tests have a fixed, small budget; ``pytest --examples 200`` gives them a larger one.
 
-Those that take long to compile are then run on all measures, else on some of every kind.
+So has a sweep, a test over many cases that are alike, such as all measures: it runs some of them, each sweep others.
 """
 
+import collections
 import os
+import zlib
 
 import hypothesis
 import jax
@@ -32,10 +34,13 @@ COMPILE_MUCH = {
 
 
 def pytest_addoption(parser):
-    parser.addoption("--examples", type=int, default=3, help="examples a property test draws (default 3)")
+    parser.addoption(
+        "--examples", type=int, default=3, help="examples a property test draws, cases a sweep runs (default 3)"
+    )
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "sweep: a test whose cases are alike")
     hypothesis.settings.register_profile(
         "budget",
         max_examples=config.getoption("--examples"),
@@ -59,12 +64,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With ``--examples 1``, one case of each test: enough to see whether another version of JAX still has what is used."""
-    if config.getoption("--examples") == 1:
-        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
-        others = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if first[item.nodeid.partition("[")[0]] is item]
+    """Of a sweep as many cases are run as ``--examples`` says, spread over it, other ones in each test."""
+    examples = config.getoption("--examples")
+    sweeps = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sweep"):
+            sweeps[item.nodeid.partition("[")[0]].append(item)
+    left_out = set()
+    for name, cases in sweeps.items():
+        kept = {(zlib.crc32(name.encode()) + i * len(cases) // examples) % len(cases) for i in range(examples)}
+        left_out.update(item for i, item in enumerate(cases) if i not in kept)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +84,3 @@ def quick_to_compile(request):
     jax.config.update("jax_disable_most_optimizations", request.node.path.stem in COMPILE_MUCH)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def some(request):
-    """some(name, …) skips all but the named cases of a test that takes long to compile, unless ``--examples`` asks for more."""
-
-    def skip_others(name, *names):
-        if request.config.getoption("--examples") <= 3 and name not in names:
-            pytest.skip("with a larger --examples")
-
-    return skip_others

@@ -20,6 +20,8 @@ import pytest
 
 import measure_xent as mx
 
+from .sweeps import sweep
+
 CLASSES = [1, 2, 3, 10, 65, 1001, 50257]
 
 
@@ -112,8 +114,8 @@ def _in_blocks(z):
     return mx.cross_entropy(mx.Dirac(jnp.zeros(40_000, int)), mx.Categorical(many)).mean()
 
 
-@pytest.mark.parametrize("shape", [(3000, 1000), (701, 1001), (3, 300_001), (5, 7, 20_003)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@sweep("shape", [(3000, 1000), (701, 1001), (3, 300_001), (5, 7, 20_003)])
+@sweep("dtype", ["float32", "bfloat16", "float16"])
 def test_blocks_of_rows(shape, dtype):
     """Row counts and class counts that divide no block, every kind of target, values and gradients, under vmap too."""
     rng = np.random.default_rng(0)

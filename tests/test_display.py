@@ -11,6 +11,7 @@ import pytest
 import measure_xent as mx
 
 from .spaces import ENTRIES
+from .sweeps import sweep
 
 rng = np.random.default_rng(0)
 N = mx.Normal(0.0, 1.0)
@@ -65,7 +66,7 @@ def test_signed_measures_have_negative_parts():
     assert max(y) > base + 5
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@sweep("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_every_measure_has_a_picture(entry):
     P, _ = entry.make(np.random.default_rng(0))
     assert list(page(P).iter("svg"))

@@ -13,6 +13,7 @@ import measure_xent as mx
 from measure_xent import generators
 
 from . import registry, spaces
+from .sweeps import sweep
 
 rng = np.random.default_rng(7)
 ALPHAS = (0.0, 0.3, 0.5, 0.99, 1.0, 1.01, 2.0, 7.0)
@@ -86,7 +87,7 @@ def random_rows(n, V):
     return p / p.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("make", ["probs", "logits", "atoms"])
+@sweep("make", ["probs", "logits", "atoms"])
 def test_thousands_of_pairs(make):
     """With zeros on either side, as probabilities, as logits and as lists of atoms in another order."""
     p, q = random_rows(2000, 7), random_rows(2000, 7)
@@ -190,9 +191,8 @@ def is_large(x):
     return jax.nn.sigmoid(1.5 * jnp.tanh(x) - 0.3)
 
 
-@pytest.mark.parametrize("entry", spaces.ENTRIES, ids=repr)
-def test_inequalities_on_any_space(entry, some):
-    some(entry.name, "beta", "spike and slab", "poisson")
+@sweep("entry", spaces.ENTRIES, ids=repr)
+def test_inequalities_on_any_space(entry):
     with jax.enable_x64(True):
         P, Q = entry.make(np.random.default_rng(0))[0], spaces.wide(entry.kind)[0]
         gaps = jax.jit(lambda P, Q: inequalities(P.normalize(), Q, is_large))(P, Q)
@@ -203,9 +203,8 @@ def test_inequalities_on_any_space(entry, some):
 SINGLE = [e for e in registry.POSITIVE if e.probability and not e.pairs]
 
 
-@pytest.mark.parametrize("entry", SINGLE, ids=repr)
-def test_inequalities_on_classes(entry, some):
-    some(entry.name, *(e.name for e in SINGLE[:4]))
+@sweep("entry", SINGLE, ids=repr)
+def test_inequalities_on_classes(entry):
     program = jax.jit(functools.partial(inequalities, f=is_large))
     for seed in range(3):
         P, p = entry.make(np.random.default_rng(seed))
@@ -233,7 +232,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@sweep("name", CASES)
 def test_derivatives_at_the_boundary(name):
     """In masses of which one is 0, and in logits of which one is −inf, in every mode, with a cotangent that is not 1."""
     p, q = np.array([0.5, 0.3, 0.2, 0.0]), np.array([0.1, 0.2, 0.3, 0.4])

@@ -13,6 +13,8 @@ import pytest
 
 import measure_xent as mx
 
+from .sweeps import sweep
+
 
 def module(name):
     """The module, or a skip where it is not installed, or not with a JAX that it can work with."""
@@ -50,10 +52,9 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_densities_entropies_and_gradients(name, numpyro, tfp, some):
+@sweep("name", FAMILIES)
+def test_densities_entropies_and_gradients(name, numpyro, tfp):
     """On random parameters, against TFP's entropy and numpyro's log_prob, with gradients; and taken from both packages."""
-    some(name, "Normal", "Beta", "Dirichlet")
     ours, theirs = FAMILIES[name]
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

@@ -8,6 +8,8 @@ import pytest
 import measure_xent as mx
 from measure_xent import log
 
+from .sweeps import sweep
+
 rng = np.random.default_rng(0)
 jitted = lambda thunk: jax.jit(thunk)()  # one compilation, where eager code makes eighty
 close = dict(rtol=1e-5, atol=1e-5)
@@ -83,9 +85,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("masked", [False, True])
+@sweep("law", LAWS)
+@sweep("change", CHANGES)
+@sweep("masked", [False, True])
 def test_joints_in_batches(law, change, masked):
     """Shared or not, changed or not, masked or not: in one piece and in batches, values and gradients."""
     h, w = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(3, 5)).astype(np.float32)

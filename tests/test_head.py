@@ -10,6 +10,7 @@ import measure_xent as mx
 from measure_xent import log, log_partition
 
 from . import oracle
+from .sweeps import sweep
 
 rng = np.random.default_rng(7)
 f32 = lambda x: np.asarray(x, np.float32)
@@ -23,8 +24,8 @@ def problem(N, V, D=6, scale=1.0):
     return hidden, weight, f32(rng.normal(size=V)), labels, weights
 
 
-@pytest.mark.parametrize(("N", "V", "size"), [(1, 1, None), (17, 1, 5), (17, 7, 5), (40, 1009, 16), (3, 50257, 2)])
-@pytest.mark.parametrize("class_axis", [0, 1])
+@sweep(("N", "V", "size"), [(1, 1, None), (17, 1, 5), (17, 7, 5), (40, 1009, 16), (3, 50257, 2)])
+@sweep("class_axis", [0, 1])
 def test_value_and_every_gradient(N, V, size, class_axis):
     """In hidden, weight, bias, row weights and softcap; a cotangent that is not 1; smoothed labels; a tied embedding."""
     hidden, weight, bias, labels, weights = problem(N, V)
@@ -43,9 +44,9 @@ def test_value_and_every_gradient(N, V, size, class_axis):
     np.testing.assert_allclose(jax.jit(loss)(hidden, weight, bias, weights), 2.5 * expected[0], **close)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
-@pytest.mark.parametrize("N", [1, 17, 1000])
-@pytest.mark.parametrize("V", [1, 7, 32003, 50257])
+@sweep("scale", [1e-3, 1.0, 100.0])
+@sweep("N", [1, 17, 1000])
+@sweep("V", [1, 7, 32003, 50257])
 def test_sizes_and_scales(N, V, scale):
     """Value and gradients, in the masses of the target's atoms too, from tiny logits to huge; a sum in float64, by chunks."""
     if N == 1000 and V > 7 and scale != 1:

@@ -7,7 +7,6 @@ examples are drawn.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import Partial
@@ -16,13 +15,14 @@ import measure_xent as mx
 from measure_xent import log, log2
 
 from . import registry as r
+from .sweeps import sweep
 
 seeds = st.integers(0, 2**32 - 1)
 # float32 sums of fewer than 50 terms of size O(1) with random O(1) integrands: 50 ulp of 6e-8, with a factor in hand.
 close = dict(rtol=1e-5, atol=1e-5)
-each = pytest.mark.parametrize("entry", r.REGISTRY, ids=repr)
-each_positive = pytest.mark.parametrize("entry", r.POSITIVE, ids=repr)
-each_single = pytest.mark.parametrize("entry", [e for e in r.POSITIVE if not e.pairs], ids=repr)
+each = sweep("entry", r.REGISTRY, ids=repr)
+each_positive = sweep("entry", r.POSITIVE, ids=repr)
+each_single = sweep("entry", [e for e in r.POSITIVE if not e.pairs], ids=repr)
 
 
 def made(entry, seed):

@@ -6,7 +6,6 @@ All sides of all laws are one program a measure, so that each compiles once, how
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.tree_util import Partial
 from scipy.special import expit
 
@@ -14,8 +13,9 @@ import measure_xent as mx
 from measure_xent import log
 
 from . import spaces
+from .sweeps import sweep
 
-each = pytest.mark.parametrize("entry", spaces.ENTRIES, ids=repr)
+each = sweep("entry", spaces.ENTRIES, ids=repr)
 
 
 def wave(np, a, b, x):
@@ -109,9 +109,8 @@ class Case:
 
 
 @each
-def test_laws_of_integration(entry, some):
+def test_laws_of_integration(entry):
     """Linearity, mass, Radon–Nikodym, the inner integrals of the tower, entropy; against sums in float64 over a fine table."""
-    some(entry.name, "lebesgue on an interval", "binomial", "spike and slab", "pushforward")
     with jax.enable_x64(True):
         program = jax.jit(of_one_measure)
         for seed in range(2):
@@ -122,9 +121,8 @@ def test_laws_of_integration(entry, some):
 
 
 @each
-def test_laws_of_several_measures(entry, some):
+def test_laws_of_several_measures(entry):
     """Change of variables, Fubini, the tower, Gibbs, the chain rule, data processing, KL of finite measures."""
-    some(entry.name, "gamma", "spike and slab")
     with jax.enable_x64(True):
         case = Case(entry, 0)
         got = jax.jit(of_several)(case.P, case.Q, case.f)
@@ -167,10 +165,9 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_scores_families_and_exponential_families(name, some):
+@sweep("name", LAWS)
+def test_scores_families_and_exponential_families(name):
     """The score has mean 0; a family is vmap is a loop; ∇A(η) is the mean of T, and log p its own form."""
-    some(name, "Normal", "Gamma", "Poisson")
     make, parameters = LAWS[name]
     with jax.enable_x64(True):
 

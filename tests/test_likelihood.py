@@ -14,6 +14,8 @@ from sklearn.linear_model import LogisticRegression
 import measure_xent as mx
 from measure_xent import log
 
+from .sweeps import sweep
+
 rng = np.random.default_rng(8)
 IRIS, CANCER = datasets.load_iris(), datasets.load_breast_cancer()
 PETALS, RADII = IRIS.data[:, 2], CANCER.data[:, 0]
@@ -36,7 +38,7 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize("name", FITS)
+@sweep("name", FITS)
 def test_fits_of_families(name):
     """The parameters of scipy's maximum likelihood on iris, breast cancer and digits; the score's mean there is 0."""
     family, data, fit = FITS[name]

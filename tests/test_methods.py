@@ -7,6 +7,8 @@ import pytest
 
 import measure_xent as mx
 
+from .sweeps import sweep
+
 KEY = jax.random.key(0)
 FINE = mx.Quadrature(48)
 LAWS = {
@@ -30,10 +32,9 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_methods_agree(name, some):
+@sweep("name", LAWS)
+def test_methods_agree(name):
     """Value and derivative in the parameter: of nodes to rounding, of draws within 4 standard errors."""
-    some(name, "Uniform", "Beta", "Poisson", "restricted")
     a, f = jnp.asarray(0.3), lambda x: jnp.sin(1.3 * x)
     step = name == "restricted"
     with jax.enable_x64(True):

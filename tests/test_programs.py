@@ -5,12 +5,12 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import measure_xent as mx
 from measure_xent import log
 
 from . import oracle
+from .sweeps import sweep
 
 N, D, V, EPS = 7, 4, 11, 0.1
 rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ TARGETS = {
         class_weight * oracle.one_hot(labels, V),
     ),
 }
-targets = pytest.mark.parametrize("name", TARGETS)
+targets = sweep("name", TARGETS)
 
 
 @targets
@@ -79,7 +79,7 @@ def head_loss(P, h, w, b, m, **options):
 
 
 @targets
-@pytest.mark.parametrize("softcap", [None, 2.0])
+@sweep("softcap", [None, 2.0])
 def test_training_loss_is_one_integral(name, softcap):
     P, dense = TARGETS[name]
     arguments = tuple(map(jnp.asarray, (hidden, weight, bias, mask)))

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as S
 import measure_xent as mx
 from measure_xent import log, log_partition
 
+from .sweeps import sweep
+
 rng = np.random.default_rng(0)
 N, D, V, DATA, MODEL = 24, 6, 40, 2, 4
 f32 = lambda x: np.asarray(x, np.float32)
@@ -64,8 +66,8 @@ def sharded(loss, class_axis=1):
     return jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=S())
 
 
-@pytest.mark.parametrize("what", [integral, each])
-@pytest.mark.parametrize(("kind", "class_axis"), [("labels", 1), ("smoothed", 0), ("dense", 1), ("atoms", 0)])
+@sweep("what", [integral, each])
+@sweep(("kind", "class_axis"), [("labels", 1), ("smoothed", 0), ("dense", 1), ("atoms", 0)])
 def test_the_same_numbers_as_one_device(what, kind, class_axis):
     """Value, every gradient and a Hessian-vector product, with a ragged mask and one row that is not like the others."""
     w = weight if class_axis else weight.T

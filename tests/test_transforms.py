@@ -12,6 +12,7 @@ import measure_xent as mx
 from measure_xent import log
 
 from . import oracle, registry
+from .sweeps import sweep
 
 N, V = 3, 5
 rng = np.random.default_rng(2)
@@ -43,7 +44,7 @@ TARGETS = {
         np.array([1, 0, 2])[:, None] * oracle.one_hot(y, V),
     ),
 }
-each_target = pytest.mark.parametrize("name", TARGETS)
+each_target = sweep("name", TARGETS)
 
 
 def setting(name):
@@ -55,7 +56,7 @@ def setting(name):
     return (lambda z: mx.cross_entropy(make(), mx.Categorical(z))), oracle.rows(z0, dense), gradient, fisher
 
 
-@pytest.mark.parametrize(("name", "jit"), [("labels", False), *((name, True) for name in TARGETS)])
+@sweep(("name", "jit"), [("labels", False), *((name, True) for name in TARGETS)])
 def test_first_order(name, jit):
     loss, value, gradient, _ = setting(name)
     wrap = jax.jit if jit else lambda f: f
@@ -180,7 +181,7 @@ def test_mixed_derivatives_of_logits_and_weights():
         np.testing.assert_allclose(np.einsum("nvnk->nkv", got), expected, **close)
 
 
-@pytest.mark.parametrize("entry", registry.REGISTRY, ids=repr)
+@sweep("entry", registry.REGISTRY, ids=repr)
 def test_measures_cross_every_boundary(entry):
     """jit, vmap, scan, cond, checkpoint, grad: a measure goes in and comes out as the same measure."""
     P, p = entry.make(np.random.default_rng(3))
