@@ -31,7 +31,7 @@ def value_and_grad(
     Raises:
         TypeError: the function gives no Integral.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> def loss(logits, labels, mask):
         ...     return mx.Atoms(labels, weights=mask).integrate(-mx.log(mx.Categorical(logits)))
@@ -82,7 +82,7 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
         ValueError: steps is no positive int.
         TypeError: ``update`` got gradients that are no Integral.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx, optax
         >>> optimizer = mx.accumulate(optax.sgd(1.0), steps=2)
         >>> state = optimizer.init(jnp.zeros(1))

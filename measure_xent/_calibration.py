@@ -110,7 +110,7 @@ def reliability(P: Measure, Q: Any, bins: int | Float[Array, "bins+1"] = 15) -> 
     Raises:
         ValueError: P is a family, or the edges do not rise from 0 to 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> logits, labels = jnp.log(jnp.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])), jnp.array([0, 1, 1])
         >>> figures = mx.reliability(mx.Empirical((logits, labels)), mx.Conditional(mx.Categorical), bins=2)
@@ -148,7 +148,7 @@ def calibration_error(P: Measure, Q: Any, bins: int | Float[Array, "bins+1"] = 1
     Source: Naeini, Cooper & Hauskrecht (2015); Guo et al. (2017), *On calibration of modern neural networks*. It depends on the
     bins, which are to be stated beside it. Arguments and errors are those of ``reliability``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P = mx.Empirical((jnp.zeros((4, 2)), jnp.array([0, 0, 0, 1])))
         >>> mx.calibration_error(P, mx.Conditional(mx.Categorical)).item()  # ¾ right, ½ expected

@@ -22,7 +22,7 @@ def code_length(Q: Measure | AbstractConditional, data: Any, *, base: float = 2)
     It is n · H(P̂, Q), and ``encode`` comes within its own small overhead of it. Source: Cover & Thomas, §5.4. Arguments are
     those of ``log_likelihood``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.code_length(mx.DiscreteUniform(8), jnp.array([0, 7, 3])).item()
         9.0
@@ -40,7 +40,7 @@ def quantize(Q: Measure, edges: Float[ArrayLike, "n"]) -> Measure:
     Raises:
         ValueError: the edges do not rise.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.quantize(mx.Normal(0., 1.), jnp.array([-1., 0., 1.])).probs.tolist()
         [0.1587, 0.3413, 0.3413, 0.1587]
@@ -79,7 +79,7 @@ def encode(Q: Model, symbols: Int[ArrayLike, "n"]) -> UInt32[np.ndarray, "words"
     Raises:
         ValueError: Q gives a symbol no mass, or is not on classes.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> Q, x = mx.Categorical(probs=jnp.array([0.9, 0.05, 0.05])), jnp.array([0, 0, 1, 0, 0, 0, 2, 0] * 50)
         >>> words = mx.encode(Q, x)
@@ -110,7 +110,7 @@ def encode(Q: Model, symbols: Int[ArrayLike, "n"]) -> UInt32[np.ndarray, "words"
 def decode(Q: Model, words: UInt32[np.ndarray, "words"], n: int) -> Int[np.ndarray, "n"]:
     """The n symbols that ``encode`` wrote with the same Q; errors and an example are there.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> walk = lambda before: mx.Categorical(jnp.where(jnp.arange(4) == before[-1:].sum(), 3., 0.))
         >>> mx.decode(walk, mx.encode(walk, jnp.array([0, 0, 1, 1, 1, 3])), 6).tolist()

@@ -19,7 +19,7 @@ from ._smooth_form import Smooth
 class AbstractConditional(abc.ABC):
     """A function x ↦ K(x) into measures. A subclass is a pytree that gives ``__call__``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> @mx.pytree
         ... class Noisy(mx.AbstractConditional):
@@ -92,7 +92,7 @@ class Conditional(AbstractConditional):
     Raises:
         TypeError: function is not callable, or does not give a Measure.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> K = mx.Conditional(lambda x: mx.Categorical(jnp.array([0., 1., 2.]) * x))
         >>> P = mx.Empirical((jnp.array([0., 1.]), jnp.array([2, 2])))

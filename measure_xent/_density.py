@@ -73,7 +73,7 @@ class LogDensity(RowFunction):
 
     What ``log(Q)`` gives, and what a rule for it matches on, as ``rule(P, LogDensity, Q)``.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> isinstance(mx.log(mx.DiscreteUniform(6)), mx.LogDensity)
         True
@@ -198,7 +198,7 @@ class RadonNikodym(OfDensities):
 
     Source: https://en.wikipedia.org/wiki/Radon–Nikodym_theorem. ``(P / Q) * Q`` is P where P ≪ Q.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> ratio = mx.Categorical(probs=jnp.array([0.5, 0.5, 0.])) / mx.DiscreteUniform(3)
         >>> [float(ratio(x)) for x in range(3)]
@@ -248,7 +248,7 @@ def log(Q: Any, base: float | None = None) -> Integrand:
         TypeError: Q is none of these.
         ValueError: base is not a number above 0 other than 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> from measure_xent import log
         >>> Q = mx.Categorical(probs=jnp.array([0.5, 0.25, 0.25]))
@@ -284,7 +284,7 @@ def _unmixed(kind: tuple) -> bool:
 def log2(Q: Any) -> Integrand:
     """log(Q) in bits: see ``log``.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> float(-mx.Dirac(3).expect(mx.log2(mx.DiscreteUniform(8))))
         3.0
@@ -298,7 +298,7 @@ def log_partition(Q: Any) -> Integrand:
     Its square against the batch is the z-loss (Chowdhery et al. 2022, *PaLM*, §5), from the same pass as the loss. Arguments
     and errors are those of ``log``; Q is a softmax or sigmoid measure, or a Conditional of them.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> from measure_xent import log, log_partition
         >>> P = mx.Empirical((jnp.zeros((2, 3)), jnp.array([0, 1])))
@@ -313,7 +313,7 @@ def log_partition(Q: Any) -> Integrand:
 def confidence(Q: Any) -> Integrand:
     """The probability of Q's mode, as a function that ``expect`` looks into. Arguments and errors are those of ``log``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> Q = mx.Categorical(jnp.array([[2., 0.], [0., 0.]]))
         >>> mx.Dirac(0).expect(mx.confidence(Q)).tolist()
@@ -327,7 +327,7 @@ def correct(Q: Any) -> Integrand:
 
     Arguments and errors are those of ``log``. A dict or tuple of functions of one Q is integrated in one pass.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> from measure_xent import correct, log
         >>> logits, labels = jnp.array([[2., 0.], [0., 1.], [3., 0.]]), jnp.array([0, 1, 1])

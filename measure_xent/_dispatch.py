@@ -17,7 +17,7 @@ def rule(measure: type, *integrand: type) -> Callable[[Callable], Callable]:
     the log-density of a Categorical. The nearest class of the integrand wins, then the nearest class of the measure;
     ``object`` matches everything.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> class Parity(mx.Integrand):
         ...     def __call__(self, x):

@@ -147,7 +147,7 @@ def plot(P: Measure, ax: Any = None) -> Any:
     Raises:
         TypeError: P is no measure on numbers, or has no picture.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> ax = mx.plot(0.3 * mx.Dirac(0.) + 0.7 * mx.Normal(0., 1.))
         >>> ax.get_ylabel()

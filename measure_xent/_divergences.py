@@ -39,7 +39,7 @@ def f_divergence(
     Raises:
         ValueError: f is not convex, f(1) is not 0, or f′(∞) cannot be told.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P, Q = mx.Categorical(probs=jnp.array([0.5, 0.5, 0.])), mx.Categorical(probs=jnp.array([0.25, 0.25, 0.5]))
         >>> mx.f_divergence(P, Q, lambda t: jnp.abs(t - 1) / 2).item()
@@ -61,7 +61,7 @@ def _of_shares(perspective: Callable, ratio: Ratio) -> Array:
 def total_variation(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """½ ∫ |dP − dQ|, in [0, 1] for probability measures: the most that P(A) and Q(A) differ by.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.total_variation(mx.Dirac(0), 0.75 * mx.Dirac(0) + 0.25 * mx.Dirac(1)).item()
         0.25
@@ -73,7 +73,7 @@ def total_variation(P: Measure, Q: Measure) -> Float[Array, "*family"]:
 def hellinger(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """√(½ ∫ (√dP − √dQ)²), Hellinger's distance, √(1 − ∫ √(dP dQ)) for probability measures; its derivative where P = Q is 0.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.hellinger(mx.Dirac(0), mx.Dirac(1)).item()
         1.0
@@ -86,7 +86,7 @@ def hellinger(P: Measure, Q: Measure) -> Float[Array, "*family"]:
 def chi2(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """Pearson's ∫ (dP/dQ − 1)² dQ, +inf unless P ≪ Q.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.chi2(mx.Dirac(0), mx.DiscreteUniform(4)).item()
         3.0
@@ -98,7 +98,7 @@ def chi2(P: Measure, Q: Measure) -> Float[Array, "*family"]:
 def jeffreys(P: Measure, Q: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
     """KL(P‖Q) + KL(Q‖P), the symmetrised divergence, in nats or units of ``base``. Source: Jeffreys (1946).
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.jeffreys(mx.Normal(0., 1.), mx.Normal(1., 1.)).item()
         1.0
@@ -119,7 +119,7 @@ def jensen_shannon(
     Raises:
         ValueError: there is not one weight a measure.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.jensen_shannon(mx.Dirac(0), mx.Dirac(1), base=2).item()
         1.0
@@ -154,7 +154,7 @@ def renyi_divergence(P: Measure, Q: Measure, alpha: Any, *, base: float | None =
         ValueError: α < 0.
         NotImplementedError: α = ∞, and P is not finite.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.renyi_divergence(mx.Normal(0., 1.), mx.Normal(1., 1.), 0.5).item()  # α/2
         0.25
@@ -168,7 +168,7 @@ def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None) -> Float
 
     Source: Rényi (1961), *On measures of entropy and information*. Arguments and errors are those of ``renyi_divergence``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P = mx.Categorical(probs=jnp.array([0.5, 0.25, 0.25, 0.]))
         >>> [mx.renyi_entropy(P, a, base=2).item() for a in (0, 1, 2, jnp.inf)]
@@ -183,7 +183,7 @@ def tsallis_divergence(P: Measure, Q: Measure, alpha: Any) -> Float[Array, "*fam
 
     Arguments are those of ``renyi_divergence``.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.tsallis_divergence(mx.Dirac(0), mx.DiscreteUniform(4), 2).item()
         3.0
@@ -195,7 +195,7 @@ def tsallis_divergence(P: Measure, Q: Measure, alpha: Any) -> Float[Array, "*fam
 def tsallis_entropy(P: Measure, alpha: Any) -> Float[Array, "*family"]:
     """(1 − ∫ p^α) / (α − 1), whose limit at 1 is Shannon's entropy in nats; 1 − Σ p² is Gini's. Source: Tsallis (1988).
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.tsallis_entropy(mx.DiscreteUniform(4), 2).item()
         0.75
@@ -241,7 +241,7 @@ def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
     By Jensen at least E_P[f], and about E_P[f] + Var f / 2 for a small f, with all its digits. NaN where eᶠ overflows under
     a density, which float64 puts off.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.cumulant(mx.Normal(0., 1.), lambda x: 0.5 * x).item()  # ⅛
         0.125
@@ -278,7 +278,7 @@ def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
     Raises:
         NotImplementedError: P has a density.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.supremum(mx.Atoms(jnp.array([1., 5., 3.]), weights=jnp.array([1., 0., 1.])), lambda x: x).item()
         3.0

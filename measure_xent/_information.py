@@ -72,7 +72,7 @@ def cross_entropy(
     Raises:
         TypeError, ValueError: P and Q are not on the same space, or their families do not broadcast.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> labels, logits = jnp.array([0, 1]), jnp.array([[2., 0., 0.], [0., 1., 0.]])
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Categorical(logits)).tolist()
@@ -88,7 +88,7 @@ def entropy(P: Measure | AbstractConditional, *, base: float | None = None) -> F
     Of a Conditional it is the function x ↦ H(P(x)) that ``expect`` looks into: of a softmax head it comes from the same pass
     over the logits as the loss, and its mean over x is the conditional entropy.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.entropy(mx.DiscreteUniform(8)).item(), mx.entropy(mx.DiscreteUniform(8), base=2).item()  # 3 log 2
         (2.0794, 3.0)
@@ -108,7 +108,7 @@ def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float
     At least 0, of finite measures too, and +inf unless P ≪ Q.
     Source: mathlib's ``InformationTheory.klDiv``; for probability measures the mass terms cancel.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P, Q = mx.Categorical(probs=jnp.array([0.5, 0.5])), mx.Categorical(probs=jnp.array([0.25, 0.75]))
         >>> mx.kl_divergence(P, Q).item()
@@ -123,7 +123,7 @@ def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float
 def perplexity(P: Measure, Q: Measure | AbstractConditional | None = None) -> Float[Array, "*family"]:
     """exp H(P, Q), of P alone exp H(P): as many equally probable words would be as hard to guess.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.perplexity(mx.DiscreteUniform(8)).item(), mx.perplexity(mx.Dirac(0), mx.DiscreteUniform(8)).item()
         (8.0, 8.0)
@@ -146,7 +146,7 @@ def mutual_information(
     Raises:
         ValueError: P has not the coordinates.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> bit, noisy = mx.DiscreteUniform(2), mx.Conditional(lambda x: mx.Bernoulli(probs=jnp.where(x == 1, 0.89, 0.11)))
         >>> mx.mutual_information(bit, noisy, base=2).item(), mx.mutual_information(mx.joint(bit, noisy), base=2).item()
@@ -179,7 +179,7 @@ def pointwise_mutual_information(P: Measure, *, X: Any = 0, Y: Any = 1, base: fl
 
     Source: Church & Hanks (1990).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P = mx.Atoms((jnp.array([0, 1]), jnp.array([0, 1]))).normalize()
         >>> mx.pointwise_mutual_information(P, base=2)(0, 0).item()
@@ -195,7 +195,7 @@ def conditional_entropy(
 ) -> Float[Array, "*family"]:
     """H(Y | X) = H(X, Y) − H(X), or ∫ H(K(x)) dP(x). Arguments and errors are those of ``mutual_information``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.conditional_entropy(mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(2)), base=2).item()
         1.0
@@ -213,7 +213,7 @@ def conditional_mutual_information(
 ) -> Float[Array, "*family"]:
     """I(X; Y | Z) = I(X; Y, Z) − I(X; Z), the chain rule. Arguments and errors are those of ``mutual_information``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> x, y = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
         >>> P = mx.Empirical((x, y, x ^ y))
@@ -228,7 +228,7 @@ def conditional_mutual_information(
 def total_correlation(P: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
     """KL(P ‖ ⊗ Pᵢ), of a joint measure and the product of its coordinates' own. Source: Watanabe (1960).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> x = jnp.arange(2)
         >>> mx.total_correlation(mx.Empirical((x, x, x)), base=2).item()
@@ -243,7 +243,7 @@ def interaction_information(P: Measure, *, base: float | None = None) -> Float[A
 
     Source: McGill (1954), *Multivariate information transmission*.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> x, y = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
         >>> mx.interaction_information(mx.Empirical((x, y, x ^ y)), base=2).item()

@@ -23,7 +23,7 @@ class Integral:
         status: how many of the sums and quadratures behind it did not converge; 0 where all is well.
         mass: P(1).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> one, two = mx.Atoms(jnp.array([1., 2., 6.])), mx.Atoms(jnp.array([7.]))
         >>> total = one.integrate(lambda x: x) + two.integrate(lambda x: x)

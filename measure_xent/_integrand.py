@@ -18,7 +18,7 @@ class Integrand(abc.ABC):
     A subclass gives ``__call__`` on one point (a measure on pairs calls it with both coordinates) and is, like
     everything here, a pytree. Integrands add, subtract and multiply with each other, with numbers and with callables.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> @mx.pytree
         ... class Power(mx.Integrand):
@@ -110,7 +110,7 @@ class Integrand(abc.ABC):
     def map(self, g: Callable) -> "Integrand":
         """x ↦ g(f(x)).
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, measure_xent as mx
             >>> P = mx.DiscreteUniform(4)
             >>> float(P.expect(mx.log(P).map(jnp.exp)))  # Σ p²

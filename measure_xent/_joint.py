@@ -28,7 +28,7 @@ def product(P: Measure, Q: Measure) -> Measure:
         TypeError: P or Q is not a Measure.
         ValueError: the families do not broadcast.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> dice = mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(6))
         >>> float(dice.expect(lambda a, b: a + b + 2))
@@ -51,7 +51,7 @@ def joint(P: Measure, K: AbstractConditional | Measure) -> Measure:
     Raises:
         ValueError: the axes of K are not those of P's atoms.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> hidden, labels = jnp.eye(3)[:2], jnp.array([0, 1])
         >>> smoothed = 0.9 * mx.Dirac(labels) + 0.1 * mx.DiscreteUniform(3)
@@ -67,7 +67,7 @@ def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
 
     Source: the bind of the Giry monad, https://en.wikipedia.org/wiki/Giry_monad. Arguments and errors are those of ``joint``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> coin = mx.Conditional(lambda x: mx.Categorical(probs=jnp.where(x == 0, jnp.array([.5, .5]), jnp.array([.1, .9]))))
         >>> mx.bind(mx.DiscreteUniform(2), coin).expect(lambda y: y).item()
@@ -81,7 +81,7 @@ def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
 def marginal(P: Measure, *coordinates: int) -> Measure:
     """The law of some coordinates of a measure on tuples.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> dice = mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(2))
         >>> mx.marginal(dice, 1).expect(lambda coin: coin).item()
@@ -121,7 +121,7 @@ def posterior(P: Measure, K: AbstractConditional) -> AbstractConditional:
     Raises:
         TypeError: P is not a Measure, or K not a Conditional.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> ill = mx.Categorical(probs=jnp.array([0.99, 0.01]))
         >>> test = mx.Conditional(lambda ill: mx.Bernoulli(probs=jnp.where(ill == 1, 0.9, 0.05)))
@@ -138,7 +138,7 @@ def posterior(P: Measure, K: AbstractConditional) -> AbstractConditional:
 def compose(K: AbstractConditional, L: AbstractConditional) -> AbstractConditional:
     """x ↦ ∫ L(y) K(x, dy): K, then L. Source: Chapman & Kolmogorov.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> flip = mx.Conditional(lambda bit: mx.Bernoulli(probs=jnp.where(bit == 1, 0.9, 0.1)))
         >>> mx.compose(flip, flip)(1).expect(lambda bit: bit).item()

@@ -31,7 +31,7 @@ def log_likelihood(
         Q: the model; a Conditional for data of tuples (x, y).
         data: samples along the leading axis of every array, as of ``Atoms``; or a measure, such as Atoms with weights.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> x = jnp.array([0, 0, 1, 0])
         >>> Q = mx.Bernoulli(probs=0.25)
@@ -59,7 +59,7 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
     Returns:
         A member like Q; its parameters are NaN where no member has a finite H, or L-BFGS came to no tolerable gradient.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.project(mx.Empirical(jnp.array([1., 2., 3.])), mx.Normal(0., 1.))
         Normal(loc=Array(2., dtype=float32), scale=Array(0.8164966, dtype=float32))
@@ -125,7 +125,7 @@ def information_projection(
     Returns:
         P reweighted; its density is NaN where no θ has the means.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> die = mx.DiscreteUniform(6)  # Jaynes: faces 1…6 whose mean is 4.5
         >>> Q = mx.information_projection(die, lambda face: face + 1.0, 4.5)
@@ -138,21 +138,27 @@ def information_projection(
             f"information_projection(P, T, moments): one measure P and a vector, one entry a statistic, got a family {P.shape} "
             f"and shape {t.shape}; vmap over them"
         )
-    A = lambda theta: cumulant(P, Partial(_along, as_node(T), theta))
-    gap = lambda theta: jax.grad(A)(theta) - t
+    T = as_node(T)
 
-    def newton(theta):
-        # Damped by the decrement, the step stays where the second order holds (Nesterov & Nemirovskii).
-        rate = gap(theta)
-        step = _inverse(jax.hessian(A)(theta)) @ rate
-        return step / (1 + jnp.sqrt(jnp.maximum(step @ rate, 0)))
+    @jax.jit  # called eagerly it is one program, too
+    def solution(P, t):
+        A = lambda theta: cumulant(P, Partial(_along, T, theta))
+        gap = lambda theta: jax.grad(A)(theta) - t
 
-    theta = jax.lax.fori_loop(0, steps, lambda _, theta: theta - newton(theta), jnp.zeros_like(t))
-    theta = jax.lax.stop_gradient(theta)
-    theta = jnp.where(jnp.linalg.norm(gap(theta)) <= tolerance * (1 + jnp.linalg.norm(t)), theta, jnp.nan)
-    # One step of Newton's: nothing to the value, all to the derivative.
-    theta = theta - _inverse(jax.lax.stop_gradient(jax.hessian(A)(theta))) @ gap(theta)
-    return P.reweight(Partial(_tilt, as_node(T), theta, A(theta)))
+        def newton(theta):
+            # Damped by the decrement, the step stays where the second order holds (Nesterov & Nemirovskii).
+            rate = gap(theta)
+            step = _inverse(jax.hessian(A)(theta)) @ rate
+            return step / (1 + jnp.sqrt(jnp.maximum(step @ rate, 0)))
+
+        theta = jax.lax.fori_loop(0, steps, lambda _, theta: theta - newton(theta), jnp.zeros_like(t))
+        theta = jax.lax.stop_gradient(theta)
+        theta = jnp.where(jnp.linalg.norm(gap(theta)) <= tolerance * (1 + jnp.linalg.norm(t)), theta, jnp.nan)
+        # One step of Newton's: nothing to the value, all to the derivative.
+        theta = theta - _inverse(jax.lax.stop_gradient(jax.hessian(A)(theta))) @ gap(theta)
+        return theta, A(theta)
+
+    return P.reweight(Partial(_tilt, T, *solution(P, t)))
 
 
 def _inverse(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -175,7 +181,7 @@ def score(family: Callable, theta: PyTree) -> Callable:
         family: a function of parameters into a Measure, or a Conditional for points (x…, y).
         theta: the parameters, any pytree of arrays.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.score(lambda m: mx.Normal(m, 2.), 0.)(3.).item()  # x/σ²
         0.75
@@ -186,7 +192,7 @@ def score(family: Callable, theta: PyTree) -> Callable:
 def fisher_information(family: Callable, theta: PyTree, P: Measure | None = None) -> Float[Array, "d d"]:
     """E[∇log q ∇log qᵀ] under q_θ, θ in the order of ``ravel_pytree``; of a family of Conditionals, under P ⊗ q_θ.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.fisher_information(lambda theta: mx.Normal(*theta), (0., 2.)).tolist()  # 1/σ², 2/σ²
         [[0.25, 0.0], [0.0, 0.5]]
@@ -212,7 +218,7 @@ def fisher_vector_product(family: Callable, theta: PyTree, P: Measure | None = N
 
     Source: Martens (2020), *New insights and perspectives on the natural gradient method*, §5.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> F = mx.fisher_vector_product(lambda theta: mx.Normal(*theta), (0., 2.))
         >>> [x.item() for x in F((1., 1.))]
@@ -229,7 +235,7 @@ def gauss_newton(P: Measure, family: Callable, theta: PyTree) -> Callable[[PyTre
 
     Of logits it is the Fisher information at P's inputs, and never negative. Source: Schraudolph (2002).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> family = lambda w: mx.Categorical(jnp.stack([jnp.zeros(()), w]))
         >>> mx.gauss_newton(mx.Dirac(1), family, 0.)(1.).item()  # ½ · ½
@@ -257,7 +263,7 @@ def natural_gradient(damping: float = 1e-3, iterations: int = 20) -> optax.Gradi
         damping: what is added to the curvature in every direction.
         iterations: of conjugate gradients at most, one product with C each; they start from the last solution.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax, measure_xent as mx
         >>> family, P = lambda theta: mx.Normal(theta["loc"], jnp.exp(theta["log_scale"])), mx.Normal(3., 0.5)
         >>> optimizer = optax.chain(mx.natural_gradient(1e-6), optax.scale_by_learning_rate(1.0))

@@ -46,7 +46,7 @@ class LinearSoftmax(AbstractConditional):
     Raises:
         ValueError: the shapes of weight and bias, or of h, do not match; axis_name is of no axis that weight varies over.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> Q = mx.LinearSoftmax(jnp.eye(3), bias=jnp.array([0., 0., 1.]))
         >>> hidden, labels, mask = jnp.eye(3)[:2], jnp.array([0, 1]), jnp.array([1., 0.])

@@ -29,7 +29,7 @@ class LinearNormal(AbstractConditional):
 
     Source: Bishop 2006, *Pattern Recognition and Machine Learning*, §2.3.3.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> one = jnp.eye(1)
         >>> prior, noisy = mx.MultivariateNormal(jnp.zeros(1), 4 * one), mx.LinearNormal(one, covariance_matrix=one)

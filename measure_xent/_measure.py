@@ -30,7 +30,7 @@ class Measure(abc.ABC):
     A subclass is a frozen pytree that gives ``shape`` and ``forms()`` (a finite measure: its atoms; everything else
     follows) or rules for ``expect`` (see ``rule``) and ``scaled_density``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> @mx.pytree
         ... class Die(mx.Measure):
@@ -114,7 +114,7 @@ class Measure(abc.ABC):
     def mass(self) -> Float[Array, "*family"]:
         """P(1), the integral of 1.
 
-        Example:
+        Examples:
             >>> import measure_xent as mx
             >>> float((3 * mx.Dirac(0) + 2 * mx.DiscreteUniform(10)).mass)
             5.0
@@ -150,7 +150,7 @@ class Measure(abc.ABC):
             TypeError: f is neither callable nor a number (the constant function), or does not take P's points.
             ValueError: the families of P and f do not broadcast, or the class counts differ.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, measure_xent as mx
             >>> float(mx.DiscreteUniform(6).expect(lambda face: face + 1))
             3.5
@@ -166,7 +166,7 @@ class Measure(abc.ABC):
 
         Arguments and errors are those of ``expect``, but what did not converge is a number here, and says so in ``status``.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, measure_xent as mx
             >>> mx.Empirical(jnp.array([1., 2.])).integrate(jnp.square).value.item()
             2.5
@@ -197,7 +197,7 @@ class Measure(abc.ABC):
     def reweight(self, f: Callable | Integrand) -> "Measure":
         """f · P, the measure with density f against P. Source: dν = f dμ.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, measure_xent as mx
             >>> class_weight = jnp.array([1., 3.])
             >>> P = mx.Empirical(jnp.array([0, 1, 0])).reweight(lambda y: class_weight[y]).normalize()
@@ -216,7 +216,7 @@ class Measure(abc.ABC):
         ``truncate`` have. On a joint, y is the drawn coordinate: to leave
         out whole rows under soft targets, give them weight 0 instead.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, measure_xent as mx
             >>> P = mx.Empirical(jnp.array([2, -100, 4])).restrict(lambda y: y != -100).normalize()
             >>> float(P.expect(lambda y: y))
@@ -231,7 +231,7 @@ class Measure(abc.ABC):
     def normalize(self) -> "Measure":
         """P / P.mass; the null measure stays null.
 
-        Example:
+        Examples:
             >>> import measure_xent as mx
             >>> float((0 * mx.Dirac(1)).normalize().mass)
             0.0
@@ -588,7 +588,7 @@ def pushforward(T: Callable, P: Measure, inverse: Callable | Sequence[Callable] 
 
     Source: https://en.wikipedia.org/wiki/Pushforward_measure.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> parity = mx.pushforward(lambda face: face % 2, mx.DiscreteUniform(5))
         >>> mx.log(parity)(jnp.array([0, 1])).tolist()  # log 3/5, log 2/5

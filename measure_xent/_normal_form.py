@@ -36,7 +36,7 @@ class NormalForm:
     at a time: pytrees like a form, with ``family``, ``scale(c)`` and ``dense()``, [*family, V]. ``certain`` says that no
     weight can be 0, so null atoms need no care.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> (smoothed,) = (0.5 * mx.Dirac(2) + 0.5 * mx.DiscreteUniform(4)).forms()
         >>> smoothed.points.tolist(), smoothed.weights.tolist(), smoothed.background.tolist()

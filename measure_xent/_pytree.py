@@ -11,7 +11,7 @@ _C = TypeVar("_C")
 def static(default: Any = dataclasses.MISSING) -> Any:
     """A field that is part of the tree's structure: hashable, never traced.
 
-    Example:
+    Examples:
         >>> import jax, measure_xent as mx
         >>> @mx.pytree
         ... class Grid:
@@ -30,7 +30,7 @@ def pytree(cls: type[_C]) -> type[_C]:
     Unflattening skips ``__init__`` and ``__post_init__``: transformations rebuild nodes around tracers,
     axis specifications and placeholders, which a constructor's checks would refuse.
 
-    Example:
+    Examples:
         >>> import jax, measure_xent as mx
         >>> @mx.pytree
         ... class Line:

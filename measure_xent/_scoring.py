@@ -109,7 +109,7 @@ def brier(Q: Any) -> Integrand:
     Source: Brier (1950); Gneiting & Raftery (2007), *Strictly proper scoring rules, prediction, and estimation*. Of a density
     it is the same formula. Arguments and errors are those of ``log``, which gives the logarithmic score, −log(Q).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> Q = mx.Categorical(probs=jnp.array([0.5, 0.25, 0.25]))
         >>> mx.Dirac(0).expect(mx.brier(Q)).item()  # ¼ + 2 · 1/16
@@ -121,7 +121,7 @@ def brier(Q: Any) -> Integrand:
 def spherical(Q: Any) -> Integrand:
     """The spherical score, y ↦ −q(y) / √∫ q dQ: its mean under P is least at Q = P. Source: Good (1971); see ``brier``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.Dirac(0).expect(mx.spherical(mx.Categorical(probs=jnp.array([0.6, 0.8 - 0.4])))).item()
         -0.83205
@@ -135,7 +135,7 @@ def crps(Q: Any) -> Integrand:
     In the units of y; of a point mass the absolute error, of classes in their order the ranked probability score. Source:
     Gneiting & Raftery (2007), eq. 21. Arguments and errors are those of ``log``.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.Dirac(0.).expect(mx.crps(mx.Normal(0., 1.))).item()  # (√2 − 1)/√π
         0.2337
@@ -157,7 +157,7 @@ def entmax(logits: Float[ArrayLike, "*family V"], alpha: float = 1.5) -> Measure
     Returns:
         A Categorical; its derivative in the logits is that of the supporting classes.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.entmax(jnp.array([1., 0.8, -1.]), alpha=2).probs.tolist()
         [0.6, 0.4, 0.0]
@@ -171,7 +171,7 @@ def entmax(logits: Float[ArrayLike, "*family V"], alpha: float = 1.5) -> Measure
 def sparsemax(logits: Float[ArrayLike, "*family V"]) -> Measure:
     """The probabilities nearest to the logits: ``entmax`` at 2. Source: Martins & Astudillo (2016).
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.sparsemax(jnp.array([2., 0., 0.])).probs.tolist()
         [1.0, 0.0, 0.0]
@@ -237,7 +237,7 @@ def fenchel_young_loss(
     The KL divergence from softmax at α = 1, sparsemax's loss at 2; the gradient in the logits is entmax − P. Source: Blondel,
     Martins & Niculae (2020), *Learning with Fenchel–Young losses*. Arguments are those of ``entmax``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> logits = jnp.array([1., 0.8, -1.])
         >>> mx.fenchel_young_loss(mx.Dirac(0), logits, alpha=2).item()

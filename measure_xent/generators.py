@@ -27,7 +27,7 @@ class Generator:
     Raises:
         ValueError: φ(1, 1) is not 0, or φ(t, 1) is not convex in t.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> triangular = mx.generators.Generator(lambda p, q: (p - q) ** 2 / (p + q))
         >>> mx.f_divergence(mx.Dirac(0), mx.Dirac(1), triangular).item()
@@ -170,7 +170,7 @@ def alpha(a: float) -> Generator:
     Raises:
         ValueError: a is not a finite number.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> P, Q = mx.Normal(0., 1.), mx.Normal(1., 1.)
         >>> [mx.f_divergence(P, Q, mx.generators.alpha(a)).item() for a in (0, 1, 2)]  # ½, ½, (e − 1)/2

@@ -86,7 +86,7 @@ def softmax_cross_entropy(
     Raises:
         ValueError: axis is out of range, or the shapes do not broadcast.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> logits, labels = jnp.array([[2., 0., -jnp.inf], [20., 0., 0.]]), jnp.array([[1., 0., 0.], [1., 0., 0.]])
@@ -102,7 +102,7 @@ def safe_softmax_cross_entropy(
 ) -> Float[Array, "*family"]:
     """``softmax_cross_entropy`` over the last axis: which is safe, in forward mode too.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from measure_xent import losses
         >>> loss = lambda z: losses.safe_softmax_cross_entropy(z, jnp.array([0., 1., 0.]))
@@ -127,7 +127,7 @@ def softmax_cross_entropy_with_integer_labels(
         +inf, with a gradient of NaN, for a label outside the classes; +inf for one that ``where`` leaves out, where optax
         gives a number; 0 where it leaves out the whole row.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1], [0.9, -1.2, 1.1]])
@@ -151,7 +151,7 @@ def sigmoid_binary_cross_entropy(
         logits: log-odds of 1.
         labels: 0 or 1, or probabilities of 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.sigmoid_binary_cross_entropy(jnp.array([2., -40., jnp.inf]), jnp.array([1., 0., 1.]))  # optax: nan
@@ -177,7 +177,7 @@ def sigmoid_focal_loss(
         alpha: a further weight of the outcome 1, of which the outcome 0 has 1 − alpha.
         gamma: the exponent; 0 is ``sigmoid_binary_cross_entropy``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.sigmoid_focal_loss(jnp.array([2., 0.]), jnp.array([1., 1.])).tolist()
@@ -202,7 +202,7 @@ def poly_loss_cross_entropy(
     Source: Leng et al. (2022), *PolyLoss*, eq. 5 (https://arxiv.org/abs/2204.12511). Arguments and errors are those of
     ``softmax_cross_entropy``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.poly_loss_cross_entropy(jnp.array([0., 0.]), jnp.array([1., 0.]), epsilon=1.).item()  # log 2 + ½
@@ -229,7 +229,7 @@ def kl_divergence(
         targets: the masses of the target.
         axis, where: as of ``softmax_cross_entropy``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.kl_divergence(jnp.array([-jnp.inf, jnp.log(0.5), jnp.log(0.5)]), jnp.array([0., 0.25, 0.75])).item()
@@ -247,7 +247,7 @@ def kl_divergence_with_log_targets(
 ) -> Float[Array, "..."]:
     """``kl_divergence`` with the target's masses given by their logarithms.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> log_p, log_q = jnp.log(jnp.array([0., 1.])), jnp.log(jnp.array([0.5, 0.5]))
@@ -268,7 +268,7 @@ def generalized_kl_divergence(
     Source: ``optax.losses.generalized_kl_divergence``; it is ``mx.kl_divergence`` with predictions given by their logarithms.
     Arguments are those of ``kl_divergence``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.generalized_kl_divergence(jnp.log(jnp.array([1., 1.])), jnp.array([2., 2.])).item()  # 2 (2 log 2 − 1)
@@ -286,7 +286,7 @@ def smooth_labels(
     Source: ``optax.losses.smooth_labels``, whose masses outside ``where`` are not 0. As a measure, which a kernel takes without
     writing it out, it is ``(1 - alpha) * Dirac(y) + alpha * DiscreteUniform(V)``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.smooth_labels(jnp.array([1., 0., 0.]), 0.1, where=jnp.array([True, True, False])).tolist()
@@ -307,7 +307,7 @@ def sparsemax_loss(logits: Float[ArrayLike, "*family"], labels: Int[ArrayLike, "
         logits: the score of the outcome 1 over that of 0.
         labels: 0 or 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.sparsemax_loss(jnp.array([0., 2., -2.]), jnp.array([1, 1, 1])).tolist()
@@ -324,7 +324,7 @@ def multiclass_sparsemax_loss(
 
     Source: Martins & Astudillo (2016), *From softmax to sparsemax*, eq. 22; ``optax.losses.multiclass_sparsemax_loss``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent import losses
         >>> losses.multiclass_sparsemax_loss(jnp.array([[2., 0., 0.], [0., 0., 0.]]), jnp.array([0, 0])).tolist()
@@ -342,7 +342,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Float[
     Args:
         max_fun: of a vector of scores [V] and what else the loss is called with, to a number.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from measure_xent import losses
         >>> loss = losses.make_fenchel_young_loss(jax.nn.logsumexp)
@@ -394,7 +394,7 @@ def cross_entropy_loss(
     Raises:
         TypeError, ValueError: a shape, a dtype or the reduction is none of these.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent.losses import cross_entropy_loss
         >>> logits, target = jnp.array([[2., 0., 0.], [0., 1., 0.], [9., 9., 9.]]), jnp.array([0, 1, -100])
@@ -438,7 +438,7 @@ def linear_cross_entropy(
         linear_bias: [C].
         softcap: see ``LinearSoftmax``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from measure_xent.losses import linear_cross_entropy
         >>> linear_cross_entropy(jnp.eye(3)[:2], jnp.eye(3), jnp.array([0, -100])).item()

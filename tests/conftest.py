@@ -72,7 +72,8 @@ def pytest_collection_modifyitems(config, items):
             sweeps[item.nodeid.partition("[")[0]].append(item)
     left_out = set()
     for name, cases in sweeps.items():
-        kept = {(zlib.crc32(name.encode()) + i * len(cases) // examples) % len(cases) for i in range(examples)}
+        n = max(1, examples // max(mark.args[0] for mark in cases[0].iter_markers("sweep")))
+        kept = {(zlib.crc32(name.encode()) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]

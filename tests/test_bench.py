@@ -9,51 +9,93 @@ import pytest
 
 from measure_xent._kernels.blocks import BLOCK_BYTES
 from measure_xent.cli import bench, main
+from measure_xent.cli.contestants import HEAD_OPERATIONS, OPERATIONS, Case
 
 
 def test_json(capsys):
-    assert (
-        main(["bench", "--shapes", "64x100", "3x7", "--dtypes", "float32", "bfloat16", "--repeats", "1", "--json"]) == 0
-    )
+    flags = ["--shapes", "9x100", "--dtypes", "float32", "bfloat16", "--repeats", "1", "--json"]
+    assert main(["bench", "rows", *flags]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert len(report["figures"]) == 2 * 2 * len(bench.OPERATIONS)
+    assert len(report["figures"]) == 2 * len(OPERATIONS)
     for figure in report["figures"]:
         assert {"ours", "optax", "limit"} <= set(figure["milliseconds"])
         assert all(t > 0 for t in figure["milliseconds"].values())
         assert figure["temporaries"]["ours"] >= 0
+        assert figure["peak"]["ours"] > 0
+        assert figure["loss_error"] < (
+            1e-5 if figure["dtype"] == "float32" else 1e-2
+        )  # the matmul's logits are rounded
+        assert figure["gradient_error"] < (1e-5 if figure["dtype"] == "float32" else 8e-3)
 
 
-def test_table(capsys):
-    assert main(["bench", "--shapes", "64x100", "--operations", "value", "--repeats", "1"]) == 0
+def test_table_and_picture(capsys, tmp_path):
+    shapes = ["--shapes", "64x100", "17x6x40"]
+    assert main(["bench", *shapes, "--operations", "value", "--repeats", "1", "--plot", str(tmp_path / "a.png")]) == 0
     out = capsys.readouterr().out
     assert "64x100" in out
+    assert "17x6x40" in out
     assert "optax" in out
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_head(capsys):
     assert main(["bench", "head", "--shapes", "17x6x40", "--repeats", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [figure["operation"] for figure in report["figures"]] == list(bench.HEAD_OPERATIONS)
+    assert [figure["operation"] for figure in report["figures"]] == list(HEAD_OPERATIONS)
     for figure in report["figures"]:
         assert {"ours", "optax", "limit"} <= set(figure["milliseconds"])
     assert main(["bench", "head", "--shapes", "17x6x40", "--operations", "each", "--repeats", "1"]) == 0
     assert "17x6x40" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("operation", bench.HEAD_OPERATIONS)
+@pytest.mark.parametrize("operation", HEAD_OPERATIONS)
 def test_the_contestants_of_the_head_agree(operation):
     """What is timed is the same number."""
     rng = np.random.default_rng(0)
     hidden, weight = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((17, 6), (6, 40)))
     labels = jnp.asarray(rng.integers(40, size=17))
-    contest = bench.head_contestants(operation, jnp.linspace(-1, 1, 17))
+    contest = Case(operation, "17x6x40", "float32").contestants()
     results = [jax.tree.leaves(contest[name](hidden, weight, labels)) for name in ("ours", "optax")]
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "flags", [["head", "--shapes", "64x100"], ["rows", "--shapes", "2x3x4"], ["head", "--operations", "matmul"]]
+    ("operation", "shape"), [*((o, "40x1009") for o in OPERATIONS), *((o, "40x24x9001") for o in HEAD_OPERATIONS)]
+)
+def test_the_truth_is_told(operation, shape, dtype, monkeypatch, capsys):
+    """Ours and optax's agree with float64; what is wrong by a label's smoothing, or a block of classes, is a failure."""
+    case = Case(operation, shape, dtype)
+    for name in ("ours", "optax"):
+        chosen = case.contestants()[name]
+        with monkeypatch.context() as patched:
+            patched.setattr(Case, "contestants", lambda self, f=chosen: {"ours": f})
+            loss, gradient = case.errors(seed=1)
+        # optax gives bfloat16 for bfloat16; sums of 1000 terms of float32; gradients are rounded to their dtype.
+        assert loss < (1e-5 if dtype == "float32" else 1e-4 if name == "ours" and operation != "matmul" else 0.05)
+        assert gradient < (1e-4 if dtype == "float32" else 2e-2)
+    wrong = jax.tree_util.Partial(lambda *x: jax.tree.map(lambda a: 1.1 * a, chosen(*x)))
+    monkeypatch.setattr(Case, "contestants", lambda self: {"ours": wrong})
+    assert main(["bench", "--shapes", shape, "--operations", operation, "--dtypes", dtype]) == 1
+    assert "off by" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there(capsys):
+    if any(d.platform == "gpu" for d in jax.devices()):
+        pytest.skip("there is one")
+    assert main(["bench", "--device", "gpu"]) == 1
+    assert "--device gpu: JAX sees none here, only cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["head", "--shapes", "64x100"],
+        ["rows", "--shapes", "2x3x4"],
+        ["head", "--operations", "matmul"],
+        ["--shapes", "64x100", "--operations", "each"],
+    ],
 )
 def test_what_the_other_table_takes_is_refused(flags, capsys):
     assert main(["bench", *flags]) == 1
@@ -64,7 +106,7 @@ def test_temporaries_do_not_grow_with_the_logits():
     """Two blocks of rows, and a few numbers a row."""
     for operation in ("value", "gradient", "smoothed"):
         for dtype in ("float32", "bfloat16"):
-            figure = bench.measure(operation, "16384x1000", dtype, repeats=1)
+            figure = bench.measure(Case(operation, "16384x1000", dtype), repeats=1)
             assert figure.temporaries["ours"] < 2 * BLOCK_BYTES / 2**20 + 0.5
 
 

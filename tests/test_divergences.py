@@ -87,7 +87,7 @@ def random_rows(n, V):
     return p / p.sum(-1, keepdims=True)
 
 
-@sweep("make", ["probs", "logits", "atoms"])
+@sweep("make", ["probs", "logits", "atoms"], cost=3)
 def test_thousands_of_pairs(make):
     """With zeros on either side, as probabilities, as logits and as lists of atoms in another order."""
     p, q = random_rows(2000, 7), random_rows(2000, 7)
@@ -181,9 +181,23 @@ def inequalities(P, Q, f):
         "Jensen–Shannon below log 2": jnp.log(2.0) - mx.jensen_shannon(P, Q),
         "Renyi rises": mx.renyi_divergence(P, Q, 1.0) - mx.renyi_divergence(P, Q, 0.5),
         "at ½": 1e-6 - abs(mx.renyi_divergence(P, Q, 0.5) + 2 * jnp.log1p(-(h**2))),
-        "convex": (tv + mx.total_variation(Q, Q)) / 2 - mx.total_variation(0.5 * P + 0.5 * Q, Q),
         "processed": h - mx.hellinger(*(mx.Bernoulli(probs=R.expect(f)) for R in (P, Q))),
     }
+
+
+GENERATORS = {
+    name: getattr(generators, name)
+    for name in [
+        "kl",
+        "reverse_kl",
+        "total_variation",
+        "squared_hellinger",
+        "chi2",
+        "neyman",
+        "jensen_shannon",
+        "le_cam",
+    ]
+} | {"alpha 0.3": generators.alpha(0.3)}
 
 
 def is_large(x):
@@ -191,13 +205,35 @@ def is_large(x):
     return jax.nn.sigmoid(1.5 * jnp.tanh(x) - 0.3)
 
 
-@sweep("entry", spaces.ENTRIES, ids=repr)
+@sweep("entry", spaces.ENTRIES, ids=repr, cost=3)
 def test_inequalities_on_any_space(entry):
     with jax.enable_x64(True):
         P, Q = entry.make(np.random.default_rng(0))[0], spaces.wide(entry.kind)[0]
         gaps = jax.jit(lambda P, Q: inequalities(P.normalize(), Q, is_large))(P, Q)
     for name, gap in gaps.items():
         assert float(gap) >= -1e-7, (name, gap)
+
+
+@sweep("name", GENERATORS)
+@sweep("entry", spaces.ENTRIES, ids=repr, cost=3)
+def test_convex_and_processed(entry, name):
+    """Convex in the pair: at the middle of it and (Q, Q), or (P, P), at most half; and no channel adds to it."""
+    f = GENERATORS[name]
+
+    def figures(P, Q):
+        P, M = P.normalize(), 0.5 * P.normalize() + 0.5 * Q
+        whole = mx.f_divergence(P, Q, f)
+        half = mx.f_divergence(M, Q, f), mx.f_divergence(P, M, f)
+        bits = (mx.Bernoulli(probs=R.expect(is_large)) for R in (P, Q))
+        return whole, half, mx.f_divergence(*bits, f)
+
+    with jax.enable_x64(True):
+        P, Q = entry.make(np.random.default_rng(0))[0], spaces.wide(entry.kind)[0]
+        whole, half, processed = jax.jit(figures)(P, Q)
+    assert not np.isnan(whole)
+    for part in half:  # (M, Q) is the middle of (P, Q) and (Q, Q), (P, M) of (P, P) and (P, Q)
+        assert part <= whole / 2 + 1e-7 * max(1, whole)
+    assert processed <= whole + 1e-7 * max(1, whole)
 
 
 SINGLE = [e for e in registry.POSITIVE if e.probability and not e.pairs]
@@ -232,7 +268,7 @@ CASES = {
 }
 
 
-@sweep("name", CASES)
+@sweep("name", CASES, cost=3)
 def test_derivatives_at_the_boundary(name):
     """In masses of which one is 0, and in logits of which one is −inf, in every mode, with a cotangent that is not 1."""
     p, q = np.array([0.5, 0.3, 0.2, 0.0]), np.array([0.1, 0.2, 0.3, 0.4])

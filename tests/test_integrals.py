@@ -70,7 +70,7 @@ def test_a_law_is_what_scipy_says(name, x64):
         np.testing.assert_allclose(draws.mean(), law.mean(), atol=5 * law.std() / 4000**0.5)
 
 
-@sweep("p", LINE)
+@sweep("p", LINE, cost=3)
 def test_cross_entropy_of_pairs(p):
     """No table of pairs: moments where they are known, quadrature where not, +inf where P has mass that Q has not."""
     make, law = LAWS[p]

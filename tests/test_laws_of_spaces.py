@@ -15,7 +15,7 @@ from measure_xent import log
 from . import spaces
 from .sweeps import sweep
 
-each = sweep("entry", spaces.ENTRIES, ids=repr)
+each = sweep("entry", spaces.ENTRIES, ids=repr, cost=3)
 
 
 def wave(np, a, b, x):

@@ -32,7 +32,7 @@ LAWS = {
 }
 
 
-@sweep("name", LAWS)
+@sweep("name", LAWS, cost=3)
 def test_methods_agree(name):
     """Value and derivative in the parameter: of nodes to rounding, of draws within 4 standard errors."""
     a, f = jnp.asarray(0.3), lambda x: jnp.sin(1.3 * x)

@@ -91,7 +91,7 @@ def test_entmax(alpha):
         np.testing.assert_allclose(jax.jit(jax.vmap(lambda z: mx.entmax(z, alpha).mass))(z), 1)
 
 
-@sweep("alpha", [1.0, 1.5, 2.0])
+@sweep("alpha", [1.0, 1.5, 2.0], cost=3)
 def test_fenchel_young(alpha):
     """At least 0, 0 at its own minimiser, gradient entmax − P; KL from softmax at α = 1."""
     with jax.enable_x64(True):

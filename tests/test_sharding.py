@@ -67,7 +67,7 @@ def sharded(loss, class_axis=1):
 
 
 @sweep("what", [integral, each])
-@sweep(("kind", "class_axis"), [("labels", 1), ("smoothed", 0), ("dense", 1), ("atoms", 0)])
+@sweep(("kind", "class_axis"), [("labels", 1), ("smoothed", 0), ("dense", 1), ("atoms", 0)], cost=3)
 def test_the_same_numbers_as_one_device(what, kind, class_axis):
     """Value, every gradient and a Hessian-vector product, with a ragged mask and one row that is not like the others."""
     w = weight if class_axis else weight.T

@@ -67,7 +67,7 @@ class Adaptive(Deterministic):
 
     Source: Piessens et al. 1983, *QUADPACK*; Clenshaw & Curtis 1960; Takahasi & Mori 1974.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.Normal(0., 1.).expect(jnp.abs, method=mx.Adaptive(tolerance=1e-5)).item()  # √(2/π)
         0.79788
@@ -129,7 +129,7 @@ class Quadrature(Deterministic):
 
     Source: Golub & Welsch 1969; Takahasi & Mori 1974.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.Normal(0., jnp.array([1., 2.])).expect(jnp.cos, method=mx.Quadrature(32)).tolist()  # exp(−σ²/2)
         [0.60653, 0.13534]
@@ -199,7 +199,7 @@ class MonteCarlo(Sampled):
 
     Source: Glasserman 2003, *Monte Carlo Methods in Financial Engineering*, §4 and §7.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, measure_xent as mx
         >>> mean = mx.Normal(0., 1.).integrate(jnp.exp, method=mx.MonteCarlo(jax.random.key(0), 10_000))
         >>> abs(mean.value - jnp.exp(0.5)).item() < 3 * mean.error.item() < 0.1
@@ -266,7 +266,7 @@ class QuasiMonteCarlo(Sampled):
 
     Source: L'Ecuyer & Lemieux 2002, *Recent advances in randomized quasi-Monte Carlo methods*; Sobol' points by scipy.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, measure_xent as mx
         >>> P = mx.product(mx.Normal(0., 1.), mx.product(mx.Uniform(0., 1.), mx.Exponential(1.)))
         >>> sum_ = P.integrate(lambda x, y, z: jnp.exp(x) * y + z, method=mx.QuasiMonteCarlo(jax.random.key(0), 2**14))

@@ -29,7 +29,7 @@ class Atoms(Measure):
     Raises:
         ValueError: a leaf does not start with the atoms' axes, or the sample is empty.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P = mx.Atoms(jnp.array([1., 2., jnp.nan]), weights=jnp.array([1., 1., 0.]))
         >>> float(P.mass), float(P.expect(jnp.square))
@@ -119,7 +119,7 @@ def Empirical(
     ``axis_name`` it is the mean over the batches of all devices, however many weights each has.
     Arguments and errors are those of ``Atoms``.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> x, mask = jnp.array([1., 3., 100.]), jnp.array([True, True, False])
         >>> float(mx.Empirical(x, weights=mask).expect(lambda x: x))

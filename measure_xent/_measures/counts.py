@@ -15,7 +15,7 @@ from .statistics import Identity, LogFactorial, moments
 class Poisson(Integers):
     """The Poisson distribution on 0, 1, 2, …
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.kl_divergence(mx.Poisson(2.), mx.Poisson(1.)).item()  # 2 log 2 − 1
         0.3863
@@ -59,7 +59,7 @@ class Poisson(Integers):
 class Geometric(Integers):
     """The number of failures before the first success, on 0, 1, 2, …
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.entropy(mx.Geometric(0.5)).item()  # 2 log 2
         1.3863
@@ -105,7 +105,7 @@ class Geometric(Integers):
 class Binomial(Integers):
     """The number of successes in total_count trials.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.Binomial(10, 0.3).expect(lambda k: k == 3).item()
         0.26683

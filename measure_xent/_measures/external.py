@@ -48,7 +48,7 @@ def from_distribution(distribution: Any) -> Measure:
         TypeError: distribution has no log_prob and sampler.
         NotImplementedError: its points are arrays of more than one axis.
 
-    Example:
+    Examples:
         >>> import numpyro.distributions as dist, measure_xent as mx  # doctest: +SKIP
         >>> mx.entropy(mx.from_distribution(dist.Gumbel(0., 1.))).item()  # doctest: +SKIP
         1.5772

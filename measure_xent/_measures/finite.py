@@ -42,7 +42,7 @@ class Dirac(Measure):
     Args:
         point: the points; all axes are the family's. Against a Categorical they are class labels, integers.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.Dirac(jnp.array([3, 1])).expect(lambda x: x**2).tolist()
         [9.0, 1.0]
@@ -74,7 +74,7 @@ class Discrete(Measure):
         TypeError: there are no weights.
         ValueError: the shapes do not broadcast, or there is no atom.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> teacher = mx.Discrete(jnp.array([7, 2]), jnp.array([0.75, 0.25]))
         >>> mx.cross_entropy(teacher, mx.Categorical(jnp.zeros(10))).item()  # log 10
@@ -125,7 +125,7 @@ class Counting(Measure):
     Args:
         classes: V, a positive int.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> float(mx.Counting(4).expect(lambda y: y**2))
         14.0
@@ -151,7 +151,7 @@ class DiscreteUniform(Measure):
     Args:
         classes: V, a positive int.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> smoothed = 0.9 * mx.Dirac(2) + 0.1 * mx.DiscreteUniform(5)
         >>> smoothed.expect(lambda y: y == 2).item()
@@ -186,7 +186,7 @@ class Categorical(Measure):
         TypeError: neither or both are given.
         ValueError: there is no class axis.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> labels, logits = jnp.array([0, 2]), jnp.array([[20., 0., 0.], [0., 0., 0.]])
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Categorical(logits))
@@ -287,7 +287,7 @@ class Bernoulli(Measure):
     Raises:
         TypeError: neither or both are given.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> labels, logits = jnp.array([1, 0, 1]), jnp.array([2., -40., jnp.inf])
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Bernoulli(logits))

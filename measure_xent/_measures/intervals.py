@@ -69,7 +69,7 @@ class Interval(Continuous):
 class Uniform(Interval):
     """The uniform distribution on [low, high].
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.entropy(0.5 * mx.Uniform(0., 1.) + 0.5 * mx.Uniform(2., 3.)).item()  # log 2
         0.6931
@@ -105,7 +105,7 @@ class Lebesgue(Interval):
     Args:
         low, high: the ends; None or ±inf where there is none.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.Lebesgue(0., 2.).mass.item(), mx.Lebesgue().expect(lambda x: jnp.exp(-x**2)).item()  # 2, √π
         (2.0, 1.77245)
@@ -190,7 +190,7 @@ def truncate(P: Continuous, low: Any = None, high: Any = None) -> Continuous:
     Raises:
         TypeError: P is not a named law on the line; ``P.restrict(A).normalize()`` is for any measure and predicate.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.truncate(mx.Normal(0., 1.), low=0.).expect(lambda x: x).item()  # √(2/π)
         0.79788

@@ -273,7 +273,7 @@ class Statistic(Integrand):
 class Natural:
     """log p = Σ ηᵢ Tᵢ − A + Σ log h: an exponential family's natural parameters, sufficient statistics, log-partition and base.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> family = mx.Poisson(2.).natural
         >>> [eta.item() for eta in family.parameters], family.log_partition.item()  # log 2, 2

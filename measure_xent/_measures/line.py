@@ -70,7 +70,7 @@ class Normal(LocationScale):
     Raises:
         TypeError, ValueError: parameters that are not numbers, or do not broadcast. scale > 0 is a chex value assertion.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> P, Q = mx.Normal(0., 1.), mx.Laplace(0., 2.)
         >>> mx.cross_entropy(P, Q).item(), mx.entropy(P).item()
@@ -126,7 +126,7 @@ class Normal(LocationScale):
 class Laplace(LocationScale):
     """The Laplace distribution, density exp(−|x − loc| / scale) / (2 scale).
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.entropy(mx.Laplace(0., 1.)).item()  # 1 + log 2
         1.6931
@@ -175,7 +175,7 @@ class Laplace(LocationScale):
 class Cauchy(LocationScale):
     """The Cauchy distribution. It has no mean, and says so: NaN.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.Cauchy(0., 1.).expect(lambda x: x).item(), mx.entropy(mx.Cauchy(0., 1.)).item()  # none, log 4π
         (nan, 2.5310)
@@ -202,7 +202,7 @@ class Cauchy(LocationScale):
 class StudentT(LocationScale):
     """Student's t distribution with df degrees of freedom, moved and scaled.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.entropy(mx.StudentT(3.)).item()
         1.7735

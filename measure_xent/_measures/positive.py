@@ -19,7 +19,7 @@ from .statistics import Identity, Logarithm, LogarithmOfRest, SquaredLogDeviatio
 class Exponential(Continuous):
     """The exponential distribution, density rate · exp(−rate x) on x ≥ 0.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.kl_divergence(mx.Exponential(2.), mx.Exponential(1.)).item()  # log 2 − 1/2
         0.1931
@@ -79,7 +79,7 @@ class Exponential(Continuous):
 class Gamma(Continuous):
     """The gamma distribution, density ∝ x^(concentration − 1) · exp(−rate x) on x > 0.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.Gamma(3., 2.).expect(lambda x: x).item()
         1.5
@@ -149,7 +149,7 @@ def betaln(a: Array, b: Array) -> Array:
 class Beta(Continuous):
     """The beta distribution, density ∝ x^(concentration1 − 1) · (1 − x)^(concentration0 − 1) on (0, 1).
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.entropy(mx.Beta(2., 3.)).item()
         -0.2349
@@ -227,7 +227,7 @@ class Beta(Continuous):
 class LogNormal(Continuous):
     """The law of exp(N(loc, scale²)).
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.LogNormal(0., 1.).expect(lambda x: x).item()  # exp(1/2)
         1.6487

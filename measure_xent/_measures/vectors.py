@@ -125,7 +125,7 @@ def independent(P: Line) -> Measure:
         TypeError: P is not a law of numbers; products of other measures are ``product`` and ``power``, on tuples.
         ValueError: P has no family axis.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> diagonal = mx.independent(mx.Normal(jnp.zeros(3), jnp.array([1., 2., 3.])))
         >>> mx.entropy(diagonal).item()  # 3/2 log 2πe + log 6
@@ -144,7 +144,7 @@ def independent(P: Line) -> Measure:
 def power(P: Measure, n: int) -> Measure:
     """Pⁿ, n independent points of P, a measure on tuples of them.
 
-    Example:
+    Examples:
         >>> import measure_xent as mx
         >>> mx.power(mx.DiscreteUniform(6), 3).expect(lambda a, b, c: a + b + c).item()
         7.5
@@ -213,7 +213,7 @@ class MultivariateNormal(Vectors):
         TypeError: not exactly one of the three.
         ValueError: the shapes do not fit.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P = mx.MultivariateNormal(jnp.zeros(2), jnp.array([[2., 1.], [1., 1.]]))
         >>> mx.entropy(P).item(), P.expect(lambda x: x[0] * x[1]).item()  # 1 + log 2π, 1
@@ -350,7 +350,7 @@ class Dirichlet(Vectors):
     Args:
         concentration: positive numbers, [*family, d], d ≥ 2.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> P = mx.Dirichlet(jnp.array([2., 3., 4.]))
         >>> P.expect(lambda p: p[2]).item(), mx.entropy(P).item()

@@ -1,60 +1,69 @@
 """``measure-xent bench``: cross-entropy on this machine, beside its peers and the limit of its memory."""
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
+import os
+import random
 import re
+import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-import measure_xent as mx
 
 from . import CommandError
+from .contestants import HEAD_OPERATIONS, OPERATIONS, Case
+from .terminal import positive
 
-EPSILON = 0.1  # of label smoothing
-WIDTH = 256  # features of the matmul that makes the logits
-SHAPES = ["65536x1000", "2048x32000", "262144x10"]
-OPERATIONS = {
-    "value": "one loss a row",
-    "gradient": "the mean loss and its gradient in the logits",
-    "smoothed": f"the same with labels smoothed by {EPSILON}",
-    "matmul": f"the mean loss and its gradients, logits made by a matmul over {WIDTH} features",
+# What is timed without being asked for something else: shapes, dtypes and operations by device and kind.
+TABLES: dict[tuple[str, str], tuple[list[str], list[str], list[str]]] = {
+    ("cpu", "rows"): (["65536x1000", "2048x32000", "262144x10"], ["float32"], list(OPERATIONS)),
+    ("cpu", "head"): (["2048x256x32000"], ["float32"], list(HEAD_OPERATIONS)),
+    ("gpu", "rows"): (["32768x128256"], ["bfloat16"], ["value", "gradient"]),
+    ("gpu", "head"): (
+        ["32768x2560x128256", "8192x2304x256000", "8192x4096x131072", "16384x2048x248320"],
+        ["bfloat16"],
+        ["gradient"],
+    ),
 }
-HEAD_SHAPES = ["2048x256x32000"]
-HEAD_OPERATIONS = {
-    "value": "the mean loss",
-    "gradient": "the mean loss and its gradients in hidden and weight",
-    "smoothed": f"the same with labels smoothed by {EPSILON}",
-    "each": "a loss a token and the gradients under a cotangent for each",
-}
-EPILOG = """
-"rows" are losses of logits that exist, "head" those of hidden @ weight, whose logits need not. Ratios are ours over theirs,
-of medians of interleaved runs: under 1 is faster than the peer. The limit is a pure read of the logits for a value, a read
-and a write for a gradient, three matmuls for the matmul and the head (one for its value). Temporaries are the compiler's
-own count, what the program needs beside its arguments and results.
+# Errors beside float64 that are a defect and no rounding: of the loss, and of gradients that are rounded to their dtype.
+BOUNDS = {"float32": (1e-3, 1e-2), "bfloat16": (1e-2, 2e-2), "float16": (1e-2, 1e-2)}
+EPILOG = f"""
+"rows" are losses of logits that exist, "head" those of hidden @ weight, whose logits need not; without either both are timed.
+Ratios are ours over theirs, of medians of interleaved runs: under 1 is faster than the peer. The limit is a pure read of the
+logits for a value, a read and a write for a gradient, three matmuls for the matmul and the head (one for its value).
+Temporaries are the compiler's own count, what the program needs beside its arguments and results; peak is all three together.
+The errors are ours beside float64, on rows drawn anew each time; beyond rounding, the command fails.
+
+rows: {"; ".join(map(": ".join, OPERATIONS.items()))}
+head: {"; ".join(map(": ".join, HEAD_OPERATIONS.items()))}
+
+Peers that are not installed have no column: torch, on GPUs also cut-cross-entropy and liger-kernel, and tokamax.
 
 examples:
   measure-xent bench
-  measure-xent bench --shapes 4096x50257 --dtypes bfloat16 --operations value gradient --json
-  measure-xent bench head --shapes 1024x512x50257
+  measure-xent bench rows --shapes 4096x50257 --dtypes bfloat16 --operations value gradient --json
+  measure-xent bench head --shapes 1024x512x50257 --plot bench.png
+  measure-xent bench --device gpu
 """
 
 
 class Figure(NamedTuple):
-    """One row of the table: milliseconds by contestant, temporaries in MiB by contestant."""
+    """One row of the table: milliseconds, temporaries and peak memory in MiB by contestant, and ours' errors."""
 
     operation: str
     shape: str
     dtype: str
     milliseconds: dict[str, float]
     temporaries: dict[str, float]
+    peak: dict[str, float]
+    loss_error: float
+    gradient_error: float
 
 
 def add_parser(commands: Any) -> None:
@@ -66,234 +75,141 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", nargs="?", choices=["rows", "head"], default="rows", help="(%(default)s)")
-    add(
-        "--shapes",
-        nargs="+",
-        type=_shape,
-        metavar="SHAPE",
-        help=f"ROWSxCLASSES ({' '.join(SHAPES)}), of the head TOKENSxFEATURESxCLASSES ({' '.join(HEAD_SHAPES)})",
-    )
-    add("--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"], help="(float32)")
-    add(
-        "--operations",
-        nargs="+",
-        choices=OPERATIONS | HEAD_OPERATIONS,
-        help="; ".join(map(": ".join, OPERATIONS.items()))
-        + "; of the head "
-        + "; ".join(map(": ".join, HEAD_OPERATIONS.items())),
-    )
-    add("--repeats", type=int, default=7, help="counted runs of each contestant, in turn (%(default)s)")
+    add("what", nargs="?", choices=["rows", "head"], help="one table alone")
+    add("--device", choices=["cpu", "gpu"], help="where to run, and whose shapes (JAX's default device)")
+    add("--shapes", nargs="+", type=_shape, metavar="SHAPE", help="ROWSxCLASSES, of the head TOKENSxFEATURESxCLASSES")
+    add("--dtypes", nargs="+", choices=list(BOUNDS), help="(float32, on a GPU bfloat16)")
+    add("--operations", nargs="+", choices=OPERATIONS | HEAD_OPERATIONS, help="some of those named below")
+    add("--repeats", type=positive(int), default=7, help="counted runs of each contestant, in turn (%(default)s)")
     add("--json", action="store_true", help="print JSON instead of a table")
+    add("--plot", type=Path, metavar="PNG", help="draw times and memory")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures every combination and prints the table."""
+    """Measures every case, and prints the table."""
     from rich.console import Console
     from rich.progress import Progress
 
+    # The memory of the GPU is torch's too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     console = Console(stderr=True)
-    head = arguments.what == "head"
-    operations, shapes = (HEAD_OPERATIONS, HEAD_SHAPES) if head else (OPERATIONS, SHAPES)
-    asked = arguments.operations or list(operations), arguments.shapes or shapes
-    for operation in asked[0]:
-        if operation not in operations:
-            raise CommandError(f"--operations {operation}: bench {arguments.what} has {', '.join(operations)}")
-    for shape in asked[1]:
-        if len(shape.split("x")) != 2 + head:
-            form = "TOKENSxFEATURESxCLASSES" if head else "ROWSxCLASSES"
-            raise CommandError(f"--shapes {shape}: bench {arguments.what} takes {form}")
-    cases = [(o, s, d) for o in asked[0] for s in asked[1] for d in arguments.dtypes]
+    device = _device(arguments.device)
+    cases = _cases(arguments, device.platform)
     figures = []
-    with Progress(console=console) as progress:
+    with Progress(console=console) as progress, jax.default_device(device):
         bar = progress.add_task("", total=len(cases))
-        for operation, shape, dtype in cases:
-            progress.update(bar, description=f"{operation} [{shape}] {dtype}")
-            figures.append((measure_head if head else measure)(operation, shape, dtype, arguments.repeats))
+        for case in cases:
+            progress.update(bar, description=f"{case.operation} [{case.shape}] {case.dtype}")
+            figures.append(measure(case, arguments.repeats, device.platform))
             progress.advance(bar)
-    for peer in ["torch", *(["tokamax"] if head else [])]:
+    head = any(case.is_head for case in cases)
+    peers = ["torch", *(["tokamax"] if head else [])]
+    peers += ["cut_cross_entropy", "liger_kernel"] if head and device.platform == "gpu" else []
+    for peer in peers:
         if not importlib.util.find_spec(peer):
             console.print(f"{peer} is not installed: its column is missing")
-    device = jax.devices()[0]
-    versions = {"jax": jax.__version__, "optax": optax.__version__, "device": f"{device.platform} {device.device_kind}"}
+    installed = ["jax", "optax", *(peer for peer in peers if importlib.util.find_spec(peer))]
+    versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in installed}
+    versions["device"] = f"{device.platform} {device.device_kind}"
     if arguments.json:
         print(json.dumps({"versions": versions, "figures": [figure._asdict() for figure in figures]}, indent=1))
     else:
         print_table(figures, versions)
+    if arguments.plot:
+        from .figures import bench_report
+
+        bench_report(arguments.plot, figures, versions)
     return 0
 
 
-def measure(operation: str, shape: str, dtype: str, repeats: int) -> Figure:
-    """Medians of interleaved runs, and temporaries, of every contestant."""
-    rows, classes = map(int, shape.split("x"))
-    key = jax.random.key(0)
-    labels = jax.random.randint(key, (rows,), 0, classes)
-    if operation == "matmul":
-        hidden = jax.random.normal(key, (rows, WIDTH), dtype)
-        operands = hidden, jax.random.normal(key, (WIDTH, classes), dtype) / WIDTH**0.5
-    else:
-        operands = (3 * jax.random.normal(key, (rows, classes), dtype),)
-    torch = torch_call(operation, [np.asarray(x.astype(jnp.float32)) for x in operands], np.asarray(labels), dtype)
-    return Figure(operation, shape, dtype, *race(dict(contestants(operation)), (*operands, labels), torch, repeats))
+def _device(platform: str | None) -> Any:
+    try:
+        return jax.devices(platform)[0]
+    except RuntimeError:
+        found = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise CommandError(
+            f"--device {platform}: JAX sees none here, only {found}; for NVIDIA's, pip install 'jax[cuda13]'"
+        ) from None
 
 
-def measure_head(operation: str, shape: str, dtype: str, repeats: int) -> Figure:
-    """The same of the head, whose operands are hidden states and a weight."""
-    tokens, features, classes = map(int, shape.split("x"))
-    key = jax.random.key(0)
-    labels = jax.random.randint(key, (tokens,), 0, classes)
-    hidden = jax.random.normal(key, (tokens, features), dtype)
-    weight = jax.random.normal(key, (features, classes), dtype) / features**0.5
-    torch = torch_head_calls(operation, hidden, weight, labels, dtype)
-    contest = head_contestants(operation, jnp.linspace(-1, 1, tokens))
-    return Figure(operation, shape, dtype, *race(contest, (hidden, weight, labels), torch, repeats))
+def _cases(arguments: argparse.Namespace, platform: str) -> list[Case]:
+    kinds = [arguments.what] if arguments.what else ["rows", "head"]
+    cases = []
+    for kind in kinds:
+        shapes, dtypes, operations = TABLES["gpu" if platform == "gpu" else "cpu", kind]
+        known = HEAD_OPERATIONS if kind == "head" else OPERATIONS
+        if arguments.shapes:
+            shapes = [s for s in arguments.shapes if (s.count("x") == 2) == (kind == "head")]
+        if arguments.operations:
+            operations = [o for o in arguments.operations if o in known]
+        cases += [Case(o, s, d) for o in operations for s in shapes for d in arguments.dtypes or dtypes]
+    for flag, asked, taken in (
+        ("--operations", arguments.operations, {case.operation for case in cases}),
+        ("--shapes", arguments.shapes, {case.shape for case in cases}),
+    ):
+        for unused in [x for x in asked or [] if x not in taken]:
+            of = " ".join(kinds)
+            forms = {"rows": "ROWSxCLASSES", "head": "TOKENSxFEATURESxCLASSES"}
+            known = {"rows": ", ".join(OPERATIONS), "head": ", ".join(HEAD_OPERATIONS)}
+            takes = " or ".join((forms if flag == "--shapes" else known)[kind] for kind in kinds)
+            raise CommandError(f"{flag} {unused}: bench {of} takes {takes}")
+    return cases
 
 
-def race(
-    contestants: dict[str, Callable], operands: tuple, others: dict[str, Callable], repeats: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """(milliseconds, temporaries in MiB): medians of interleaved runs of jitted contestants and of others as they are."""
-    programs = {name: jax.jit(f).lower(*operands).compile() for name, f in contestants.items()}
-    mib = {name: p.memory_analysis().temp_size_in_bytes / 2**20 for name, p in programs.items() if name != "limit"}
-    calls = {name: lambda p=p: jax.block_until_ready(p(*operands)) for name, p in programs.items()} | others
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
+def measure(case: Case, repeats: int, platform: str = "cpu") -> Figure:
+    """Medians of interleaved runs, memory, and errors, of every contestant on the default device."""
+    seed = secrets.randbits(31)
+    off = case.errors(seed)
+    for error, bound, what in zip(off, BOUNDS[case.dtype], ("loss", "gradient"), strict=True):
+        if not error <= bound:
+            raise CommandError(
+                f"{case.operation} [{case.shape}] {case.dtype}: the {what} is off by {error:.2g}, seed {seed}"
+            )
+    operands = case.operands(0)
+    programs = {name: jax.jit(f).lower(*operands).compile() for name, f in case.contestants().items()}
+    temporaries, peak = {}, {}
+    for name, program in programs.items():
+        if name != "limit":
+            m = program.memory_analysis()
+            temporaries[name] = m.temp_size_in_bytes / 2**20
+            everything = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+            peak[name] = (everything - m.alias_size_in_bytes) / 2**20
+    calls: dict[str, tuple[Callable, Callable]] = {
+        name: (lambda p=p: p(*operands), jax.block_until_ready) for name, p in programs.items()
+    }
+    on_torch = case.torch_calls(operands, platform)
+    if platform == "gpu" and on_torch:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        for name, call in on_torch.items():
+            torch.cuda.reset_peak_memory_stats()
             call()
+            peak[name] = torch.cuda.max_memory_allocated() / 2**20
+        wait = lambda _: torch.cuda.synchronize()
+    else:
+        wait = lambda _: None
+    calls |= {name: (call, wait) for name, call in on_torch.items()}
+    # A queue of calls hides what it takes to start one: the time is the device's.
+    times = race(calls, repeats, in_a_row=5 if platform == "gpu" else 1)
+    return Figure(*case, times, temporaries, peak, *off)
+
+
+def race(calls: dict[str, tuple[Callable, Callable]], repeats: int, in_a_row: int) -> dict[str, float]:
+    """Milliseconds a call: medians of interleaved runs, each of so many calls and one wait."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    shuffled = random.Random(0)
+    for turn in range(repeats + 1):
+        # In an order of its own each turn: a peer's threads may spin for a while after it, on the next one's time.
+        for name in shuffled.sample(list(calls), len(calls)):
+            call, wait = calls[name]
+            start, result = time.perf_counter(), None
+            for _ in range(in_a_row):
+                result = call()
+            wait(result)
             if turn:  # the first warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(t) for name, t in times.items()}, mib
-
-
-def contestants(operation: str) -> Iterator[tuple[str, Callable]]:
-    """(name, function of the operands and labels): ours, optax's, and the limit."""
-
-    def ours(z, y):
-        return mx.cross_entropy(mx.Dirac(y), mx.Categorical(z))
-
-    def ours_smoothed(z, y):
-        target = (1 - EPSILON) * mx.Dirac(y) + EPSILON * mx.DiscreteUniform(z.shape[-1])
-        return mx.cross_entropy(target, mx.Categorical(z))
-
-    optax_s = optax.losses.softmax_cross_entropy_with_integer_labels
-
-    def optax_smoothed(z, y):
-        return optax.losses.softmax_cross_entropy(
-            z, optax.losses.smooth_labels(jax.nn.one_hot(y, z.shape[-1]), EPSILON)
-        )
-
-    def with_gradient(loss):
-        return lambda z, y: jax.value_and_grad(lambda z: loss(z, y).mean())(z)
-
-    def with_matmul(loss):
-        return lambda h, w, y: jax.value_and_grad(lambda h, w: loss(h @ w, y).mean(), (0, 1))(h, w)
-
-    match operation:
-        case "value":
-            yield from {"ours": ours, "optax": optax_s, "limit": lambda z, y: z.max(-1)}.items()
-        case "gradient":
-            yield from {
-                "ours": with_gradient(ours),
-                "optax": with_gradient(optax_s),
-                "limit": lambda z, y: 2 * z,
-            }.items()
-        case "smoothed":
-            yield "ours", with_gradient(ours_smoothed)
-            yield "optax", with_gradient(optax_smoothed)
-            yield "limit", lambda z, y: 2 * z
-        case "matmul":
-            yield "ours", with_matmul(ours)
-            yield "optax", with_matmul(optax_s)
-            yield "limit", lambda h, w, y: ((h @ w) @ w.T, h.T @ (h @ w))
-
-
-def torch_call(operation: str, operands: list[np.ndarray], labels: np.ndarray, dtype: str) -> dict[str, Callable]:
-    """torch's cross_entropy on the same numbers, or nothing where torch is not installed."""
-    if not importlib.util.find_spec("torch"):
-        return {}
-    import torch  # pyright: ignore[reportMissingImports]
-
-    tensors = [
-        torch.from_numpy(x.copy()).to(getattr(torch, dtype)).requires_grad_(operation != "value") for x in operands
-    ]
-    target = torch.from_numpy(labels.copy()).long()
-    smoothing = EPSILON if operation == "smoothed" else 0.0
-
-    def call():
-        logits = tensors[0] @ tensors[1] if operation == "matmul" else tensors[0]
-        reduction = "none" if operation == "value" else "mean"
-        loss = torch.nn.functional.cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
-        if operation != "value":
-            torch.autograd.grad(loss, tensors)
-
-    return {"torch": call}
-
-
-def head_contestants(operation: str, cotangent: jax.Array) -> dict[str, Callable]:
-    """Functions of (hidden, weight, labels): ours, optax's on all the logits, tokamax's where it is installed, the limit."""
-
-    def target(y, classes):
-        smoothed = (1 - EPSILON) * mx.Dirac(y) + EPSILON * mx.DiscreteUniform(classes)
-        return smoothed if operation == "smoothed" else mx.Dirac(y)
-
-    def ours(h, w, y):
-        Q = mx.LinearSoftmax(w)
-        if operation == "each":
-            return jnp.vdot(mx.cross_entropy(mx.Dirac(y), Q(h)), cotangent)
-        return mx.cross_entropy(mx.joint(mx.Empirical(h), target(y, w.shape[1])), Q)
-
-    def theirs(h, w, y):
-        logits = h @ w
-        if operation == "smoothed":
-            targets = optax.losses.smooth_labels(jax.nn.one_hot(y, w.shape[1]), EPSILON)
-            return optax.losses.softmax_cross_entropy(logits, targets).mean()
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
-        return jnp.vdot(losses, cotangent) if operation == "each" else losses.mean()
-
-    losses = {"ours": ours, "optax": theirs}
-    if operation in ("value", "gradient") and importlib.util.find_spec("tokamax"):
-        import tokamax  # pyright: ignore[reportMissingImports]
-        from absl import flags
-
-        flags.FLAGS.mark_as_parsed()  # else tokamax reads this command's line as its own
-        losses["tokamax"] = lambda h, w, y: tokamax.linear_softmax_cross_entropy_loss(
-            h, y, w, reduction="mean", implementation="xla"
-        )
-    if operation == "value":
-        return losses | {"limit": lambda h, w, y: h @ w}
-    gradients = {name: lambda h, w, y, f=f: jax.value_and_grad(f, (0, 1))(h, w, y) for name, f in losses.items()}
-    return gradients | {"limit": lambda h, w, y: ((h @ w) @ w.T, h.T @ (h @ w))}
-
-
-def torch_head_calls(operation: str, hidden: Any, weight: Any, labels: Any, dtype: str) -> dict[str, Callable]:
-    """torch on all the logits, and its chunked linear_cross_entropy where it has one, on the same numbers."""
-    if not importlib.util.find_spec("torch"):
-        return {}
-    import torch  # pyright: ignore[reportMissingImports]
-
-    F = torch.nn.functional
-    tensor = lambda x: torch.from_numpy(np.array(x.astype(jnp.float32))).to(getattr(torch, dtype))
-    h, w = (tensor(x).requires_grad_(operation != "value") for x in (hidden, weight.T))
-    y = torch.from_numpy(np.array(labels)).long()
-    smoothing = EPSILON if operation == "smoothed" else 0.0
-    cotangent = torch.linspace(-1, 1, len(y))
-
-    def gradients(loss):
-        if operation != "value":
-            torch.autograd.grad(loss, (h, w))
-
-    def dense():
-        reduction = "none" if operation == "each" else "mean"
-        loss = F.cross_entropy(h @ w.T, y, reduction=reduction, label_smoothing=smoothing)
-        gradients(loss @ cotangent.to(loss.dtype) if operation == "each" else loss)
-
-    calls = {"torch": dense}
-    if hasattr(F, "linear_cross_entropy") and operation in ("value", "gradient"):
-        options = torch.nn.LinearCrossEntropyOptions()
-        calls["torch chunked"] = lambda: gradients(F.linear_cross_entropy(h, w, y, options=options))
-    return calls
+                times[name].append(1e3 * (time.perf_counter() - start) / in_a_row)
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def print_table(figures: list[Figure], versions: dict[str, str]) -> None:
@@ -303,9 +219,11 @@ def print_table(figures: list[Figure], versions: dict[str, str]) -> None:
     table = Table(title=", ".join(f"{k} {v}" for k, v in versions.items()), title_justify="left")
     seen = dict.fromkeys(name for figure in figures for name in figure.milliseconds if name != "limit")
     names = [*seen, "limit"]
+    peers = [name for name in names if any(name in figure.peak for figure in figures)]
     for column in ["operation", "shape", "dtype"]:
         table.add_column(column)
-    for column in [*(f"{n} ms" for n in names), *(f"/ {n}" for n in names[1:]), "temporaries MiB", "optax's"]:
+    memory = ["temporaries MiB", "optax's", *(f"peak MiB {n}" for n in peers)]
+    for column in [*(f"{n} ms" for n in names), *(f"/ {n}" for n in names[1:]), *memory, "loss off by", "gradient"]:
         table.add_column(column, justify="right")
     for figure in figures:
         ms = figure.milliseconds
@@ -316,8 +234,11 @@ def print_table(figures: list[Figure], versions: dict[str, str]) -> None:
             *(f"{ms[n]:.1f}" if n in ms else "" for n in names),
             *(f"{ms['ours'] / ms[n]:.2f}" if n in ms else "" for n in names[1:]),
             *(f"{figure.temporaries[n]:.1f}" for n in ("ours", "optax")),
+            *(f"{figure.peak[n]:.0f}" if n in figure.peak else "" for n in peers),
+            f"{figure.loss_error:.0e}",
+            f"{figure.gradient_error:.0e}" if figure.operation != "value" else "",
         )
-    Console(width=max(14 * len(table.columns), Console().width)).print(table)
+    Console(width=max(12 * len(table.columns), Console().width)).print(table)
 
 
 def _shape(text: str) -> str:

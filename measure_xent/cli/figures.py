@@ -73,6 +73,31 @@ def reliability_report(path: Path, bins: Float[np.ndarray, "bins 6"], figures: d
     plt.close(axes.figure)
 
 
+def bench_report(path: Path, cases: list[Any], versions: dict[str, str]) -> None:
+    """Milliseconds and temporaries of each case, one below the other: optax's, ours, and the limit."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        size = (10, 0.9 + 0.5 * len(cases))
+        figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, constrained_layout=True)
+        rows = np.arange(len(cases))[::-1]
+        for ax, what, unit in ((axes[0], "milliseconds", "ms"), (axes[1], "temporaries", "MiB of temporaries")):
+            for name, color, shift in (("optax", ORANGE, 0.2), ("ours", BLUE, -0.2)):
+                numbers = np.array([getattr(case, what)[name] for case in cases])
+                bars = ax.barh(rows + shift, numbers, height=0.38, color=color, label=name)
+                ax.bar_label(bars, [f"{n:.0f}" if n >= 100 else f"{n:.3g}" for n in numbers], padding=3, color=color)
+            ax.set(
+                xlabel=unit, xlim=(0, 1.12 * max(max(getattr(c, what)[n] for n in ("ours", "optax")) for c in cases))
+            )
+        for row, case in zip(rows, cases, strict=True):
+            limit = case.milliseconds["limit"]
+            label = "limit" if row == rows[0] else None
+            axes[0].plot([limit, limit], [row - 0.42, row + 0.42], color="black", linewidth=1, label=label)
+        axes[0].set_yticks(rows, [f"{c.operation}\n{c.shape.replace('x', ' × ')} {c.dtype}" for c in cases])
+        axes[0].legend(frameon=False, loc="upper right")
+        figure.suptitle(f"cross-entropy, jax {versions['jax']}, {versions['device']}", fontsize=10)
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
 def loss_curves(axes: Any, train: list[float], held_out: dict[int, float]) -> None:
     """Every batch's loss, faint; its running mean; the held-out loss."""
     steps = np.arange(1, len(train) + 1)
