@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(f"{peer} is not installed: its column is missing")
     installed = ["jax", "optax", *(peer for peer in peers if importlib.util.find_spec(peer))]
     versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in installed}
-    versions["device"] = f"{device.platform} {device.device_kind}"
+    versions["device"] = device.device_kind
     if arguments.json:
         print(json.dumps({"versions": versions, "figures": [figure._asdict() for figure in figures]}, indent=1))
     else:

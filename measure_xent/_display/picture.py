@@ -1,0 +1,180 @@
+"""What there is to see of a measure, as numbers, and matplotlib's drawing of it."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .._measure import Measure
+from .._measures.laws import Integers, Line
+from .._normal_form import NormalForm
+from .._smooth_form import Smooth
+from .formula import words
+
+MEMBERS, BARS, LARGEST = 6, 48, 1 << 18  # small multiples; bars rather than a strip; numbers that are worth a picture
+GRID = 161
+
+
+class Picture(NamedTuple):
+    """What there is to see of a family of measures on numbers: atoms and a density, a row a member, either of length 0."""
+
+    x: np.ndarray  # [members, atoms]
+    masses: np.ndarray
+    grid: np.ndarray  # [points]
+    density: np.ndarray  # [members, points]
+
+    @property
+    def members(self) -> int:
+        return len(self.masses)
+
+    @property
+    def has_atoms(self) -> bool:
+        return self.masses.shape[1] > 0
+
+    @property
+    def has_density(self) -> bool:
+        return self.grid.size > 0
+
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(points, their masses or densities) where members are many, each then a row of colours, and have points in common."""
+        if self.members <= MEMBERS or (self.has_atoms and (self.has_density or (self.x != self.x[:1]).any())):
+            return None
+        return (self.x[0], self.masses) if self.has_atoms else (self.grid, self.density)
+
+    @property
+    def bars(self) -> bool:
+        return not self.has_density and self.x.shape[1] <= BARS and bool((self.x == np.round(self.x)).all())
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        points = np.concatenate([self.x.ravel(), self.grid])
+        return float(points.min()), float(points.max())
+
+    @property
+    def range(self) -> tuple[float, float]:
+        low, high = self.ends
+        room = 0.03 * (high - low) if self.has_density and low < high else 0.5
+        return low - room, high + room
+
+
+def picture(P: Measure) -> Picture | None:
+    """The picture of a measure on numbers; None of another, of one that is being traced, or of one too large to look at."""
+    arrays = [x for x in jax.tree.leaves(P) if hasattr(x, "shape")]
+    if any(isinstance(x, Tracer) for x in arrays) or sum(x.size for x in arrays) > LARGEST:
+        return None
+    try:
+        forms = P.forms()
+        if P.coordinates != 1 or not all(map(_on_numbers, forms)):
+            return None
+        atoms = [pair for form in forms for pair in _atoms(form)]
+        x, masses = (_members(P, [pair[i] for pair in atoms]) for i in (0, 1))
+        grid, density = _density(P, [f for f in forms if isinstance(f, Smooth) and not isinstance(f.law, Integers)])
+    except (NotImplementedError, TypeError):  # such as the density of an image without an inverse
+        return None
+    return Picture(x, masses, grid, density) if masses.size + grid.size else None
+
+
+def _on_numbers(form: Any) -> bool:
+    if isinstance(form, Smooth):
+        return not form.event_rank and isinstance(form.law, Line)
+    return isinstance(form, NormalForm) and (form.weights is None or np.ndim(form.points) == form.weights.ndim)
+
+
+def _members(P: Measure, parts: list[Any]) -> np.ndarray:
+    """Arrays [*family, n] as one with a row a member."""
+    rows = [np.broadcast_to(np.asarray(a, float), (*P.shape, a.shape[-1])) for a in parts]
+    return np.concatenate([np.zeros((*P.shape, 0)), *rows], axis=-1).reshape(math.prod(P.shape), -1)
+
+
+def _atoms(form: Any) -> list[tuple[Any, Any]]:
+    """Atoms [*family, n] and their masses."""
+    if isinstance(form, NormalForm):
+        return [(jnp.broadcast_to(points, weights.shape), weights) for points, weights, _ in form.parts()]
+    if not isinstance(form.law, Integers):
+        return []
+    low, high = (np.asarray(form.law.centre + s * (5 * form.law.width + 3)) for s in (-1, 1))
+    first = max(0, math.floor(low.min()))
+    k = jnp.arange(first, min(math.ceil(high.max()), first + 4 * GRID) + 1)
+    masses = jnp.moveaxis(jax.vmap(lambda k: jnp.exp(form.law.log_density(k)))(k), 0, -1)
+    masses = jnp.asarray(form.c)[..., None] * masses
+    return [(jnp.broadcast_to(k, masses.shape), masses)]
+
+
+def _density(P: Measure, smooth: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """A grid where the density has its bulk, and its values there, a row a member."""
+    pieces = [np.zeros(0)]
+    for form in smooth:
+        low, high = (np.clip(form.law.centre + s * 4 * form.law.width, *form.law.support) for s in (-1, 1))
+        for a, b in {*zip(np.ravel(low).tolist(), np.ravel(high).tolist(), strict=True)}:
+            x = np.linspace(a + 1e-3 * (b - a), b - 1e-3 * (b - a), GRID)  # at the ends a density may be infinite
+            seen = x if form.transform is None else np.asarray(jax.vmap(form.transform)(jnp.asarray(x)))
+            pieces.append(seen[np.isfinite(seen)])
+    everywhere = np.concatenate(pieces)
+    if not everywhere.size:
+        return everywhere, _members(P, [])
+    grid = np.unique(np.concatenate([everywhere, np.linspace(everywhere.min(), everywhere.max(), GRID)]))
+    grid = grid[:: -(-grid.size // (8 * GRID))]
+    log_scale, factor = jax.vmap(P.split()[1].scaled_density)(jnp.asarray(grid))
+    return grid, np.nan_to_num(_members(P, [jnp.moveaxis(factor * jnp.exp(log_scale), 0, -1)]), posinf=0, neginf=0)
+
+
+def plot(P: Measure, ax: Any = None) -> Any:
+    """A matplotlib picture of a measure on numbers: bars or stems of the masses of atoms, a curve of the density.
+
+    Members of a family are drawn on one another, or as rows of colours where they are many. Masses and the density
+    have axes of their own, left and right, where a measure has both. Needs the ``examples`` extra.
+
+    Args:
+        ax: axes to draw on, by default the current ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: P is no measure on numbers, or has no picture.
+
+    Examples:
+        >>> import measure_xent as mx
+        >>> ax = mx.plot(0.3 * mx.Dirac(0.) + 0.7 * mx.Normal(0., 1.))
+        >>> ax.get_ylabel()
+        'mass'
+    """
+    from matplotlib import pyplot as plt
+
+    seen = picture(P) if isinstance(P, Measure) else None
+    if seen is None:
+        raise TypeError(f"plot(P): P must be a measure on numbers, of at most {LARGEST} parameters, got {words(P)}")
+    ax = plt.gca() if ax is None else ax
+    ax.set_xlim(*seen.range)
+    if seen.rows is not None:
+        extent = (*seen.range, seen.members - 0.5, -0.5)
+        shown = ax.imshow(seen.rows[1], aspect="auto", cmap="Blues", vmin=0, extent=extent)
+        ax.figure.colorbar(shown, ax=ax, label="mass" if seen.has_atoms else "density")
+        ax.set_ylabel("member")
+        return ax
+    if seen.has_atoms:
+        for i, (x, masses) in enumerate(zip(seen.x, seen.masses, strict=True)):
+            if seen.bars:
+                ax.bar(x + 0.8 * (i + 0.5) / seen.members - 0.4, masses, 0.8 / seen.members, color=f"C{i}")
+            else:
+                ax.stem(x, masses, linefmt=f"C{i}", basefmt=" ")
+        ax.set_ylabel("mass")
+        ax.set_ylim(min(0, 1.1 * seen.masses.min()), 1.1 * seen.masses.max() or 1)
+    if seen.has_density:
+        side = ax.twinx() if seen.has_atoms else ax
+        for i, density in enumerate(seen.density):
+            side.plot(seen.grid, density, color=f"C{i}")
+            side.fill_between(seen.grid, density, alpha=0.15, color=f"C{i}", linewidth=0)
+        side.set_ylabel("density")
+        side.set_ylim(min(0, seen.density.min()), 1.1 * top_of(seen))
+    return ax
+
+
+def top_of(seen: Picture) -> float:
+    """The height of the picture: that of the density, but for a pole at an end."""
+    inner = np.abs(seen.density[:, 2:-2])
+    return min(float(np.abs(seen.density).max(initial=0)), 2 * float(inner.max(initial=0))) or 1.0
