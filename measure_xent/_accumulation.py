@@ -13,23 +13,26 @@ from ._integral import Integral
 
 
 def value_and_grad(
-    integral: Callable[..., Integral], argnums: int | Sequence[int] = 0
-) -> Callable[..., tuple[Integral, Integral]]:
+    integral: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., tuple[Any, Integral]]:
     """``jax.value_and_grad`` of a function that gives an Integral: (the integral, the integral of its gradient).
 
     The gradient of ∫ f dP is an integral against P too: over micro-batches in a scan, over devices by ``jax.lax.psum``, both
     add up, and ``mean`` divides by the mass once. A mean of gradients of means is not the gradient of the mean where masses
-    differ, as they do under masks. The mass counts as a constant.
+    differ, as they do under masks. The mass counts as a constant. Parts are ``Atoms``, or restrictions of one measure:
+    an ``Empirical`` has mass 1 however few its rows are.
 
     Args:
         integral: of parameters and data; its value is a number.
         argnums: of the arguments to differentiate, as ``jax.grad`` takes it.
+        has_aux: the function gives (integral, anything else), such as an Integral of other figures to add up.
 
     Returns:
-        A function of the same arguments. The gradient's value is like the arguments, its mass that of the integral.
+        A function of the same arguments. The gradient's value is like the arguments, its mass that of the integral. With
+        ``has_aux`` it gives ((integral, anything else), gradient).
 
     Raises:
-        TypeError: the function gives no Integral.
+        TypeError: the function gives no Integral of a number.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -42,17 +45,22 @@ def value_and_grad(
     """
 
     def of_value(*args):
-        result = integral(*args)
-        if not isinstance(result, Integral):
-            raise TypeError(
-                f"value_and_grad(integral): a function that gives an Integral, as P.integrate(f) does, got "
-                f"{type(result).__name__}"
+        given = integral(*args)
+        result = given[0] if has_aux else given
+        if not isinstance(result, Integral) or jax.tree.map(jnp.shape, result.value) != ():
+            what = (
+                f"of {jax.tree.map(jnp.shape, result.value)}" if isinstance(result, Integral) else type(result).__name__
             )
-        return result.checked, result
+            raise TypeError(
+                f"value_and_grad(integral): a function that gives an Integral of one number, as P.integrate(f) does, got {what}; "
+                "other figures go beside it, with has_aux=True"
+            )
+        return result.checked, (result, given)
 
     def both(*args):
-        (_, total), gradient = jax.value_and_grad(of_value, argnums, has_aux=True)(*args)
-        return total, Integral(gradient, jax.tree.map(lambda _: 0.0, gradient), total.status, total.mass)
+        (_, (total, given)), gradient = jax.value_and_grad(of_value, argnums, has_aux=True)(*args)
+        slope = Integral(gradient, jax.tree.map(lambda _: 0.0, gradient), total.status, total.mass)
+        return given, slope
 
     return both
 
@@ -70,6 +78,7 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
     """``optax.MultiSteps`` for integrals: the optimizer sees the mean gradient of every so many micro-batches taken together.
 
     ``optax.MultiSteps`` averages the micro-batches' means, which weighs a token of a short batch more than one of a long batch.
+    Transformations of the gradient, such as clipping, go inside: ``accumulate(optax.chain(clip, adam), steps)``.
 
     Args:
         optimizer: any optimizer of optax.

@@ -50,6 +50,9 @@ class Integral:
     def __radd__(self, other: Any) -> "Integral":
         return self if isinstance(other, int) and other == 0 else NotImplemented  # sum([a, b]) starts from 0
 
+    def __neg__(self) -> "Integral":
+        return self.scale(-1)
+
     def scale(self, c: Any, rank: int = 0) -> "Integral":
         """c · ∫ f dP, one c a member of a family, of which the values have ``rank`` axes, or as many as c."""
         c = jnp.asarray(c)

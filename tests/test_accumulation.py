@@ -122,3 +122,20 @@ def test_bad_input():
     optimizer = mx.accumulate(optax.sgd(1.0), 2)
     with pytest.raises(TypeError, match="Integral"):
         optimizer.update(jnp.zeros(1), optimizer.init(jnp.zeros(1)))
+    with pytest.raises(TypeError, match="has_aux"):
+        mx.value_and_grad(lambda z: mx.Atoms(jnp.zeros(2)).integrate(lambda x: {"a": z, "b": x}))(1.0)
+
+
+def test_other_figures_beside_the_loss():
+    """has_aux, and the sign of an integral."""
+    P = mx.Atoms(jnp.array([0, 2]), weights=jnp.array([1.0, 0.5]))
+
+    def loss(z):
+        Q = mx.Categorical(z)
+        return -P.integrate(mx.log(Q)), P.integrate(mx.correct(Q))
+
+    (total, right), gradient = mx.value_and_grad(loss, has_aux=True)(jnp.array([2.0, 0.0, 0.0]))
+    alone, slope = mx.value_and_grad(lambda z: loss(z)[0])(jnp.array([2.0, 0.0, 0.0]))
+    np.testing.assert_allclose(total.mean, alone.mean)
+    np.testing.assert_allclose(gradient.mean, slope.mean)
+    np.testing.assert_allclose(right.mean, 1 / 1.5, rtol=1e-6)

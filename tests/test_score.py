@@ -130,7 +130,8 @@ def test_bad_rows_are_named_and_there_are_no_figures(tmp_path, capsys):
     p[7] *= 2
     y = np.where(Y == -100, 0, Y)
     _, _, err = score(capsys, write(tmp_path, "b.npz", p, y, kind="probs"))
-    assert "1 rows that are not probabilities: rows 7" in err
+    assert "1 rows that are not probabilities, of sum 1 to 0.01" in err
+    assert ": rows 7" in err
     _, _, err = score(capsys, write(tmp_path, "c.npz", labels=np.full(N, -100)))
     assert "none of its 600 rows counts" in err
 
@@ -165,3 +166,34 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert "not integers" in said(write(tmp_path, "c.npz", labels=Y / 2))[1]
     (tmp_path / "ragged.csv").write_text("label,logit_0,logit_1\n0,1.0,2.0\n1,3.0\n")
     assert said(tmp_path / "ragged.csv")[0] == 1
+
+
+def test_columns_that_are_no_classes(capsys, tmp_path):
+    """An id or an index beside the classes is not one; unnamed columns are asked about; rows are counted over the file."""
+    plain = write(tmp_path, "a.csv")
+    table = csv.read_csv(plain)
+    named = table.append_column("id", [np.arange(N)])
+    csv.write_csv(named, tmp_path / "id.csv")
+    agrees(score(capsys, tmp_path / "id.csv", "--top-k", "2")[1]["overall"], expected(1))
+    _, report, _ = score(capsys, tmp_path / "id.csv")
+    assert report["classes"] == V
+    assert report["rows_ignored"] == 20
+    others = named.rename_columns(["" if n == "id" else n.replace("logit", "out") for n in named.column_names])
+    csv.write_csv(others, tmp_path / "index.csv")
+    assert "a column without a name" in score(capsys, tmp_path / "index.csv", "--kind", "logits")[2]
+    _, report, _ = score(capsys, tmp_path / "index.csv", "--kind", "logits", "--predictions", "out_", "--top-k", "2")
+    agrees(report["overall"], expected(1))
+    lines = plain.read_text().splitlines()
+    lines[501] = "," + lines[501].split(",", 1)[1]
+    plain.write_text("\n".join(lines) + "\n")
+    assert "missing in rows, counted from 0, [500]" in score(capsys, plain, "--block", "0.01")[2]
+
+
+def test_names_that_do_not_say_enough(capsys, tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, predictions=Z, labels=Y)
+    assert "are predictions logits, log-probs or probs? Say so by --kind" in score(capsys, path)[2]
+    agrees(score(capsys, path, "--kind", "logits", "--top-k", "2")[1]["overall"], expected(1))
+    assert "NaN" not in score(capsys, path, "--kind", "probs")[2]
+    np.savez(path, logits=np.asfortranarray(Z), labels=Y)
+    assert "Fortran" in score(capsys, path)[2]

@@ -16,9 +16,10 @@ from . import CommandError
 KINDS = {
     "logits": ("logits", "logit"),
     "log-probs": ("log_probs", "log_probabilities", "logprobs"),
-    "probs": ("probs", "probabilities", "predictions"),
+    "probs": ("probs", "probabilities"),
 }
-STEMS = {"logits": "logit", "log-probs": ("log_prob", "logprob"), "probs": "prob"}  # of columns, one a class
+UNSAID = "predictions"  # found by its name, which does not say what kind they are
+STEMS = {"logits": ("logit",), "log-probs": ("log_prob", "logprob"), "probs": ("prob",)}  # of columns, one a class
 ALIGNED = 64
 LABELS, WEIGHTS, GROUPS = ("labels", "label", "targets", "target", "y"), ("weights", "weight"), ("groups", "group")
 SAFETENSORS = {
@@ -66,7 +67,7 @@ def open_predictions(path: Path, names: Names, block_bytes: int) -> Predictions:
     """
     openers = {".npz": _npz, ".safetensors": _safetensors, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in openers:
-        raise CommandError(f"{path}: a file named .npz, .safetensors, .csv or .parquet")
+        raise CommandError(f"{path}: its name must end in .npz, .safetensors, .csv or .parquet")
     try:
         return openers[path.suffix](path, names, block_bytes)
     except OSError as error:
@@ -81,6 +82,8 @@ def _choose(path: Path, found: Sequence[str], names: Names) -> tuple[str | None,
         raise CommandError(f"{path}: {', '.join(name for _, name in usual)} are all there; choose one by --predictions")
     if prediction is None and usual:
         prediction = usual[0][1]
+    if prediction is None and UNSAID in found:
+        prediction = UNSAID
     kind = kind or next((k for k, name in usual if name == prediction), None)
     others = {
         what: asked if asked is not None else next((name for name in all_names if name in found), None)
@@ -91,7 +94,8 @@ def _choose(path: Path, found: Sequence[str], names: Names) -> tuple[str | None,
         )
     }
     for option, name in (("predictions", names.predictions), *others.items()):
-        if name is not None and name not in found:
+        stem = option == "predictions" and any(column.startswith(name or "") for column in found)
+        if name is not None and name not in found and not stem:
             raise CommandError(f"{path}: no {name!r} for --{option}; there are {', '.join(found)}")
     if others["labels"] is None:
         raise CommandError(f"{path}: no labels; name them by --labels, among {', '.join(found)}")
@@ -123,9 +127,12 @@ def _npz(path: Path, names: Names, block_bytes: int) -> Predictions:
                     shape, fortran, dtype = read_header[version](stream)
                     start = stream.tell()
                 if dtype.hasobject or (fortran and len(shape) > 1):
-                    raise CommandError(
-                        f"{path}: {member.filename} holds {'objects' if dtype.hasobject else 'columns'}, not rows"
+                    what = (
+                        "holds objects, not numbers"
+                        if dtype.hasobject
+                        else "is stored column by column, in Fortran's order"
                     )
+                    raise CommandError(f"{path}: {member.filename} {what}; save np.ascontiguousarray of it")
                 if member.file_size - start != dtype.itemsize * int(np.prod(shape)):
                     raise CommandError(f"{path}: {member.filename} is cut off: {shape} of {dtype} do not fill it")
                 if member.compress_type == zipfile.ZIP_STORED:
@@ -186,7 +193,7 @@ def _at(path: Path, offset: int) -> Any:
 
 def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes: int) -> Predictions:
     prediction, kind, others = _choose(path, list(arrays), names)
-    if prediction is None:
+    if prediction not in arrays:
         raise CommandError(f"{path}: no predictions; name them by --predictions, among {', '.join(arrays)}")
     kind = _known(path, prediction, kind)
     chosen = {"predictions": arrays[prediction]} | {k: arrays[v] for k, v in others.items() if v is not None}
@@ -303,29 +310,42 @@ def _parquet(path: Path, names: Names, block_bytes: int) -> Predictions:
 
 
 def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Predictions:
-    """Predictions are one column of lists, or every numeric column that is nothing else, one a class."""
+    """Predictions are one column of lists, or numeric columns, one a class: those that begin with ``logit``, ``log_prob`` or
+    ``prob``, or as ``--predictions`` says; else every one that is nothing else, if they all have names."""
     from pyarrow import ArrowInvalid, types
 
     prediction, kind, others = _choose(path, schema.names, names)
     used = {name for name in others.values() if name is not None}
     is_list = lambda name: types.is_list(schema.field(name).type) or types.is_fixed_size_list(schema.field(name).type)
-    if prediction is not None and is_list(prediction):
+    if prediction in schema.names and is_list(prediction):
         columns = None
     else:
         numeric = lambda name: types.is_floating(schema.field(name).type) or types.is_integer(schema.field(name).type)
         columns = [name for name in schema.names if name not in used and numeric(name)]
-        prediction = "the columns " + ", ".join([*columns[:3], "…"] if len(columns) > 3 else columns)
-        kind = kind or next((k for k, stems in STEMS.items() if columns and columns[0].startswith(stems)), None)
+        stems = {kind: stems for kind, stems in STEMS.items() if any(name.startswith(stems) for name in columns)}
+        if prediction is not None:
+            columns = [name for name in columns if name.startswith(prediction)]
+        elif len(stems) == 1:
+            (stem_kind,) = stems
+            columns, kind = [name for name in columns if name.startswith(stems[stem_kind])], kind or stem_kind
+        elif not all(columns) or any(name.startswith("Unnamed") for name in columns):
+            raise CommandError(
+                f"{path}: a column without a name among those of numbers; say by --predictions how classes begin"
+            )
+        kind = kind or next((k for k, begin in STEMS.items() if columns and columns[0].startswith(begin)), None)
         if not columns:
             raise CommandError(f"{path}: no predictions: neither a column of lists nor numeric columns, one a class")
+        prediction = "the columns " + ", ".join([*columns[:3], "…"] if len(columns) > 3 else columns)
     kind = _known(path, prediction, kind)
     first_width: list[int] = []
 
-    def array(batch: Any, name: str) -> np.ndarray:
+    def array(batch: Any, name: str, seen: int) -> np.ndarray:
         column = batch.column(name)
         if column.null_count:
-            where = np.flatnonzero(np.asarray(column.is_null()))[:3].tolist()
-            raise CommandError(f"{path}: {name} is missing in rows {where} of a block")
+            rows = (seen + np.flatnonzero(np.asarray(column.is_null()))).tolist()
+            raise CommandError(
+                f"{path}: {name} is missing in rows, counted from 0, {rows[:5]}{'…' if rows[5:] else ''}"
+            )
         return column.to_numpy(zero_copy_only=False)
 
     def blocks() -> Iterator[Block]:
@@ -341,11 +361,11 @@ def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Prediction
                         raise CommandError(f"{path}: {prediction} has rows of different lengths near row {seen}")
                     z = flat.reshape(batch.num_rows, -1)
                 else:
-                    z = np.stack([array(batch, name) for name in columns], axis=1)
+                    z = np.stack([array(batch, name, seen) for name in columns], axis=1)
                 first_width.append(z.shape[1])
                 if z.shape[1] != first_width[0]:
                     raise CommandError(f"{path}: {first_width[0]} classes, and {z.shape[1]} at row {seen}")
-                parts = {what: array(batch, name) for what, name in others.items() if name is not None}
+                parts = {what: array(batch, name, seen) for what, name in others.items() if name is not None}
                 z = z if z.dtype.kind == "f" else z.astype(np.float64)
                 _check_dtypes(path, {k: a.dtype for k, a in parts.items()} | {"predictions": z.dtype})
                 seen += batch.num_rows

@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         "kind": predictions.kind,
         "classes": totals.classes,
         "top_k": arguments.top_k,
+        "rows_ignored": totals.ignored,
         "overall": figures(totals.overall),
         "by_class": {str(c): figures(s) for c, s in totals.by_class.items()},
         "by_group": {str(g): figures(s) for g, s in totals.by_group.items()},
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             reliability_report(arguments.plot, totals.overall.bins, report["overall"])
         except OSError as error:
             raise CommandError(f"--plot {arguments.plot}: cannot be written: {error.strerror}") from None
+        print(f"wrote {arguments.plot}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
@@ -121,12 +123,12 @@ def of_rows(
     outside = counts & ((labels < 0) | (labels >= predictions.shape[-1]))
     if kind == "probs":
         mass, negative = jnp.sum(predictions.astype(jnp.float32), -1), jnp.any(predictions < 0, -1)
-        improper = (jnp.abs(mass - 1) > LOOSE) | negative
+        improper, undefined = (jnp.abs(mass - 1) > LOOSE) | negative, jnp.isnan(mass)
     elif kind == "log-probs":
-        improper = jnp.abs(jnp.expm1(log_mass)) > LOOSE
+        improper, undefined = jnp.abs(jnp.expm1(log_mass)) > LOOSE, jnp.isnan(nats + confidence)
     else:
-        improper = jnp.zeros_like(outside)
-    undefined = counts & jnp.isnan(nats + confidence) & ~outside
+        improper, undefined = jnp.zeros_like(outside), jnp.isnan(nats + confidence)
+    undefined &= counts & ~outside
     return (
         jnp.stack([nats, correct, jnp.where(counts & among, 1.0, 0.0), confidence]),
         jnp.stack([outside, undefined, counts & improper & ~undefined & ~outside]),
@@ -136,7 +138,7 @@ def of_rows(
 BAD = (
     "labels outside the classes",
     "NaN in the predictions",
-    "rows that are not probabilities",
+    f"rows that are not probabilities, of sum 1 to {LOOSE:g} and none negative (another --kind?)",
     "weights that are negative or not finite",
 )
 
@@ -166,6 +168,7 @@ class Sums:
 
 class Totals(NamedTuple):
     classes: int
+    ignored: int  # rows of weight 0, or with the label to ignore
     overall: Sums
     by_class: dict[int, Sums]
     by_group: dict[Any, Sums]
@@ -243,7 +246,7 @@ def total(predictions: Predictions, path: Path, ignore_index: int, top_k: int, b
     if overall is None or not overall[0].mass:
         raise CommandError(f"{path}: none of its {first} rows counts: all are ignored or weigh 0")
     parts = {} if by_class is None else {c: by_class[c] for c in np.flatnonzero(by_class.rows).tolist()}
-    return Totals(classes, overall[0], parts, by_group)
+    return Totals(classes, first - int(overall[0].rows), overall[0], parts, by_group)
 
 
 def read_ahead(blocks: Iterator[_T]) -> Iterator[_T]:
@@ -380,6 +383,9 @@ def show(report: dict[str, Any]) -> None:
             add(f"{title} {name}", part)
         if len(worst) > 2 * SHOWN:
             table.add_row(f"[dim]… {len(worst) - SHOWN} more with fewer nats; all in --json[/]")
+    if report["rows_ignored"]:
+        table.caption = f"{report['rows_ignored']} more rows do not count: ignored, or of weight 0"
+        table.caption_justify = "left"
     console = Console(file=sys.stdout)
     Console(file=sys.stdout, width=console.width if console.is_terminal else 120).print(table)
 
