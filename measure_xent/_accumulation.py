@@ -48,12 +48,10 @@ def value_and_grad(
         given = integral(*args)
         result = given[0] if has_aux else given
         if not isinstance(result, Integral) or jax.tree.map(jnp.shape, result.value) != ():
-            what = (
-                f"of {jax.tree.map(jnp.shape, result.value)}" if isinstance(result, Integral) else type(result).__name__
-            )
             raise TypeError(
-                f"value_and_grad(integral): a function that gives an Integral of one number, as P.integrate(f) does, got {what}; "
-                "other figures go beside it, with has_aux=True"
+                "value_and_grad(integral): a function that gives an Integral of one number, as P.integrate(f) does, got a "
+                f"{type(result).__name__} of {jax.tree.map(jnp.shape, getattr(result, 'value', ''))}; other figures go beside "
+                "it, with has_aux=True"
             )
         return result.checked, (result, given)
 

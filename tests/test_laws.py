@@ -20,9 +20,9 @@ from .sweeps import sweep
 seeds = st.integers(0, 2**32 - 1)
 # float32 sums of fewer than 50 terms of size O(1) with random O(1) integrands: 50 ulp of 6e-8, with a factor in hand.
 close = dict(rtol=1e-5, atol=1e-5)
-each = sweep("entry", r.REGISTRY, ids=repr)
-each_positive = sweep("entry", r.POSITIVE, ids=repr)
-each_single = sweep("entry", [e for e in r.POSITIVE if not e.pairs], ids=repr)
+each = sweep("entry", r.REGISTRY, ids=repr, cost=2)
+each_positive = sweep("entry", r.POSITIVE, ids=repr, cost=2)
+each_single = sweep("entry", [e for e in r.POSITIVE if not e.pairs], ids=repr, cost=2)
 
 
 def made(entry, seed):
