@@ -336,7 +336,7 @@ def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Prediction
         if not columns:
             raise CommandError(f"{path}: no predictions: neither a column of lists nor numeric columns, one a class")
         prediction = "the columns " + ", ".join([*columns[:3], "…"] if len(columns) > 3 else columns)
-    kind = _known(path, prediction, kind)
+    kind = _known(path, str(prediction), kind)
     first_width: list[int] = []
 
     def array(batch: Any, name: str, seen: int) -> np.ndarray:
