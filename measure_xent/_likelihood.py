@@ -145,17 +145,18 @@ def information_projection(
         A = lambda theta: cumulant(P, Partial(_along, T, theta))
         gap = lambda theta: jax.grad(A)(theta) - t
 
-        def newton(theta):
+        def newton(gap, theta):
             # Damped by the decrement, the step stays where the second order holds (Nesterov & Nemirovskii).
             rate = gap(theta)
-            step = _inverse(jax.hessian(A)(theta)) @ rate
+            step = _inverse(jax.jacfwd(gap)(theta)) @ rate
             return step / (1 + jnp.sqrt(jnp.maximum(step @ rate, 0)))
 
-        theta = jax.lax.fori_loop(0, steps, lambda _, theta: theta - newton(theta), jnp.zeros_like(t))
-        theta = jax.lax.stop_gradient(theta)
-        theta = jnp.where(jnp.linalg.norm(gap(theta)) <= tolerance * (1 + jnp.linalg.norm(t)), theta, jnp.nan)
-        # One step of Newton's: nothing to the value, all to the derivative.
-        theta = theta - _inverse(jax.lax.stop_gradient(jax.hessian(A)(theta))) @ gap(theta)
+        solve = lambda gap, start: jax.lax.fori_loop(0, steps, lambda _, theta: theta - newton(gap, theta), start)
+        linear = lambda g, y: _inverse(jax.jacfwd(g)(y)) @ y
+        # Differentiated as a root, implicitly and to any order, whatever found it.
+        theta = jax.lax.custom_root(gap, jnp.zeros_like(t), solve, linear)
+        met = jnp.linalg.norm(jax.lax.stop_gradient(gap(theta))) <= tolerance * (1 + jnp.linalg.norm(t))
+        theta = jnp.where(met, theta, jnp.nan)
         return theta, A(theta)
 
     return P.reweight(Partial(_tilt, T, *solution(P, t)))

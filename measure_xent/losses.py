@@ -11,6 +11,7 @@ A mean of these losses over a batch, masked or weighted, is one integral against
 see ``Empirical``.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -35,7 +36,7 @@ from ._kernels.softmax import accumulator
 from ._linear import LinearSoftmax
 from ._measure import Measure
 from ._measures.atoms import Atoms
-from ._measures.checks import real_array
+from ._measures.checks import fitting, real_array
 from ._measures.finite import Bernoulli, Categorical, Dirac, Discrete, DiscreteUniform
 from ._scoring import fenchel_young_loss
 
@@ -136,7 +137,7 @@ def softmax_cross_entropy_with_integer_labels(
         [0.27613, 2.9518, inf]
     """
     logits, where = _classes_last(real_array("logits", logits, floating=True), axis, where)
-    P = Dirac(jnp.asarray(labels))
+    P = Dirac(jnp.asarray(fitting(labels)))
     return cross_entropy(P if where is None else jnp.any(where, -1) * P, _restricted(logits, where))
 
 
@@ -186,7 +187,10 @@ def sigmoid_focal_loss(
     P = _outcome(logits, labels)
     other = Bernoulli(-jnp.asarray(logits))  # gives an outcome what Q gives the other: 1 − p without cancellation
     loss = jnp.exp(gamma * cumulant(P, log(other))) * cross_entropy(P, Bernoulli(jnp.asarray(logits)))
-    return loss if alpha is None else P.expect(lambda y: jnp.where(y == 1, alpha, 1 - alpha)) * loss
+    if alpha is None:
+        return loss
+    one = P.expect(lambda y: y)
+    return (alpha * one + (1 - jnp.asarray(alpha)) * (1 - one)) * loss
 
 
 def poly_loss_cross_entropy(
@@ -405,7 +409,7 @@ def cross_entropy_loss(
     if logits.ndim == 0:
         raise ValueError("cross_entropy_loss(logits): needs an axis for the classes, got a scalar")
     axis = min(1, logits.ndim - 1) if axis is None else axis
-    target = jnp.asarray(target)
+    target = jnp.asarray(fitting(target))
     if jnp.issubdtype(target.dtype, jnp.floating) and target.ndim == logits.ndim:
         target = jnp.moveaxis(target, axis, -1)
     x = jnp.moveaxis(logits, axis, -1)
@@ -448,7 +452,7 @@ def linear_cross_entropy(
     head = LinearSoftmax(jnp.asarray(linear_weight), optional(linear_bias), optional(softcap), class_axis=0)
     hidden = real_array("linear_cross_entropy(hidden)", hidden, floating=True)
     return _torch_loss(
-        head, head.classes, hidden, jnp.asarray(target), weight, ignore_index, reduction, label_smoothing
+        head, head.classes, hidden, jnp.asarray(fitting(target)), weight, ignore_index, reduction, label_smoothing
     )
 
 
@@ -521,8 +525,11 @@ def _classes_last(array: Array, axis: Axis, where: Where = None) -> tuple[Array,
     if not all(-array.ndim <= i < array.ndim for i in axes):
         raise ValueError(f"axis: {axis} is out of range for logits of shape {array.shape}")
     inner = {i % array.ndim for i in axes}
+    if len(inner) < len(axes):
+        raise ValueError(f"axis: {axis} names an axis of the logits, of shape {array.shape}, twice")
     outer_shape = [n for i, n in enumerate(array.shape) if i not in inner]
-    move = lambda a: jnp.moveaxis(a, axes, tuple(range(-len(axes), 0))).reshape(*outer_shape, -1)
+    classes = math.prod(array.shape[i] for i in inner)
+    move = lambda a: jnp.moveaxis(a, axes, tuple(range(-len(axes), 0))).reshape(*outer_shape, classes)
     if where is None:
         return move(array), None
     where = jnp.asarray(where, bool)

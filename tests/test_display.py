@@ -123,3 +123,29 @@ def test_treescope_shows_the_tree():
     shown = treescope.render_to_text(0.5 * N + mx.Dirac(0.0))
     assert "Normal" in shown
     assert "Dirac" in shown
+
+
+@pytest.mark.parametrize(
+    "P",
+    [
+        mx.DiscreteUniform(10**9),
+        mx.Normal(jnp.zeros(0), 1.0),
+        mx.Dirac(jnp.nan),
+        mx.Dirac(jnp.inf),
+        mx.Categorical(jnp.array([jnp.nan, 1.0])),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_in_words(P):
+    assert "<svg" not in P._repr_mimebundle_()["text/html"]
+    with pytest.raises(TypeError, match="measure on numbers"):
+        mx.plot(P)
+
+
+def test_odd_measures_have_pictures():
+    """Far away, scaled apart, signed; and a null atom at NaN is not there."""
+    for P in (mx.Dirac(1e30), jnp.array([1.0, 0.5]) * N, -1 * mx.Categorical(jnp.zeros(3))):
+        assert len(list(page(P).iter("svg")))
+    holed = mx.Empirical(jnp.array([jnp.nan, 1.0]), weights=jnp.array([0.0, 1.0]))
+    assert "nan" not in holed._repr_mimebundle_()["text/html"]
+    bottom, top = mx.plot(-1 * mx.Categorical(jnp.zeros(3)), plt.figure().add_subplot()).get_ylim()
+    assert bottom < 0 < top

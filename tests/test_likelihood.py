@@ -252,3 +252,16 @@ def test_natural_gradient_beats_adam():
     natural = after(optax.chain(mx.natural_gradient(1e-4), optax.scale_by_learning_rate(0.7)), True)
     adam = min(after(optax.with_extra_args_support(optax.adam(rate)), False) for rate in (0.03, 0.1, 0.3, 1.0, 3.0))
     assert natural < 0.8 * adam, (natural, adam)
+
+
+def test_second_derivatives_of_an_information_projection():
+    """The height's is the inverse variance of what is met; of an exponential law E[x²] = 2t²; forward and reverse."""
+    die = mx.DiscreteUniform(6)
+    with jax.enable_x64(True):
+        project = lambda P, t: mx.information_projection(P, lambda x: x, t, tolerance=1e-9)
+        height = lambda t: mx.kl_divergence(project(die, t), die)
+        variance = project(die, 3.5).expect(lambda x: (x - 3.5) ** 2)
+        for mode in (lambda f: jax.jit(jax.hessian(f)), lambda f: jax.jacrev(jax.jacrev(f))):
+            np.testing.assert_allclose(mode(height)(3.5), 1 / variance, rtol=1e-6)
+        square = lambda t: project(mx.Exponential(1.0), t).expect(lambda x: x**2)
+        np.testing.assert_allclose(jax.jit(jax.hessian(square))(3.0), 4, rtol=1e-5)

@@ -10,6 +10,7 @@ import numpy as np
 import optax.losses
 import pytest
 
+import measure_xent as mx
 from measure_xent import losses
 
 rng = np.random.default_rng(0)
@@ -298,3 +299,26 @@ def test_ignored_rows_may_hold_anything():
     assert np.isfinite(gradient).all()
     all_ignored = lambda z: losses.cross_entropy_loss(z, jnp.full(3, -100))
     assert jax.value_and_grad(all_ignored)(z)[0] == 0
+
+
+def test_labels_that_int32_does_not_hold_are_outside():
+    """Nothing wraps: 2³² is no class 0."""
+    labels = np.array([2**32, -(2**32), 2**40 + 1])
+    losses_of = losses.softmax_cross_entropy_with_integer_labels(jnp.zeros((3, 3)), labels)
+    assert (losses_of == jnp.inf).all()
+    assert losses.cross_entropy_loss(jnp.zeros((3, 3)), labels) == jnp.inf
+    assert (mx.cross_entropy(mx.Dirac(labels), mx.Categorical(jnp.zeros((3, 3)))) == jnp.inf).all()
+
+
+def test_no_rows_and_arrays_of_alpha():
+    none = losses.softmax_cross_entropy(jnp.zeros((0, 3)), jnp.zeros((0, 3)))
+    assert (
+        none.shape
+        == losses.softmax_cross_entropy_with_integer_labels(jnp.zeros((0, 3)), jnp.zeros(0, int)).shape
+        == (0,)
+    )
+    z, y, alpha = jnp.asarray(rng.normal(size=(4, 2))), jnp.array([[0.0, 1.0]] * 4), jnp.array([0.2, 0.7])
+    theirs = optax.losses.sigmoid_focal_loss(z, y, alpha=alpha)
+    np.testing.assert_allclose(losses.sigmoid_focal_loss(z, y, alpha=alpha), theirs, rtol=1e-5)
+    with pytest.raises(ValueError, match="twice"):
+        losses.softmax_cross_entropy(z, z, axis=(1, -1))

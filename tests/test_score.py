@@ -197,3 +197,31 @@ def test_names_that_do_not_say_enough(capsys, tmp_path):
     assert "NaN" not in score(capsys, path, "--kind", "probs")[2]
     np.savez(path, logits=np.asfortranarray(Z), labels=Y)
     assert "Fortran" in score(capsys, path)[2]
+
+
+def test_bytes_and_columns_in_any_order(capsys, tmp_path):
+    """Big-endian arrays, float64 logits far from 0, columns sorted as text, groups that are NaN, names with brackets."""
+    two = ("--top-k", "2")
+    for dtype in (">f4", ">f2", "<f4"):
+        np.savez(tmp_path / "a.npz", logits=Z.astype(dtype), labels=Y)
+        report = score(capsys, tmp_path / "a.npz", *two)[1]["overall"]
+        np.testing.assert_allclose(report["nats"], expected(1)["nats"], rtol=1e-3 if dtype == ">f2" else 1e-5)
+    np.savez(tmp_path / "a.npz", logits=Z.astype(float) + 1e6, labels=Y)
+    agrees(score(capsys, tmp_path / "a.npz", *two)[1]["overall"], expected(1))
+
+    classes, rows = 12, 40
+    z, y = rng.normal(size=(rows, classes)), rng.integers(classes, size=rows)
+    names = sorted(f"logit_{c}" for c in range(classes))
+    csv.write_csv(pa.table({n: z[:, int(n[6:])] for n in names} | {"labels": y}), tmp_path / "sorted.csv")
+    nats = np.log(np.exp(z).sum(-1)) - z[np.arange(rows), y]
+    np.testing.assert_allclose(score(capsys, tmp_path / "sorted.csv")[1]["overall"]["nats"], nats.mean(), rtol=1e-5)
+
+    groups = np.where(np.arange(N) % 3 == 0, np.nan, 1.0)
+    np.savez(tmp_path / "a.npz", logits=Z, labels=np.maximum(Y, 0), groups=groups)
+    by_group = score(capsys, tmp_path / "a.npz", "--block", "0.001")[1]["by_group"]
+    assert {k: v["rows"] for k, v in by_group.items()} == {"nan": 200, "1.0": 400}
+    np.savez(tmp_path / "a.npz", logits=Z, labels=np.maximum(Y, 0), groups=np.where(G == "a", "[/]", "[bold]x"))
+    assert main(["score", str(tmp_path / "a.npz")]) == 0
+    assert "[/]" in capsys.readouterr().out
+    assert main(["score", str(tmp_path / "a.npz"), "--plot", str(tmp_path / "x.foo")]) == 1
+    assert "--plot" in capsys.readouterr().err

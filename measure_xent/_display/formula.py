@@ -29,6 +29,8 @@ def words(P: Any) -> str:
     family = f"a family of shape {P.shape} of measures" if P.shape else "a measure"
     try:
         mass = np.asarray(P.mass)
+        if not mass.size:
+            return f"{family} {_space(P)}"
         total = f"mass {mass.min():.4g}" + (f" to {mass.max():.4g}" if mass.min() != mass.max() else "")
     except (TypeError, NotImplementedError, jax.errors.JAXTypeError):
         total = "mass not known here"

@@ -57,7 +57,7 @@ class Picture(NamedTuple):
     @property
     def range(self) -> tuple[float, float]:
         low, high = self.ends
-        room = 0.03 * (high - low) if self.has_density and low < high else 0.5
+        room = 0.03 * (high - low) if self.has_density and low < high else max(0.5, 1e-6 * abs(low))
         return low - room, high + room
 
 
@@ -68,14 +68,23 @@ def picture(P: Measure) -> Picture | None:
         return None
     try:
         forms = P.forms()
-        if P.coordinates != 1 or not all(map(_on_numbers, forms)):
+        classes = sum(form.classes or 0 for form in forms if isinstance(form, NormalForm))
+        if (
+            P.coordinates != 1
+            or not all(map(_on_numbers, forms))
+            or not 0 < math.prod(P.shape) * max(1, classes) <= LARGEST
+        ):
             return None
         atoms = [pair for form in forms for pair in _atoms(form)]
         x, masses = (_members(P, [pair[i] for pair in atoms]) for i in (0, 1))
         grid, density = _density(P, [f for f in forms if isinstance(f, Smooth) and not isinstance(f.law, Integers)])
     except (NotImplementedError, TypeError):  # such as the density of an image without an inverse
         return None
-    return Picture(x, masses, grid, density) if masses.size + grid.size else None
+    fine = np.isfinite(x).all(where=masses != 0) and np.isfinite(masses).all() and not np.isnan(density).any()
+    if not fine or not masses.size + density.size:
+        return None
+    inside = x[np.isfinite(x)]
+    return Picture(np.where(np.isfinite(x), x, inside.min(initial=0.0)), masses, grid, density)
 
 
 def _on_numbers(form: Any) -> bool:
@@ -118,8 +127,14 @@ def _density(P: Measure, smooth: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         return everywhere, _members(P, [])
     grid = np.unique(np.concatenate([everywhere, np.linspace(everywhere.min(), everywhere.max(), GRID)]))
     grid = grid[:: -(-grid.size // (8 * GRID))]
-    log_scale, factor = jax.vmap(P.split()[1].scaled_density)(jnp.asarray(grid))
-    return grid, np.nan_to_num(_members(P, [jnp.moveaxis(factor * jnp.exp(log_scale), 0, -1)]), posinf=0, neginf=0)
+    density = P.split()[1].scaled_density
+
+    def at(x):
+        log_scale, factor = density(x)
+        return factor * jnp.exp(log_scale)
+
+    values = jnp.moveaxis(jax.vmap(at)(jnp.asarray(grid)), 0, -1)
+    return grid, np.nan_to_num(_members(P, [values]), posinf=0, neginf=0)
 
 
 def plot(P: Measure, ax: Any = None) -> Any:
@@ -163,7 +178,7 @@ def plot(P: Measure, ax: Any = None) -> Any:
             else:
                 ax.stem(x, masses, linefmt=f"C{i}", basefmt=" ")
         ax.set_ylabel("mass")
-        ax.set_ylim(min(0, 1.1 * seen.masses.min()), 1.1 * seen.masses.max() or 1)
+        ax.set_ylim(min(0, 1.1 * seen.masses.min()), max(0, 1.1 * seen.masses.max()) or 1)
     if seen.has_density:
         side = ax.twinx() if seen.has_atoms else ax
         for i, density in enumerate(seen.density):

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
 from .._kernels.softmax import accumulator
@@ -14,12 +16,20 @@ from .._pytree import set_fields
 def real_array(name: str, value: Any, *, floating: bool = False) -> Shaped[Array, "..."]:
     """value as an array of real numbers, or a TypeError that names it. Integers become floats where asked."""
     try:
-        array = jnp.asarray(value)
+        array = jnp.asarray(fitting(value))
     except (TypeError, ValueError):
         raise TypeError(f"{name}: an array of numbers, got {type(value).__name__}") from None
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{name}: real numbers, got dtype {array.dtype}")
     return array.astype(float) if floating and jnp.issubdtype(array.dtype, jnp.integer) else array
+
+
+def fitting(value: Any) -> Any:
+    """value, of which integers that JAX's do not hold are clipped and do not wrap: no class has such a label."""
+    if isinstance(value, np.ndarray | np.integer) and value.dtype.kind in "iu" and not jax.config.jax_enable_x64:
+        low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+        return np.clip(value, low, high).astype(np.int32) if value.dtype.itemsize > 4 else value
+    return value
 
 
 def check_values(fine: Bool[Array, ""], message: str) -> None:

@@ -119,7 +119,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         from .figures import bench_report
 
-        bench_report(arguments.plot, figures, versions)
+        try:
+            bench_report(arguments.plot, figures, versions)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"--plot {arguments.plot}: cannot be written: {error}") from None
     return 0
 
 

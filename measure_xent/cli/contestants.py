@@ -81,7 +81,8 @@ class Case(NamedTuple):
         if columns is not None and gradients:
             gradients[-1] = gradients[-1][:, columns]
         relative = [
-            np.max(np.abs(a.astype(np.float64) - b)) / np.max(np.abs(b)) for a, b in zip(gradients, slopes, strict=True)
+            np.max(np.abs(a.astype(np.float64) - b)) / (np.max(np.abs(b)) or 1)
+            for a, b in zip(gradients, slopes, strict=True)
         ]
         return float(off), float(max(relative, default=0.0))
 

@@ -1,6 +1,7 @@
 """Predictions on disk, a block of rows at a time: npz, safetensors, csv, parquet. Nothing is ever held whole."""
 
 import json
+import re
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -246,7 +247,7 @@ def _read(path: Path, stream: Any, dtype: np.dtype, n: int) -> np.ndarray:
             got += more
     except (zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
         raise CommandError(f"{path}: broken: {error}") from None
-    return array.view(dtype)
+    return array.view(dtype).astype(dtype.newbyteorder("="), copy=False)  # XLA knows the machine's order alone
 
 
 def _check_dtypes(path: Path, dtypes: dict[str, np.dtype]) -> None:
@@ -336,6 +337,11 @@ def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Prediction
         if not columns:
             raise CommandError(f"{path}: no predictions: neither a column of lists nor numeric columns, one a class")
         prediction = "the columns " + ", ".join([*columns[:3], "…"] if len(columns) > 3 else columns)
+    if columns is not None:
+        # Classes are numbered where columns are, however these are sorted.
+        numbers = [re.search(r"\d+$", name) for name in columns]
+        if all(numbers):
+            columns.sort(key=lambda name: int(re.search(r"\d+$", name)[0]))
     kind = _known(path, str(prediction), kind)
     first_width: list[int] = []
 

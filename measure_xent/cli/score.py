@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         try:
             reliability_report(arguments.plot, totals.overall.bins, report["overall"])
-        except OSError as error:
-            raise CommandError(f"--plot {arguments.plot}: cannot be written: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise CommandError(f"--plot {arguments.plot}: cannot be written: {error}") from None
         print(f"wrote {arguments.plot}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -191,7 +191,12 @@ class Scored(NamedTuple):
         fine = (given >= 0) & np.isfinite(given)
         labels = np.clip(block.labels, -1, block.predictions.shape[1]).astype(np.int32)  # int64 would wrap without x64
         weights = np.where(counts & fine, given, 0)
-        rows, faults = of_rows(block.predictions, labels, (weights != 0).astype(np.float32), kind, top_k)
+        predictions = block.predictions
+        if kind == "logits" and predictions.dtype.itemsize > 4:
+            # In float32 logits far from 0 lose what they differ by.
+            largest = np.max(predictions, axis=-1, keepdims=True)
+            predictions = (predictions - np.where(np.isfinite(largest), largest, 0)).astype(np.float32)
+        rows, faults = of_rows(predictions, labels, (weights != 0).astype(np.float32), kind, top_k)
         return cls(block, labels, weights, rows, faults, counts & ~fine)
 
 
@@ -233,7 +238,8 @@ def total(predictions: Predictions, path: Path, ignore_index: int, top_k: int, b
                 if scored.block.groups is not None:
                     keys, which = np.unique(scored.block.groups, return_inverse=True)
                     of_groups = within(which.ravel(), len(keys))
-                    by_group |= {key: of_groups[i] + by_group.get(key) for i, key in enumerate(keys.tolist())}
+                    keys = ["nan" if key != key else key for key in keys.tolist()]  # a NaN is no key twice
+                    by_group |= {key: of_groups[i] + by_group.get(key) for i, key in enumerate(keys)}
             first += n
             progress.update(task, completed=scored.block.bytes)
     if any(n_bad.values()):
@@ -342,6 +348,7 @@ def bar(size: int) -> Any:
 
 def show(report: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -380,7 +387,7 @@ def show(report: dict[str, Any]) -> None:
         table.add_section()
         worst = sorted(parts.items(), key=lambda item: -_sortable(item[1]["nats"]))
         for name, part in worst if len(worst) <= 2 * SHOWN else worst[:SHOWN]:
-            add(f"{title} {name}", part)
+            add(escape(f"{title} {name}"), part)
         if len(worst) > 2 * SHOWN:
             table.add_row(f"[dim]… {len(worst) - SHOWN} more with fewer nats; all in --json[/]")
     if report["rows_ignored"]:
