@@ -212,8 +212,8 @@ class Panels:
         cut_off = jnp.abs(lax.stop_gradient(terms[..., n : n + 2])).sum(-1)
         boundary = [terms[..., n + 2 :].sum(-1)] if self.ends else []
         value = sum(boundary, sums.sum(-1))
-        # Mass that no node can see, for it is within rounding of an end, has some part of the integral. Where the integrand is 0
-        # panels are wide, and what the mass is off by there is their own error.
+        # Mass that no node can see, for it is within rounding of an end, has some part of the integral. Where the integrand
+        # is 0 panels are wide, and what the mass is off by there is their own error.
         seen, off, _ = (x.sum(-1, keepdims=True) for x in _rules(mass[..., :n]))
         unseen = lax.stop_gradient(jnp.maximum(jnp.abs(seen - self.law.mass) - 3 * off, 0) / self.law.mass)
         unseen = jnp.where(jnp.isfinite(self.law.mass), jnp.where(jnp.isfinite(unseen), unseen, 1), 0)

@@ -26,9 +26,10 @@ def real_array(name: str, value: Any, *, floating: bool = False) -> Shaped[Array
 
 def fitting(value: Any) -> Any:
     """value, of which integers that JAX's do not hold are clipped and do not wrap: no class has such a label."""
-    if isinstance(value, np.ndarray | np.integer) and value.dtype.kind in "iu" and not jax.config.jax_enable_x64:
-        low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
-        return np.clip(value, low, high).astype(np.int32) if value.dtype.itemsize > 4 else value
+    if isinstance(value, np.ndarray | np.integer) and value.dtype.kind in "iu":
+        held = jax.dtypes.canonicalize_dtype(value.dtype)
+        if held != value.dtype:
+            return np.clip(value, np.iinfo(np.int32).min, np.iinfo(np.int32).max).astype(np.int32)
     return value
 
 
