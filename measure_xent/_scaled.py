@@ -52,11 +52,13 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, p: ScaledNumber, q: ScaledNumber) -> "Ratio":
-        # An exponent of −inf is written as a factor of 0, so that two of them do not make NaN.
-        log_p, p_factor, log_q, q_factor = (
-            jnp.where(x.log_scale == -jnp.inf, 0, part) for x in (p, q) for part in (x.log_scale, x.factor)
-        )
-        return cls(*jnp.broadcast_arrays(log_p - log_q, p_factor, q_factor))
+        # An exponent of −inf is written as a factor of 0 in the other's scale: two of them do not make NaN, and one of them
+        # does not make the other underflow.
+        no_p, no_q = p.log_scale == -jnp.inf, q.log_scale == -jnp.inf
+        log_p = jnp.where(no_p, jnp.where(no_q, 0, q.log_scale), p.log_scale)
+        log_q = jnp.where(no_q, jnp.where(no_p, 0, p.log_scale), q.log_scale)
+        factors = jnp.where(no_p, 0, p.factor), jnp.where(no_q, 0, q.factor)
+        return cls(*jnp.broadcast_arrays(log_p - log_q, *factors))
 
     def times(self, other: "Ratio") -> "Ratio":
         return Ratio(self.log_scale + other.log_scale, self.p * other.p, self.q * other.q)
