@@ -55,7 +55,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument(
-        "--predictions", metavar="NAME", help="the array or column (default: logits, log_probs or probs)"
+        "--predictions",
+        metavar="NAME",
+        help="the array or column, or how columns of classes begin (default: logits, log_probs or probs)",
     )
     parser.add_argument(
         "--kind", choices=["logits", "log-probs", "probs"], help="what they are, if their name does not say"
