@@ -154,19 +154,22 @@ class Classes:
 
     def sum(self, f: Callable, z: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
         """Σ_c f(z_c, c)."""
-        return self.all_parts(over_classes(jnp.sum, jnp.add, f, z, self.first))
+        # A compiler vectorises the loop over the classes. Where they are few, written out they vectorise over the rows.
+        if self.here <= SHORT_ROW:
+            total = sum(f(z[..., c : c + 1], self.first + c) for c in range(self.here))
+        else:
+            total = jnp.sum(f(z, self.first + _numbered(z, jnp.int32)), axis=-1, keepdims=True)
+        return self.all_parts(total)
 
-    def max(self, z: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
-        top = over_classes(jnp.max, jnp.maximum, lambda z, c: z, z)
+    def top(self, z: Float[Array, "*family V"]) -> tuple[Float[Array, "*family 1"], Int[Array, "*family 1"]]:
+        """(the largest logit, the first class that has it)."""
+        top, at = _top(z)
         if self.axis_name is None:
-            return top
+            return top, at
         # Not pmax, which has no derivative: JAX 0.10 forgets a custom rule where it linearises a scan, and takes this one's.
-        return jnp.max(lax.all_gather(top, self.axis_name, to="invarying"), axis=0)
-
-    def min(self, f: Callable, z: Float[Array, "*family V"]) -> Array:
-        """The least f(z_c, c)."""
-        least = over_classes(jnp.min, jnp.minimum, f, z, self.first)
-        return least if self.axis_name is None else lax.pmin(lax.stop_gradient(least), self.axis_name)
+        tops, at = lax.all_gather((top, at + self.first), self.axis_name, to="invarying")
+        top = jnp.max(tops, axis=0)
+        return top, jnp.min(jnp.where(tops == top, at, jnp.iinfo(at.dtype).max), axis=0)
 
     def take(self, z: Float[Array, "*family V"], indices: Int[Array, "*family k"]) -> Float[Array, "*family k"]:
         """z at class indices, family axes broadcast; an index out of range reads some number."""
@@ -191,47 +194,58 @@ class Classes:
         return _out_of_range(indices, self.count)
 
 
-def over_classes(
-    reduce: Callable, combine: Callable, f: Callable, z: Float[Array, "*family V"], first: Any = 0
-) -> Array:
-    """``reduce`` of f(z_c, c) over the classes from ``first`` on, [*family, 1]; ``combine`` is the same for two.
+def _top(z):
+    if z.shape[-1] <= SHORT_ROW:
+        larger = lambda a, b: jax.tree.map(functools.partial(jnp.where, b[0] > a[0]), b, a)
+        return functools.reduce(larger, [(z[..., c : c + 1], jnp.int32(c)) for c in range(z.shape[-1])])
+    at = jnp.argmax(z, axis=-1, keepdims=True).astype(jnp.int32)
+    return jnp.take_along_axis(z, at, axis=-1), at
 
-    A compiler vectorises the loop over the classes. Where they are few, written out they vectorise over the rows.
+
+class Relative(NamedTuple):
+    """A row's log-sum-exp as one of its logits and what is more, log Σ_c exp(z_c − reference)."""
+
+    reference: Float[Array, "*family 1"]
+    log_sum: Float[Array, "*family 1"]
+    at: Int[Array, "*family 1"]  # the class of the reference
+
+
+def _relative_to_top(classes: Classes, z: Float[Array, "*family V"]) -> Relative:
+    """Relative to the first maximum.
+
+    Its own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by its index, for
+    logits that a compiler makes again in every loop that reads them may differ in the last bit.
     """
-    classes = z.shape[-1]
-    if classes <= SHORT_ROW:
-        return functools.reduce(combine, [f(z[..., c : c + 1], first + c) for c in range(classes)])
-    return reduce(f(z, first + lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)), axis=-1, keepdims=True)
+    top, at = classes.top(z)
+    # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
+    tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
+    log_sum = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
+    return Relative(top, jnp.where(jnp.isnan(top), top, log_sum), at)
 
 
-def max_and_log1p_tail(
-    z: Float[Array, "*family V"], classes: Classes | None = None
-) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
-    """(max, log1p(tail)) of each row, with tail = Σ exp(z − max) less the one term of the maximum itself.
+def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]) -> Relative:
+    """Relative to any class, in one pass, of plain arithmetic: NaN or infinite where that fails.
 
-    The maximum's own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by
-    comparison, and what ties with it is counted.
+    The sum overflows where the class is too far below the maximum, or −inf.
     """
-    classes = classes or Classes.of(z)
-    top = classes.max(z)
-    # Not z < top: a NaN, which a compiler's maximum may pass over, has to reach the sum.
-    below = classes.sum(lambda z, c: jnp.where(z >= top, 0, jnp.exp(z - top)), z)
-    ties = classes.sum(lambda z, c: (z == top).astype(z.dtype), z)
-    log1p_tail = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(below + (ties - 1)))
-    return top, jnp.where(jnp.isnan(top), top, log1p_tail)
-
-
-def _relative_to_class(
-    z: Float[Array, "*family V"], pivot: Int[Array, "*family"]
-) -> tuple[Float[Array, "*family 1"], Float[Array, "*family 1"]]:
-    """(z_pivot, log Σ_c exp(z_c − z_pivot)) of each row: one pass, for no maximum has to be known first.
-
-    The sum overflows where the pivot is too far below the maximum, or −inf.
-    """
-    own = jnp.take_along_axis(z, pivot[..., None], axis=-1)
+    own = jnp.take_along_axis(z, at, axis=-1)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
-    term = lambda z, c: jnp.where(c == pivot[..., None], 0, jnp.exp((z - own) + 16))
-    return own, jnp.log1p(math.exp(-16) * over_classes(jnp.sum, jnp.add, term, z))
+    lower, index, one = map(_apart, (own - 16, at.astype(z.dtype), 0 * own + 1))
+    # Integers apart, so that this is 0 for the class itself and 1 for others.
+    other = jnp.minimum(jnp.abs(_numbered(z, z.dtype) - index), one)
+    larger = _apart(jnp.sum(jnp.exp(z - lower) * other, axis=-1, keepdims=True))
+    return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
+
+
+def _apart(row):
+    """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow."""
+    # A selection that changes nothing: such a loop does not take it in. A barrier does not keep JAX 0.10 from it.
+    return jnp.where(jnp.isnan(row), jnp.nan, row)
+
+
+def _numbered(z, dtype):
+    """0..V−1 along the last axis."""
+    return lax.broadcasted_iota(dtype, z.shape, z.ndim - 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -254,7 +268,8 @@ def softmax(z: Float[Array, "*family V"], classes: Classes | None = None) -> Flo
 
 
 def _tops(classes, z):
-    return in_row_blocks(lambda z, rows, shared: max_and_log1p_tail(z, classes), z)
+    out = _rows((), classes, z, *Target())
+    return out.reference, out.log_sum
 
 
 def _inner(classes, a, b):
@@ -296,7 +311,7 @@ def _pivot(indices, weights, classes):
     """The heaviest atom."""
     if indices.shape[-1] > 1:
         indices = jnp.take_along_axis(indices, jnp.argmax(jnp.abs(weights), axis=-1, keepdims=True), axis=-1)
-    return jnp.clip(indices[..., 0], 0, classes - 1)
+    return jnp.clip(indices, 0, classes - 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -307,24 +322,16 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
     family = _family(z, indices, background, dense)
     if family != z.shape[:-1]:  # several targets a row of logits
         return _pass(z, target, Target(), classes=classes, asked=asked)
-    own, shared = split(target, family)
-    operands = z, own, shared
-    exact = lambda *operands: in_row_blocks(functools.partial(_pass, classes=classes, asked=asked), *operands)
-    few = own.indices is not None and own.indices.shape[-1] <= 2 and dense is None
-    if not few or asked or classes.axis_name is not None or z.shape[-1] <= SHORT_ROW:
+    operands = z, *split(target, family)
+    options = dict(classes=classes, asked=asked)
+    exact = lambda *operands: in_row_blocks(functools.partial(_pass, **options), *operands)
+    # Beyond, a float32 does not number the classes.
+    if classes.axis_name is not None or not SHORT_ROW < z.shape[-1] <= 1 << 24:
         return exact(*operands)
-
-    def fast(*operands):
-        out = in_row_blocks(functools.partial(_pass, classes=classes, by_class=True), *operands)
-        # The heaviest atom is the only class where the loss may be tiny beside the row's mass if that is half of it.
-        heaviest = jnp.max(jnp.abs(weights), axis=-1)
-        rest = jnp.sum(jnp.abs(weights), axis=-1) - heaviest
-        rest = rest if background is None else rest + z.shape[-1] * jnp.abs(background)
-        likely = out.log_sum[..., 0] <= math.log(2)
-        fine = jnp.isfinite(out.log_sum[..., 0]) & (likely | (heaviest >= rest))
-        return lax.cond(_all(fine), lambda: out, lambda: exact(*operands))
-
-    return lax.platform_dependent(*operands, cpu=fast, default=exact)
+    quick = functools.partial(_quick_pass, exact=exact, **options)
+    # Half precision is first converted: in blocks, or all of it would be written out. float64 the library does not know.
+    blocks = quick if z.dtype == jnp.float32 else lambda *operands: in_row_blocks(quick, *operands)
+    return lax.platform_dependent(*operands, cpu=blocks, default=exact)
 
 
 @jax.custom_batching.custom_vmap
@@ -338,34 +345,62 @@ def _all_of_a_batch(axis_size, in_batched, x):
     return _all(x), False
 
 
-def _pass(z, own, shared, *, classes, by_class=False, asked=()) -> Rows:
+def _quick_pass(z, own, shared, *, classes, asked, exact) -> Rows:
+    """The rows by plain arithmetic where that holds, as it does but for infinite logits and what is not a number.
+
+    XLA's CPU compiler hands a sum of plain arithmetic to a library that makes it in one pass over the logits. Comparisons and
+    selections, for the edges, it writes out first, a number a logit.
+    """
+    out = _pass(z, own, shared, classes=classes, asked=asked, plain=True)
+    log_sum, target = out.log_sum[..., 0], join(own, shared)
+    fine = jnp.isfinite(log_sum) & ~jnp.isnan(out.cross_entropy)
+    if _pivots(target, asked):
+        # The heaviest atom is the only class where the loss may be tiny beside the row's mass if that is half of it.
+        heaviest = jnp.max(jnp.abs(target.weights), axis=-1)
+        rest = jnp.sum(jnp.abs(target.weights), axis=-1) - heaviest
+        rest = rest if target.background is None else rest + z.shape[-1] * jnp.abs(target.background)
+        fine &= (log_sum <= math.log(2)) | (heaviest >= rest)
+    return lax.cond(_all(fine), lambda: out, lambda: exact(z, own, shared))
+
+
+def _pivots(target, asked):
+    """Whether the heaviest atom may serve for the maximum."""
+    return target.indices is not None and target.indices.shape[-1] <= 2 and target.dense is None and not asked
+
+
+def _pass(z, own, shared, *, classes, asked=(), plain=False) -> Rows:
     """The rows of a target whose parts are each row's own, or shared by all rows."""
-    indices, weights, background, dense = join(own, shared)
+    target = join(own, shared)
+    indices, weights, background, dense = target
     z = z.astype(accumulator(z.dtype))
-    if by_class:
-        reference, log_sum = _relative_to_class(z, _pivot(indices, weights, z.shape[-1]))
+    if plain:
+        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else _top(z)[1]
+        reference, log_sum, at = _relative_to_class(z, at)
+        gap = lambda z: reference - z
     else:
-        reference, log_sum = max_and_log1p_tail(z, classes)
-    gap = functools.partial(_gap, reference)
+        reference, log_sum, at = _relative_to_top(classes, z)
+        gap = functools.partial(_gap, reference)
     total = jnp.zeros((), z.dtype)
     if weights is not None:
         surprisal = gap(classes.take(z, indices)) + log_sum
         surprisal = jnp.where(classes.excludes(indices), jnp.inf, surprisal)
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
-        # Without the barrier XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
-        gaps = lax.optimization_barrier(classes.sum(lambda z, c: gap(z), z))
+        # Or XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
+        gaps = _apart(classes.sum(lambda z, c: gap(z), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
-    if dense is not None:
+    if dense is not None and plain:
+        total += _apart(jnp.sum(dense * gap(z), axis=-1)) + log_sum[..., 0] * _apart(jnp.sum(dense, axis=-1))
+    elif dense is not None:
         total += classes.all_parts(jnp.sum(_pair(dense, gap(z) + log_sum), axis=-1))
     total = vary(total, varying(reference))  # where the target is empty too
     out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
     if "mode" in asked:
-        mode = classes.min(lambda z, c: jnp.where(z == reference, c, jnp.iinfo(jnp.int32).max), z)
-        out = out._replace(mode=mode[..., 0], surprisal=log_sum[..., 0])
+        out = out._replace(mode=at[..., 0], surprisal=log_sum[..., 0])
     if "entropy" in asked:
-        entropy = log_sum + classes.sum(lambda z, c: _pair(jnp.exp(-(gap(z) + log_sum)), gap(z)), z)
-        out = out._replace(entropy=entropy[..., 0])
+        # Where the gap is infinite the probability is 0.
+        terms = lambda z, c: jnp.exp(-(gap(z) + log_sum)) * jnp.minimum(gap(z), 1e4)
+        out = out._replace(entropy=(log_sum + _apart(classes.sum(terms, z)))[..., 0])
     return out
 
 
