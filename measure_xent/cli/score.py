@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 
 SHOWN = 10  # rows of a report of bad ones
 BY_CLASS = 4096  # classes at most that are scored one by one
+FLOAT_MAX = float(jnp.finfo(jnp.float32).max)
 LOOSE = 1e-2  # how far from 1 the sum of a row of probabilities may be, for half precision and printed decimals
 EPILOG = """
 A file holds an array of predictions [rows, classes] (or more row axes) named logits, log_probs or probs, and integer labels
@@ -119,8 +120,9 @@ def of_rows(
     Q = mx.Categorical(probs=predictions) if kind == "probs" else mx.Categorical(predictions)
     nats, correct, confidence, log_mass = P.expect((-mx.log(Q), mx.correct(Q), mx.confidence(Q), mx.log_partition(Q)))
     own = jnp.take_along_axis(predictions, jnp.clip(labels, 0, predictions.shape[-1] - 1)[:, None], axis=-1)
-    before = predictions > own
-    among = jnp.sum(before, axis=-1) < top_k
+    # How many are larger, by arithmetic, which goes into one pass: 0, or 1 for what is larger, be it by the least of floats.
+    above = jnp.maximum(predictions.astype(jnp.float32) - jnp.clip(own, -FLOAT_MAX, FLOAT_MAX), 0)
+    among = (jnp.sum(jnp.minimum(above * 2.0**126, 1), axis=-1) < top_k) | (own[:, 0] == jnp.inf)
     counts = weights != 0
     outside = counts & ((labels < 0) | (labels >= predictions.shape[-1]))
     if kind == "probs":
@@ -182,12 +184,13 @@ class Scored(NamedTuple):
     block: Block
     labels: Int[np.ndarray, "n"]
     weights: Float[np.ndarray, "n"]
-    rows: Float[Array, "4 n"]
-    faults: Bool[Array, "3 n"]
+    rows: Float[Array, "4 size"]  # the first n of them
+    faults: Bool[Array, "3 size"]
     wrong_weights: Bool[np.ndarray, "n"]
 
     @classmethod
-    def of(cls, block: Block, kind: str, ignore_index: int, top_k: int) -> "Scored":
+    def of(cls, block: Block, kind: str, ignore_index: int, top_k: int, size: int) -> "Scored":
+        """``size`` is that of the largest block: of another one the computation would be compiled again."""
         counts = block.labels != ignore_index
         given = np.ones(len(counts)) if block.weights is None else np.asarray(block.weights, np.float64)
         fine = (given >= 0) & np.isfinite(given)
@@ -198,7 +201,9 @@ class Scored(NamedTuple):
             # In float32 logits far from 0 lose what they differ by.
             largest = np.max(predictions, axis=-1, keepdims=True)
             predictions = (predictions - np.where(np.isfinite(largest), largest, 0)).astype(np.float32)
-        rows, faults = of_rows(predictions, labels, (weights != 0).astype(np.float32), kind, top_k)
+        n = len(labels)
+        full = lambda x: np.pad(x, [(0, size - n), *[(0, 0)] * (x.ndim - 1)]) if n < size else x
+        rows, faults = of_rows(*map(full, (predictions, labels, (weights != 0).astype(np.float32))), kind, top_k)
         return cls(block, labels, weights, rows, faults, counts & ~fine)
 
 
@@ -225,15 +230,22 @@ def total(predictions: Predictions, path: Path, ignore_index: int, top_k: int, b
     by_class, by_group, overall = None, {}, None
     bad: dict[str, list[int]] = {name: [] for name in BAD}
     n_bad, first, classes = dict.fromkeys(bad, 0), 0, 0
-    blocks = (Scored.of(block, predictions.kind, ignore_index, top_k) for block in predictions.blocks())
+
+    def scored_blocks() -> Iterator[Scored]:
+        size = 0
+        for block in predictions.blocks():
+            size = max(size, len(block.labels))
+            yield Scored.of(block, predictions.kind, ignore_index, top_k, size)
+
     with bar(predictions.size) as (progress, task):
-        for scored in read_ahead(blocks):
-            for name, where in zip(bad, (*np.asarray(scored.faults), scored.wrong_weights), strict=True):
+        for scored in read_ahead(scored_blocks()):
+            n, classes = scored.block.predictions.shape
+            rows, faults = (np.asarray(x)[:, :n] for x in (scored.rows, scored.faults))
+            for name, where in zip(bad, (*faults, scored.wrong_weights), strict=True):
                 n_bad[name] += int(where.sum())
                 bad[name] += (first + np.flatnonzero(where)[: SHOWN - len(bad[name])]).tolist()
-            n, classes = scored.block.predictions.shape
             if not any(n_bad.values()):
-                within = functools.partial(sums, np.asarray(scored.rows, np.float64), scored.weights, bins=bins)
+                within = functools.partial(sums, np.asarray(rows, np.float64), scored.weights, bins=bins)
                 overall = within(np.zeros(n, int), 1) + overall
                 if classes <= BY_CLASS:
                     by_class = within(np.clip(scored.labels, 0, classes - 1), classes) + by_class
