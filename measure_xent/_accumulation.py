@@ -88,6 +88,7 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
     Raises:
         ValueError: steps is no positive int.
         TypeError: ``update`` got gradients that are no Integral.
+        ValueError: ``update`` got gradients of another structure than the parameters'.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx, optax
@@ -113,6 +114,9 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
                 f"accumulate: update takes the gradient as an Integral with its mass, got {type(updates).__name__}; "
                 "mx.value_and_grad(lambda params, …: P.integrate(f)) gives it"
             )
+        given, kept = map(jax.tree.structure, (updates.value, state.gradient))
+        if given != kept:
+            raise ValueError(f"accumulate: update takes a gradient like the parameters, {kept}, got {given}")
         gradient = jax.tree.map(lambda a, g: a + g, state.gradient, updates.checked)
         mass, count = state.mass + updates.mass, state.parts + 1
         cast = functools.partial(jax.tree.map, lambda x, like: x.astype(jnp.result_type(like)))

@@ -125,6 +125,9 @@ def information_projection(
     Returns:
         P reweighted; its density is NaN where no θ has the means.
 
+    Raises:
+        ValueError: P is a family, or T's numbers are not as many as the moments.
+
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> die = mx.DiscreteUniform(6)  # Jaynes: faces 1…6 whose mean is 4.5
@@ -139,6 +142,8 @@ def information_projection(
             f"and shape {t.shape}; vmap over them"
         )
     T = as_node(T)
+    if (given := jax.eval_shape(lambda: P.expect(T)).size) != len(t):
+        raise ValueError(f"information_projection(T, moments): T gives {given} numbers, moments are {len(t)}")
 
     @jax.jit  # called eagerly it is one program, too
     def solution(P, t):

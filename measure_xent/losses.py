@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 from optax.losses import (
@@ -184,9 +185,15 @@ def sigmoid_focal_loss(
         >>> losses.sigmoid_focal_loss(jnp.array([2., 0.]), jnp.array([1., 1.])).tolist()
         [0.001804, 0.173287]
     """
-    P = _outcome(logits, labels)
-    other = Bernoulli(-jnp.asarray(logits))  # gives an outcome what Q gives the other: 1 − p without cancellation
-    loss = jnp.exp(gamma * cumulant(P, log(other))) * cross_entropy(P, Bernoulli(jnp.asarray(logits)))
+    P, z = _outcome(logits, labels), jnp.asarray(logits)
+    certain = jnp.isinf(z)
+    finite = jnp.where(certain, 0, z)
+    # Bernoulli(−z) gives an outcome what Bernoulli(z) gives the other: 1 − p without cancellation.
+    weight = lambda z: jnp.exp(gamma * cumulant(P, log(Bernoulli(-z))))
+    surprisal = lambda z: cross_entropy(P, Bernoulli(z))
+    # At infinite logits the weight stands still, which times an infinite surprisal would be NaN.
+    end = jax.lax.stop_gradient(weight(z)) * surprisal(z)
+    loss = jnp.where(certain, end, weight(finite) * surprisal(finite))
     if alpha is None:
         return loss
     one = P.expect(lambda y: y)

@@ -185,3 +185,69 @@ def test_rows_that_the_label_s_logit_cannot_stand_for(case):
     value, gradient = jax.jit(lambda z: (function(z), jax.grad(lambda z: function(z).sum())(z)))(jnp.asarray(z))
     np.testing.assert_allclose(value, expected, rtol=2e-6)
     np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
+@sweep("producer", ["softcap", "divided", "sine", "normalised", "polynomial"])
+@pytest.mark.parametrize("shape", [(3, 20), (24, 40), (40, 300)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logits_that_a_compiler_makes_again(producer, shape, dtype):
+    """In several loops and not bit for bit alike: the mode, and a probability, do not hang on equality with a maximum."""
+    f = {
+        "softcap": lambda x: 30 * jnp.tanh(x / 30),
+        "divided": lambda x: x / jnp.asarray(0.7, x.dtype),
+        "sine": lambda x: 5 * jnp.sin(x),
+        "normalised": lambda x: 9 * x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+        "polynomial": lambda x: 1.7 * x + 0.3 * x**3 / 16,
+    }[producer]
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(dtype == "float64"):
+        x, y = jnp.asarray(4 * rng.normal(size=shape), dtype), jnp.asarray(rng.integers(shape[1], size=shape[0]))
+        c = jnp.asarray(rng.normal(size=shape[0]), jnp.promote_types(dtype, jnp.float32))
+        integrands = lambda Q: (-mx.log(Q), mx.correct(Q), mx.confidence(Q), mx.entropy(Q), mx.log_partition(Q))
+        figures = jax.jit(lambda x: mx.Dirac(y).expect(integrands(mx.Categorical(f(x)))))
+        got, (gradient,) = figures(x), jax.jit(lambda x: jax.vjp(lambda x: figures(x)[2], x)[1](c))(x)
+        z = np.asarray(f(x), np.float64)  # eagerly, operation by operation: within an ulp of what each loop makes
+        lse = np.log(np.exp(z).sum(-1))
+        p = np.exp(z - lse[:, None])
+        rows = np.arange(len(z))
+        expected = lse - z[rows, y], z.argmax(-1) == np.asarray(y), p.max(-1), -(p * np.log(p)).sum(-1), lse
+        # Each loop's logits are rounded in a few operations, and an error of a logit is one of its probability's exponent.
+        ulps = (10 + 4 * np.abs(z).max()) * float(jnp.finfo(dtype).eps)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=ulps, atol=ulps)
+        # d max p = max p · (δ_mode − p) · dz, through the producer in float64
+        direction = (c[:, None] * p.max(-1, keepdims=True)) * (np.eye(shape[1])[z.argmax(-1)] - p)
+    with jax.enable_x64(True):
+        (slope,) = jax.vjp(f, jnp.asarray(x, jnp.float64))[1](jnp.asarray(direction, jnp.float64))
+    np.testing.assert_allclose(np.asarray(gradient, float), slope, atol=ulps * np.abs(slope).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["labels", "dense", "mode"])
+def test_a_few_rows_at_the_edge_among_many(kind, dtype):
+    """Rows of infinities, NaN and nothing but −inf do not touch the others, whatever pass they all then take."""
+    rng = np.random.default_rng(1)
+    n, classes = 70, 1001
+    z, y, target = rng.normal(size=(n, classes)), rng.integers(classes, size=n), rng.dirichlet(np.ones(classes), size=n)
+    z[3, :500], z[5], z[7, [4, 9]], z[11, 2] = -np.inf, -np.inf, np.inf, np.nan
+    target[3, :500] = 0
+    y[3], y[7] = 700, 9
+    z = jnp.asarray(z, dtype)
+    P = mx.Categorical(probs=jnp.asarray(target, jnp.float32)) if kind == "dense" else mx.Dirac(jnp.asarray(y))
+    loss = jax.jit(
+        lambda z: P.expect((-mx.log(mx.Categorical(z)), *([mx.confidence(mx.Categorical(z))] * (kind == "mode"))))
+    )
+    plain = np.asarray(z, np.float64)
+    with np.errstate(divide="ignore"):
+        lse = np.log(np.nansum(np.exp(plain), -1))
+    mass = np.asarray(P.probs, np.float64) if kind == "dense" else np.eye(classes)[y]
+    with np.errstate(invalid="ignore"):
+        expected = np.where(mass == 0, 0, mass * (lse[:, None] - plain)).sum(-1)
+    expected[5], expected[7], expected[11] = np.inf, np.inf if kind == "dense" else np.log(2), np.nan
+    np.testing.assert_allclose(loss(z)[0], expected, rtol=1e-5)
+    gradient = np.asarray(jax.jit(jax.grad(lambda z: jnp.sum(loss(z)[0][np.array([0, 1, 3, 60])])))(z), np.float64)
+    for row in (0, 1, 3, 60):
+        p = np.exp(plain[row] - lse[row])
+        np.testing.assert_allclose(
+            gradient[row], mass[row].sum() * p - mass[row], atol=1e-6 if dtype == "float32" else 5e-3
+        )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import measure_xent as mx
@@ -11,6 +12,18 @@ hidden, labels, weight = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0]), jnp.ones((3,
 Q = mx.LinearSoftmax(weight)
 
 CASES = {
+    "moments of another number": (
+        lambda: mx.information_projection(mx.DiscreteUniform(6), lambda x: jnp.stack([x, x**2]), 4.5),
+        ValueError,
+        "T gives 2 numbers, moments are 1",
+    ),
+    "a gradient unlike the parameters": (
+        lambda: (o := mx.accumulate(optax.sgd(1.0), 2)).update(
+            mx.Integral({"b": jnp.zeros(1)}, 0.0, mass=1.0), o.init({"a": jnp.zeros(1)})
+        ),
+        ValueError,
+        "like the parameters.*'a'.*'b'",
+    ),
     "labels with an axis": (
         lambda: mx.cross_entropy(mx.Empirical((hidden, labels[:, None])), Q),
         ValueError,

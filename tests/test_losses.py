@@ -322,3 +322,15 @@ def test_no_rows_and_arrays_of_alpha():
     np.testing.assert_allclose(losses.sigmoid_focal_loss(z, y, alpha=alpha), theirs, rtol=1e-5)
     with pytest.raises(ValueError, match="twice"):
         losses.softmax_cross_entropy(z, z, axis=(1, -1))
+
+
+def test_the_focal_loss_of_infinite_logits():
+    """The limits of finite ones: 0 and standing still for what came, the surprisal and its slope for what did not."""
+    z, y, c = jnp.array([-jnp.inf, -jnp.inf, jnp.inf, jnp.inf]), jnp.array([0.0, 1.0, 0.0, 1.0]), jnp.arange(1.0, 5)
+    loss = lambda z: losses.sigmoid_focal_loss(z, y, alpha=0.25, gamma=2.0)
+    np.testing.assert_array_equal(loss(z), [0, jnp.inf, jnp.inf, 0])
+    slopes = [0, -0.25, 0.75, 0]
+    np.testing.assert_allclose(jax.jvp(loss, (z,), (c,))[1], c * jnp.array(slopes))
+    np.testing.assert_allclose(jax.vjp(loss, z)[1](c)[0], c * jnp.array(slopes))
+    far = jnp.array([-80.0, -80.0, 80.0, 80.0])
+    np.testing.assert_allclose(jax.grad(lambda z: loss(z).sum())(far), slopes, atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 from pyarrow import csv, parquet
 
 from measure_xent.cli import main
+from measure_xent.cli.score import of_rows
 
 rng = np.random.default_rng(0)
 N, V = 600, 5
@@ -225,3 +226,58 @@ def test_bytes_and_columns_in_any_order(capsys, tmp_path):
     assert "[/]" in capsys.readouterr().out
     assert main(["score", str(tmp_path / "a.npz"), "--plot", str(tmp_path / "x.foo")]) == 1
     assert "--plot" in capsys.readouterr().err
+
+
+def test_what_is_not_asked_for_is_not_read(capsys, tmp_path):
+    """Objects, Fortran's order, dtypes unknown here: of arrays beside, they do not matter; of those read, they are named."""
+    path = write(tmp_path, "a.npz", names=np.array([None, "b"], object), turned=np.asfortranarray(Z))
+    agrees(score(capsys, path, "--top-k", "2")[1]["overall"], expected(1))
+    assert "names holds objects" in score(capsys, path, "--groups", "names")[2]
+    path = write(tmp_path, "a.safetensors")
+    head = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")
+    blob = path.read_bytes()[-(Z.nbytes + Y.nbytes) :]
+
+    def rewrite(more=b"", **change):
+        text = json.dumps(head | change).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + blob + more)
+        return score(capsys, path, "--top-k", "2")
+
+    end = len(blob)
+    _, report, _ = rewrite(b"1234", small={"dtype": "F8_E4M3", "shape": [4], "data_offsets": [end, end + 4]})
+    agrees(report["overall"], expected(1))
+    assert "which are not [-600, -5] of F32" in rewrite(logits=head["logits"] | {"shape": [-N, -V]})[2]
+    assert "broken" in rewrite(labels=head["labels"] | {"data_offsets": [end - Y.nbytes - 8, end]})[2]
+
+
+def test_columns_of_odd_kinds(capsys, tmp_path):
+    path, lists = tmp_path / "a.parquet", list(map(list, Z))
+    said = lambda **columns: (
+        parquet.write_table(pa.table({"labels": Y} | columns), path) or score(capsys, path, "--top-k", "2")
+    )
+    agrees(said(logits=pa.array(lists, pa.large_list(pa.float32())))[1]["overall"], expected(1))
+    assert "not of lists of numbers" in said(logits=[[["a"]]] * N)[2]
+    assert "not of one value a row" in said(logits=lists, groups=[[1]] * N)[2]
+    (tmp_path / "twice.csv").write_text("label,logit_0,logit_0\n0,1.0,2.0\n")
+    assert "several columns are named 'logit_0'" in score(capsys, tmp_path / "twice.csv")[2]
+
+
+def test_a_smaller_block_at_the_end_is_no_other_program(capsys, tmp_path):
+    of_rows.clear_cache()
+    path = write(tmp_path, "a.npz")  # 600 rows, 262 at a time
+    agrees(score(capsys, path, "--top-k", "2", "--block", "0.005")[1]["overall"], expected(1))
+    assert of_rows._cache_size() == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_first_k_of_infinite_and_equal_logits(capsys, tmp_path, dtype):
+    """A class is among the first k if fewer than k are larger, by however little."""
+    inf, tiny = np.inf, {"float32": 1e-30, "float64": 1e-30, "float16": 6e-8}[dtype]
+    z = np.array(
+        [[0, -inf, inf, inf], [0, -inf, -inf, 1], [tiny, 2 * tiny, 0, 0], [3e4, -3e4, 0, 1], [1, 1, 1, 1]], dtype
+    )
+    for y in range(4):
+        np.savez(tmp_path / "a.npz", logits=z, labels=np.full(5, y), groups=np.arange(5))
+        for k in (1, 2, 3):
+            report = score(capsys, tmp_path / "a.npz", "--top-k", str(k))[1]["by_group"]
+            got = [report[str(i)]["top_k_accuracy"] for i in range(5)]
+            assert got == ((z > z[:, [y]]).sum(-1) < k).tolist()

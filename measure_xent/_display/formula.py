@@ -106,7 +106,7 @@ formula.register(
 )
 
 _PLAIN = {
-    r"\\(?:mathrm|text|overline|mathbf)\{((?:[^{}]|\{[^{}]*\})*)\}": r"\1",
+    r"\\(?:mathrm|text|overline|mathbf)\{([^{}]*)\}": r"\1",
     r"\\delta_\{([^{}]*)\}": r"δ(\1)",
     r"_\{([^{}]*)\}": r"_\1",
     r"\\frac\{d ([^{}]*)\}\{d ([^{}]*)\}": r"d \1 / d \2",
@@ -122,6 +122,9 @@ _PLAIN = {
 
 def plain(tex: str) -> str:
     """The formula for a page that has no mathematics."""
-    for pattern, text in _PLAIN.items():
-        tex = re.sub(pattern, text, tex)
+    before = None
+    while tex != before:  # braces from the inside out
+        before = tex
+        for pattern, text in _PLAIN.items():
+            tex = re.sub(pattern, text, tex)
     return tex

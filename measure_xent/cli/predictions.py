@@ -1,6 +1,7 @@
 """Predictions on disk, a block of rows at a time: npz, safetensors, csv, parquet. Nothing is ever held whole."""
 
 import json
+import math
 import re
 import struct
 import zipfile
@@ -112,6 +113,7 @@ class Stored(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     open: Any  # () -> a binary stream at the first element
+    fault: str | None = None  # why it cannot be read, if it is asked for
 
 
 def _npz(path: Path, names: Names, block_bytes: int) -> Predictions:
@@ -127,21 +129,19 @@ def _npz(path: Path, names: Names, block_bytes: int) -> Predictions:
                     }
                     shape, fortran, dtype = read_header[version](stream)
                     start = stream.tell()
-                if dtype.hasobject or (fortran and len(shape) > 1):
-                    what = (
-                        "holds objects, not numbers"
-                        if dtype.hasobject
-                        else "is stored column by column, in Fortran's order"
-                    )
-                    raise CommandError(f"{path}: {member.filename} {what}; save np.ascontiguousarray of it")
-                if member.file_size - start != dtype.itemsize * int(np.prod(shape)):
-                    raise CommandError(f"{path}: {member.filename} is cut off: {shape} of {dtype} do not fill it")
                 if member.compress_type == zipfile.ZIP_STORED:
                     # As is, without the archive's sums: checking them takes longer than reading.
                     open_ = _at(path, _first_byte(path, member) + start)
                 else:
                     open_ = _member(path, member.filename, start)
-                arrays[member.filename.removesuffix(".npy")] = Stored(dtype, shape, open_)
+                fault = None
+                if dtype.hasobject:
+                    fault = "holds objects, not numbers"
+                elif fortran and len(shape) > 1:
+                    fault = "is stored column by column, in Fortran's order; save np.ascontiguousarray of it"
+                elif member.file_size - start != dtype.itemsize * int(np.prod(shape)):
+                    fault = f"is cut off: {shape} of {dtype} do not fill it"
+                arrays[member.filename.removesuffix(".npy")] = Stored(dtype, shape, open_, fault)
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
         raise CommandError(f"{path}: broken or cut off: {error}") from None
     return _of_arrays(path, arrays, names, block_bytes)
@@ -171,16 +171,21 @@ def _safetensors(path: Path, names: Names, block_bytes: int) -> Predictions:
         try:
             header = json.loads(stream.read(length) if length < size else b"")
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            arrays = {
-                name: Stored(SAFETENSORS[e["dtype"]], tuple(e["shape"]), _at(path, 8 + length + e["data_offsets"][0]))
-                for name, e in tensors.items()
-            }
-            end = 8 + length + max((e["data_offsets"][1] for e in tensors.values()), default=0)
+            arrays = {name: _tensor(path, 8 + length, **entry) for name, entry in tensors.items()}
+            end = 8 + length + sum(e["data_offsets"][1] - e["data_offsets"][0] for e in tensors.values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CommandError(f"{path}: not a safetensors file, or cut off in its header: {error}") from None
     if end != size:
-        raise CommandError(f"{path}: cut off: its header tells of {end} bytes, it has {size}")
+        raise CommandError(f"{path}: cut off or broken: its header tells of {end} bytes, it has {size}")
     return _of_arrays(path, arrays, names, block_bytes)
+
+
+def _tensor(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Stored:
+    known, (begin, end) = SAFETENSORS.get(dtype, np.dtype(np.uint8)), data_offsets
+    fault = None if dtype in SAFETENSORS else f"holds {dtype}, not one of {', '.join(SAFETENSORS)}"
+    if fault is None and (min(shape, default=0) < 0 or end - begin != math.prod(shape) * known.itemsize):
+        fault = f"has bytes {begin} to {end}, which are not {shape} of {dtype}"
+    return Stored(known, tuple(shape), _at(path, start + begin), fault)
 
 
 def _at(path: Path, offset: int) -> Any:
@@ -198,6 +203,9 @@ def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes:
         raise CommandError(f"{path}: no predictions; name them by --predictions, among {', '.join(arrays)}")
     kind = _known(path, prediction, kind)
     chosen = {"predictions": arrays[prediction]} | {k: arrays[v] for k, v in others.items() if v is not None}
+    for what, array in chosen.items():
+        if array.fault is not None:
+            raise CommandError(f"{path}: {prediction if what == 'predictions' else others[what]} {array.fault}")
     shape = chosen["predictions"].shape
     if len(shape) < 2:
         raise CommandError(
@@ -301,7 +309,7 @@ def _parquet(path: Path, names: Names, block_bytes: int) -> Predictions:
         raise CommandError(f"{path}: broken or cut off: {error}") from None
 
     def batches():
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
+        with parquet.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             seen = 0
             for batch in file.iter_batches(batch_size=max(1, block_bytes // row_bytes)):
                 seen += batch.num_rows
@@ -315,14 +323,23 @@ def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Prediction
     ``prob``, or as ``--predictions`` says; else every one that is nothing else, if they all have names."""
     from pyarrow import ArrowInvalid, types
 
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise CommandError(f"{path}: several columns are named {', '.join(map(repr, twice))}")
     prediction, kind, others = _choose(path, schema.names, names)
     used = {name for name in others.values() if name is not None}
-    is_list = lambda name: types.is_list(schema.field(name).type) or types.is_fixed_size_list(schema.field(name).type)
-    if prediction in schema.names and is_list(prediction):
+    number = lambda kind: types.is_floating(kind) or types.is_integer(kind)
+    is_list = lambda kind: types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    of = lambda name: schema.field(name).type
+    for name in used:
+        if types.is_nested(of(name)):
+            raise CommandError(f"{path}: {name} is a column of {of(name)}, not of one value a row")
+    if prediction in schema.names and is_list(of(prediction)):
+        if not number(of(prediction).value_type):
+            raise CommandError(f"{path}: {prediction} is a column of {of(prediction)}, not of lists of numbers")
         columns = None
     else:
-        numeric = lambda name: types.is_floating(schema.field(name).type) or types.is_integer(schema.field(name).type)
-        columns = [name for name in schema.names if name not in used and numeric(name)]
+        columns = [name for name in schema.names if name not in used and number(of(name))]
         stems = {kind: stems for kind, stems in STEMS.items() if any(name.startswith(stems) for name in columns)}
         if prediction is not None:
             columns = [name for name in columns if name.startswith(prediction)]

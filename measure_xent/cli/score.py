@@ -72,7 +72,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--top-k", type=positive(int), default=5, metavar="K", help="right if among the first K (default 5)"
     )
-    parser.add_argument("--bins", type=positive(int), default=15, help="of the calibration error (default 15)")
+    parser.add_argument(
+        "--bins", type=positive(int, at_most=10_000), default=15, help="of the calibration error (default 15)"
+    )
     parser.add_argument("--block", type=positive(float), default=16, metavar="MIB", help="read at a time (default 16)")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="write the reliability diagram")
@@ -121,6 +123,7 @@ def of_rows(
     nats, correct, confidence, log_mass = P.expect((-mx.log(Q), mx.correct(Q), mx.confidence(Q), mx.log_partition(Q)))
     own = jnp.take_along_axis(predictions, jnp.clip(labels, 0, predictions.shape[-1] - 1)[:, None], axis=-1)
     # How many are larger, by arithmetic, which goes into one pass: 0, or 1 for what is larger, be it by the least of floats.
+    own = own.astype(jnp.float32)
     above = jnp.maximum(predictions.astype(jnp.float32) - jnp.clip(own, -FLOAT_MAX, FLOAT_MAX), 0)
     among = (jnp.sum(jnp.minimum(above * 2.0**126, 1), axis=-1) < top_k) | (own[:, 0] == jnp.inf)
     counts = weights != 0

@@ -9,13 +9,14 @@ from typing import Any
 from . import CommandError
 
 
-def positive(kind: type) -> Callable[[str], Any]:
+def positive(kind: type, at_most: float = math.inf) -> Callable[[str], Any]:
     """The parser of a positive finite number."""
 
     def parse(text: str) -> Any:
         value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"a positive {kind.__name__}, got {text}")
+        if not 0 < value < math.inf or value > at_most:
+            limit = "" if at_most == math.inf else f" up to {at_most}"
+            raise argparse.ArgumentTypeError(f"a positive {kind.__name__}{limit}, got {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse's own message names it
