@@ -348,16 +348,17 @@ def _all_of_a_batch(axis_size, in_batched, x):
 def _quick_pass(z, own, shared, *, classes, asked, exact) -> Rows:
     """The rows by plain arithmetic where that holds, as it does but for infinite logits and what is not a number.
 
-    XLA's CPU compiler hands a sum of plain arithmetic to a library that makes it in one pass over the logits. Comparisons and
-    selections, for the edges, it writes out first, a number a logit.
+    XLA's CPU compiler hands a sum of plain arithmetic to YNNPACK, which makes it in one pass over the logits. Comparisons and
+    selections, as the edges need them, it writes out first, a number a logit.
     """
     out = _pass(z, own, shared, classes=classes, asked=asked, plain=True)
     log_sum, target = out.log_sum[..., 0], join(own, shared)
     fine = jnp.isfinite(log_sum) & ~jnp.isnan(out.cross_entropy)
     if _pivots(target, asked):
         # The heaviest atom is the only class where the loss may be tiny beside the row's mass if that is half of it.
-        heaviest = jnp.max(jnp.abs(target.weights), axis=-1)
-        rest = jnp.sum(jnp.abs(target.weights), axis=-1) - heaviest
+        masses = jnp.abs(target.weights)  # type: ignore[arg-type]
+        heaviest = jnp.max(masses, axis=-1)
+        rest = jnp.sum(masses, axis=-1) - heaviest
         rest = rest if target.background is None else rest + z.shape[-1] * jnp.abs(target.background)
         fine &= (log_sum <= math.log(2)) | (heaviest >= rest)
     return lax.cond(_all(fine), lambda: out, lambda: exact(z, own, shared))
