@@ -71,7 +71,7 @@ class Rows(NamedTuple):
     cross_entropy: Float[Array, "*family"]
     reference: Float[Array, "*rows 1"]  # a logit of the row
     log_sum: Float[Array, "*rows 1"]  # lse − reference
-    mode: Int[Array, "*rows"] | None = None  # the first class that has the maximum
+    mode: Int[Array, "*rows"] | None = None  # the first class that has the maximum; V in a row with a NaN
     surprisal: Float[Array, "*rows"] | None = None  # of the mode
     entropy: Float[Array, "*rows"] | None = None  # of the softmax
 
@@ -158,7 +158,7 @@ class Classes:
         if self.here <= SHORT_ROW:
             total = sum(f(z[..., c : c + 1], self.first + c) for c in range(self.here))
         else:
-            total = jnp.sum(f(z, self.first + _numbered(z, jnp.int32)), axis=-1, keepdims=True)
+            total = jnp.sum(f(z, self.first + jnp.arange(self.here)), axis=-1, keepdims=True)
         return self.all_parts(total)
 
     def top(self, z: Float[Array, "*family V"]) -> tuple[Float[Array, "*family 1"], Int[Array, "*family 1"]]:
@@ -196,8 +196,9 @@ class Classes:
 
 def _top(z):
     if z.shape[-1] <= SHORT_ROW:
+        columns = [z[..., c : c + 1] for c in range(z.shape[-1])]
         larger = lambda a, b: jax.tree.map(functools.partial(jnp.where, b[0] > a[0]), b, a)
-        return functools.reduce(larger, [(z[..., c : c + 1], jnp.int32(c)) for c in range(z.shape[-1])])
+        return functools.reduce(larger, [(x, jnp.full(x.shape, c, jnp.int32)) for c, x in enumerate(columns)])
     at = jnp.argmax(z, axis=-1, keepdims=True).astype(jnp.int32)
     return jnp.take_along_axis(z, at, axis=-1), at
 
@@ -207,7 +208,7 @@ class Relative(NamedTuple):
 
     reference: Float[Array, "*family 1"]
     log_sum: Float[Array, "*family 1"]
-    at: Int[Array, "*family 1"]  # the class of the reference
+    at: Int[Array, "*family 1"]  # the class of the reference, V in a row with a NaN
 
 
 def _relative_to_top(classes: Classes, z: Float[Array, "*family V"]) -> Relative:
@@ -220,7 +221,8 @@ def _relative_to_top(classes: Classes, z: Float[Array, "*family V"]) -> Relative
     # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
     tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
     log_sum = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
-    return Relative(top, jnp.where(jnp.isnan(top), top, log_sum), at)
+    log_sum = jnp.where(jnp.isnan(top), top, log_sum)
+    return Relative(top, log_sum, jnp.where(jnp.isnan(log_sum), classes.count, at))
 
 
 def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]) -> Relative:
@@ -232,7 +234,7 @@ def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
     lower, index, one = map(_apart, (own - 16, at.astype(z.dtype), 0 * own + 1))
     # Integers apart, so that this is 0 for the class itself and 1 for others.
-    other = jnp.minimum(jnp.abs(_numbered(z, z.dtype) - index), one)
+    other = jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
     larger = _apart(jnp.sum(jnp.exp(z - lower) * other, axis=-1, keepdims=True))
     return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
 
@@ -241,11 +243,6 @@ def _apart(row):
     """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow."""
     # A selection that changes nothing: such a loop does not take it in. A barrier does not keep JAX 0.10 from it.
     return jnp.where(jnp.isnan(row), jnp.nan, row)
-
-
-def _numbered(z, dtype):
-    """0..V−1 along the last axis."""
-    return lax.broadcasted_iota(dtype, z.shape, z.ndim - 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
