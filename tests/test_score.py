@@ -1,6 +1,9 @@
 """``measure-xent score``: every format gives numpy's figures; what is broken is told of, nothing passed off as whole."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -266,6 +269,23 @@ def test_a_smaller_block_at_the_end_is_no_other_program(capsys, tmp_path):
     path = write(tmp_path, "a.npz")  # 600 rows, 262 at a time
     agrees(score(capsys, path, "--top-k", "2", "--block", "0.005")[1]["overall"], expected(1))
     assert of_rows._cache_size() == 1
+
+
+def test_what_is_compiled_is_kept(tmp_path):
+    path = write(tmp_path, "a.npz")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"XDG_CACHE_HOME": str(tmp_path)}
+    run = lambda **more: subprocess.run(
+        [sys.executable, "-m", "measure_xent", "score", str(path)],
+        env=environment | more,
+        check=True,
+        capture_output=True,
+    )
+    elsewhere = tmp_path / "elsewhere"
+    run(JAX_COMPILATION_CACHE_DIR=str(elsewhere), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1")
+    assert list(elsewhere.glob("jit_of_rows*"))
+    assert not (tmp_path / "measure-xent").exists()
+    run()
+    assert list((tmp_path / "measure-xent").glob("jit_of_rows*"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

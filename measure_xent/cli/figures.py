@@ -15,6 +15,7 @@ from .._calibration import BLUE, GREY, Reliability
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 ORANGE = "#d9772b"
 
@@ -83,7 +84,9 @@ def bench_report(path: Path, cases: list[Any], versions: dict[str, str]) -> None
             for name, color, shift in (("optax", ORANGE, 0.2), ("ours", BLUE, -0.2)):
                 numbers = np.array([getattr(case, what)[name] for case in cases])
                 bars = ax.barh(rows + shift, numbers, height=0.38, color=color, label=name)
-                ax.bar_label(bars, [f"{n:.0f}" if n >= 100 else f"{n:.3g}" for n in numbers], padding=3, color=color)
+                labels = [f"{n:.0f}" if n >= 100 else f"{n:.3g}" for n in numbers]
+                halo = [withStroke(linewidth=3, foreground="white")]  # the limit may run behind
+                ax.bar_label(bars, labels, padding=5, color=color, path_effects=halo, zorder=4)
             ax.set(
                 xlabel=unit, xlim=(0, 1.12 * max(max(getattr(c, what)[n] for n in ("ours", "optax")) for c in cases))
             )

@@ -21,7 +21,7 @@ import measure_xent as mx
 
 from . import CommandError
 from .predictions import Block, Names, Predictions, open_predictions
-from .terminal import positive
+from .terminal import keep_compiled, positive
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,8 @@ A file holds an array of predictions [rows, classes] (or more row axes) named lo
 Every figure is an integral against the rows' empirical measure, weights included. Intervals are of 95 %: for means by their
 standard error, for the calibration error by resampling the bins. Rows whose label is --ignore-index, or whose weight is 0, do
 not count. If a row that counts holds a NaN, or a label outside the classes, or no probabilities, all such rows are counted and
-the first named, there are no figures, and the exit status is 1.
+the first named, there are no figures, and the exit status is 1. The program that a file's shape is compiled to is kept in
+~/.cache/measure-xent for the next of its kind, or where JAX_COMPILATION_CACHE_DIR says.
 
 examples:
   measure-xent score predictions.npz
@@ -82,6 +83,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    keep_compiled()
     names = Names(arguments.predictions, arguments.kind, arguments.labels, arguments.weights, arguments.groups)
     predictions = open_predictions(arguments.file, names, int(arguments.block * 2**20))
     totals = total(predictions, arguments.file, arguments.ignore_index, arguments.top_k, arguments.bins)

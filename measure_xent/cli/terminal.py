@@ -1,7 +1,8 @@
-"""What commands share: arguments with a range, output folders, the bar of a training run."""
+"""What commands share: arguments with a range, output folders, compiled programs, the bar of a training run."""
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def output_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"--out {path}: not a folder that can be written: {error.strerror}") from None
+
+
+def keep_compiled() -> None:
+    """What one run has compiled the next ones load, from the user's cache, unless JAX is told of another place."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "measure-xent"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def training_bar(*fields: str) -> Any:
