@@ -251,3 +251,51 @@ def test_a_few_rows_at_the_edge_among_many(kind, dtype):
         np.testing.assert_allclose(
             gradient[row], mass[row].sum() * p - mass[row], atol=1e-6 if dtype == "float32" else 5e-3
         )
+
+
+@sweep("producer", ["norm", "softcap", "centred"])
+@pytest.mark.parametrize("classes", [20, 33, 300])
+def test_confident_rows_of_logits_made_again(producer, classes):
+    """A loss far below an ulp of the logits, of targets that are dense, atoms or entropies: the reference is 0 from itself."""
+    f = {
+        "norm": lambda a: 5 * a / jnp.sqrt(jnp.mean(a * a, -1, keepdims=True)),
+        "softcap": lambda a: 40 * jnp.tanh(a / 40),
+        "centred": lambda a: a - a.mean(-1, keepdims=True),
+    }[producer]
+    rng = np.random.default_rng(classes)
+    a = jnp.asarray(rng.normal(size=(64, classes)) + 20 * np.eye(classes)[0], jnp.float32)
+    onehot = jnp.zeros(classes).at[0].set(1)
+    targets = (
+        mx.Dirac(0),
+        mx.Categorical(probs=onehot),
+        mx.Categorical(probs=jnp.broadcast_to(onehot, a.shape)),
+        mx.Discrete(jnp.arange(3), jnp.array([1.0, 0.0, 0.0])),
+        0.5 * mx.Dirac(0) + 0.5 * mx.Categorical(probs=onehot),
+    )
+    losses = jax.jit(lambda a: [mx.cross_entropy(P, mx.Categorical(f(a))) for P in targets])(a)
+    z = np.asarray(f(a), np.float64)
+    gaps = z[:, :1] - z[:, 1:]
+    loss = np.log1p(np.exp(-gaps).sum(-1))
+    rtol = (5 + 4 * np.abs(z).max()) * float(jnp.finfo(jnp.float32).eps)  # each loop rounds its logits
+    for got in losses:
+        np.testing.assert_allclose(got, loss, rtol=rtol)
+    entropy = loss + (np.exp(-gaps - loss[:, None]) * gaps).sum(-1)
+    Q = lambda a: mx.Categorical(f(a))
+    for got in jax.jit(lambda a: (mx.entropy(Q(a)), mx.Dirac(0).expect(mx.entropy(Q(a)))))(a):
+        np.testing.assert_allclose(got, entropy, rtol=rtol)
+
+
+@pytest.mark.parametrize("classes", [3, 33])
+def test_one_target_for_all_rows(classes):
+    z = np.random.default_rng(0).normal(size=(2, 5, classes))
+    lq = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    cases = (
+        (mx.Dirac(2), lq[..., 2]),
+        (mx.Dirac(jnp.array([[2]])), lq[..., 2]),
+        (0.9 * mx.Dirac(1) + 0.1 * mx.DiscreteUniform(classes), 0.9 * lq[..., 1] + 0.1 * lq.mean(-1)),
+        (mx.Discrete(jnp.array([2, 1]), jnp.array([0.3, 0.7])), 0.3 * lq[..., 2] + 0.7 * lq[..., 1]),
+        (mx.Dirac(1) - 0.5 * mx.Dirac(2), lq[..., 1] - 0.5 * lq[..., 2]),
+    )
+    for P, expected in cases:
+        Q = mx.Categorical(jnp.asarray(z, jnp.float32))
+        np.testing.assert_allclose(jax.jit(mx.cross_entropy)(P, Q), -expected, rtol=1e-5, atol=1e-6)

@@ -66,6 +66,15 @@ def test_one_pass_costs_less_than_logsumexp_minus_gather():
     assert ours["temporaries"] <= 64 * ROWS
 
 
+@pytest.mark.parametrize("asked", [(), ("mode",), ("mode", "entropy")])
+def test_sums_of_one_pass_each_write_nothing(asked):
+    """Of dense targets and by-products: what the sums have in common is not written out, a number a logit."""
+    dense = lambda z, p: softmax._pass(
+        z, softmax.Target(dense=p), softmax.Target(), classes=softmax.Classes(CLASSES), asked=asked, plain=True
+    )
+    assert cost(dense, LOGITS, LOGITS)["temporaries"] <= 96 * ROWS
+
+
 def test_the_line_is_the_functional():
     """-P.expect(log(Q)) and cross_entropy(P, Q), with and without jit, are one program."""
     line = compiled(lambda z, y: -mx.Dirac(y).expect(log(mx.Categorical(z))), LOGITS, LABELS)

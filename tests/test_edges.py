@@ -87,3 +87,13 @@ def test_more_classes_than_float16_counts():
     np.testing.assert_array_equal(gradient[jnp.arange(2), jnp.array([0, 69_999])], [-1, -1])
     hvp = jax.jit(lambda z: jax.jvp(jax.grad(loss), (z,), (v,))[1])(z)
     np.testing.assert_allclose(hvp[:, 0], [2 / 70_000] * 2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("classes", [3, 32, 33])
+def test_a_nan_where_no_other_class_is_open(classes):
+    """Wherever it stands, the row is NaN: loss, by-products and gradient."""
+    z = jnp.full(classes, -jnp.inf).at[1].set(jnp.nan)
+    Q = mx.Categorical(z)
+    figures = mx.Dirac(0).expect((-mx.log(Q), mx.correct(Q), mx.confidence(Q), mx.entropy(Q), mx.log_partition(Q)))
+    assert np.all(np.isnan(figures))
+    assert np.all(np.isnan(jax.grad(lambda z: mx.cross_entropy(mx.Dirac(0), mx.Categorical(z)))(z)))

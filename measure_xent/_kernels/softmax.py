@@ -220,9 +220,10 @@ def _relative_to_top(classes: Classes, z: Float[Array, "*family V"]) -> Relative
     top, at = classes.top(z)
     # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
     tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
+    undefined = jnp.isnan(top) | jnp.isnan(tail)
     log_sum = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
-    log_sum = jnp.where(jnp.isnan(top), top, log_sum)
-    return Relative(top, log_sum, jnp.where(jnp.isnan(log_sum), classes.count, at))
+    top, log_sum = (jnp.where(undefined, jnp.nan, x) for x in (top, log_sum))
+    return Relative(top, log_sum, jnp.where(undefined, classes.count, at))
 
 
 def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]) -> Relative:
@@ -232,17 +233,25 @@ def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]
     """
     own = jnp.take_along_axis(z, at, axis=-1)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
-    lower, index, one = map(_apart, (own - 16, at.astype(z.dtype), 0 * own + 1))
-    # Integers apart, so that this is 0 for the class itself and 1 for others.
-    other = jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
-    larger = _apart(jnp.sum(jnp.exp(z - lower) * other, axis=-1, keepdims=True))
+    lower = _apart(own - 16)
+    larger = _apart(jnp.sum(jnp.exp(z - lower) * _others(z, at, "tail"), axis=-1, keepdims=True))
     return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
 
 
-def _apart(row):
+def _others(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], what: str) -> Float[Array, "*family V"]:
+    """0 for the class ``at``, 1 for the others, by arithmetic: integers are apart.
+
+    What two sums have in common, or a constant that others use, would be written out, a number a logit: each sum has its own.
+    """
+    index = _apart(at.astype(z.dtype), ("tail", "dense", "entropy").index(what))
+    one = _apart(0 * index + 1)
+    return jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
+
+
+def _apart(row, instead=jnp.nan):
     """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow."""
     # A selection that changes nothing: such a loop does not take it in. A barrier does not keep JAX 0.10 from it.
-    return jnp.where(jnp.isnan(row), jnp.nan, row)
+    return jnp.where(jnp.isnan(row), instead, row)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -371,33 +380,41 @@ def _pass(z, own, shared, *, classes, asked=(), plain=False) -> Rows:
     target = join(own, shared)
     indices, weights, background, dense = target
     z = z.astype(accumulator(z.dtype))
+    # Where a loss may be tiny beside the logits, the reference is 0 from itself by its index: in ``gaps_of``.
     if plain:
         at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else _top(z)[1]
-        reference, log_sum, at = _relative_to_class(z, at)
-        gap = lambda z: reference - z
+        reference, log_sum, at = _relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
+        gap, gaps_of = (lambda z: reference - z), lambda z, c, what: (reference - z) * _others(z, at, what)
     else:
         reference, log_sum, at = _relative_to_top(classes, z)
         gap = functools.partial(_gap, reference)
+        gaps_of = lambda z, c, what: jnp.where(c == at, 0, gap(z))
     total = jnp.zeros((), z.dtype)
     if weights is not None:
-        surprisal = gap(classes.take(z, indices)) + log_sum
+        surprisal = jnp.where(indices == at, 0, gap(classes.take(z, indices))) + log_sum
         surprisal = jnp.where(classes.excludes(indices), jnp.inf, surprisal)
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
         # Or XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
         gaps = _apart(classes.sum(lambda z, c: gap(z), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
+    here = classes.first + jnp.arange(z.shape[-1])
     if dense is not None and plain:
-        total += _apart(jnp.sum(dense * gap(z), axis=-1)) + log_sum[..., 0] * _apart(jnp.sum(dense, axis=-1))
+        total += _apart(jnp.sum(dense * gaps_of(z, here, "dense"), axis=-1)) + log_sum[..., 0] * _apart(
+            jnp.sum(dense, axis=-1)
+        )
     elif dense is not None:
-        total += classes.all_parts(jnp.sum(_pair(dense, gap(z) + log_sum), axis=-1))
+        total += classes.all_parts(jnp.sum(_pair(dense, gaps_of(z, here, "dense") + log_sum), axis=-1))
     total = vary(total, varying(reference))  # where the target is empty too
     out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
     if "mode" in asked:
         out = out._replace(mode=at[..., 0], surprisal=log_sum[..., 0])
     if "entropy" in asked:
         # Where the gap is infinite the probability is 0.
-        terms = lambda z, c: jnp.exp(-(gap(z) + log_sum)) * jnp.minimum(gap(z), 1e4)
+        def terms(z, c):
+            gaps = gaps_of(z, c, "entropy")
+            return jnp.exp(-(gaps + log_sum)) * jnp.minimum(gaps, 1e4)
+
         out = out._replace(entropy=(log_sum + _apart(classes.sum(terms, z)))[..., 0])
     return out
 
