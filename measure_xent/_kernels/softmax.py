@@ -234,24 +234,24 @@ def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]
     own = jnp.take_along_axis(z, at, axis=-1)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
     lower = _apart(own - 16)
-    larger = _apart(jnp.sum(jnp.exp(z - lower) * _others(z, at, "tail"), axis=-1, keepdims=True))
+    larger = _apart(jnp.sum(jnp.exp(z - lower) * _others(z, at), axis=-1, keepdims=True))
     return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
 
 
-def _others(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], what: str) -> Float[Array, "*family V"]:
-    """0 for the class ``at``, 1 for the others, by arithmetic: integers are apart.
-
-    What two sums have in common, or a constant that others use, would be written out, a number a logit: each sum has its own.
-    """
-    index = _apart(at.astype(z.dtype), ("tail", "dense", "entropy").index(what))
-    one = _apart(0 * index + 1)
+def _others(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
+    """0 for the class ``at``, 1 for the others, by arithmetic: integers are apart."""
+    index = _apart(at.astype(z.dtype), of)
+    one = _apart(0 * index + 1)  # of constants, one that others use would be written out
     return jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
 
 
-def _apart(row, instead=jnp.nan):
-    """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow."""
+def _apart(row, of: str = "tail"):
+    """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow.
+
+    What several sums have in common would be written out, a number a logit: each has its own, that ``of`` the sum.
+    """
     # A selection that changes nothing: such a loop does not take it in. A barrier does not keep JAX 0.10 from it.
-    return jnp.where(jnp.isnan(row), instead, row)
+    return jnp.where(jnp.isnan(row), {"tail": jnp.nan, "background": 0, "dense": 1, "entropy": 2}[of], row)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -380,15 +380,16 @@ def _pass(z, own, shared, *, classes, asked=(), plain=False) -> Rows:
     target = join(own, shared)
     indices, weights, background, dense = target
     z = z.astype(accumulator(z.dtype))
-    # Where a loss may be tiny beside the logits, the reference is 0 from itself by its index: in ``gaps_of``.
+    # Where a sum may be tiny beside the logits, the reference's own term is 0 by its index: ``others`` of the terms.
     if plain:
         at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else _top(z)[1]
         reference, log_sum, at = _relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
-        gap, gaps_of = (lambda z: reference - z), lambda z, c, what: (reference - z) * _others(z, at, what)
+        gap = lambda z, of="tail": _apart(reference, of) - z
+        others = lambda x, c, of: x * _others(z, at, of)
     else:
         reference, log_sum, at = _relative_to_top(classes, z)
-        gap = functools.partial(_gap, reference)
-        gaps_of = lambda z, c, what: jnp.where(c == at, 0, gap(z))
+        gap = lambda z, of="": _gap(reference, z)
+        others = lambda x, c, of: jnp.where(c == at, 0, x)
     total = jnp.zeros((), z.dtype)
     if weights is not None:
         surprisal = jnp.where(indices == at, 0, gap(classes.take(z, indices))) + log_sum
@@ -396,25 +397,23 @@ def _pass(z, own, shared, *, classes, asked=(), plain=False) -> Rows:
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
         # Or XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
-        gaps = _apart(classes.sum(lambda z, c: gap(z), z))
+        gaps = _apart(classes.sum(lambda z, c: gap(z, "background"), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     here = classes.first + jnp.arange(z.shape[-1])
     if dense is not None and plain:
-        total += _apart(jnp.sum(dense * gaps_of(z, here, "dense"), axis=-1)) + log_sum[..., 0] * _apart(
+        total += _apart(jnp.sum(dense * others(gap(z, "dense"), here, "dense"), axis=-1)) + log_sum[..., 0] * _apart(
             jnp.sum(dense, axis=-1)
         )
     elif dense is not None:
-        total += classes.all_parts(jnp.sum(_pair(dense, gaps_of(z, here, "dense") + log_sum), axis=-1))
+        total += classes.all_parts(jnp.sum(_pair(dense, others(gap(z), here, "dense") + log_sum), axis=-1))
     total = vary(total, varying(reference))  # where the target is empty too
     out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
     if "mode" in asked:
         out = out._replace(mode=at[..., 0], surprisal=log_sum[..., 0])
     if "entropy" in asked:
         # Where the gap is infinite the probability is 0.
-        def terms(z, c):
-            gaps = gaps_of(z, c, "entropy")
-            return jnp.exp(-(gaps + log_sum)) * jnp.minimum(gaps, 1e4)
-
+        of = "entropy"
+        terms = lambda z, c: others(jnp.exp(-(gap(z, of) + log_sum)) * jnp.minimum(gap(z, of), 1e4), c, of)
         out = out._replace(entropy=(log_sum + _apart(classes.sum(terms, z)))[..., 0])
     return out
 
