@@ -336,8 +336,8 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
         return exact(*operands)
     quick = functools.partial(_quick_pass, exact=exact, **options)
     # Half precision is first converted: in blocks, or all of it would be written out. float64 the library does not know.
-    blocks = quick if z.dtype == jnp.float32 else lambda *operands: in_row_blocks(quick, *operands)
-    return lax.platform_dependent(*operands, cpu=blocks, default=exact)
+    cpu = quick if z.dtype == jnp.float32 else lambda *operands: in_row_blocks(quick, *operands)
+    return lax.platform_dependent(*operands, cpu=cpu, default=exact)
 
 
 @jax.custom_batching.custom_vmap
