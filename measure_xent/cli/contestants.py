@@ -67,7 +67,7 @@ class Case(NamedTuple):
         """Functions of nothing, on the same numbers; none where torch is not installed."""
         if not importlib.util.find_spec("torch"):
             return {}
-        return (_torch_head_calls if self.is_head else _torch_row_calls)(self.operation, operands, self.dtype, device)
+        return (_torch_head_calls if self.is_head else _torch_row_calls)(self.operation, operands, device)
 
     def errors(self, seed: int) -> tuple[float, float]:
         """What ours is off by, beside float64, on fresh rows: of the loss, relative to it if it is above 1; of the
@@ -158,20 +158,19 @@ def _row_contestants(operation: str) -> Iterator[tuple[str, Callable]]:
             yield "limit", lambda h, w, y: ((h @ w) @ w.T, h.T @ (h @ w))
 
 
-def _tensor(x: jax.Array, dtype: str, device: str) -> Any:
+def _tensor(x: jax.Array) -> Any:
+    """The same memory as torch's."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    return torch.from_numpy(np.array(x.astype(jnp.float32))).to(
-        "cuda" if device == "gpu" else "cpu", getattr(torch, dtype)
-    )
+    return torch.from_dlpack(x)
 
 
-def _torch_row_calls(operation: str, operands: tuple[jax.Array, ...], dtype: str, device: str) -> dict[str, Callable]:
+def _torch_row_calls(operation: str, operands: tuple[jax.Array, ...], device: str) -> dict[str, Callable]:
     import torch  # pyright: ignore[reportMissingImports]
 
     *inputs, y = operands
-    tensors = [_tensor(x, dtype, device).requires_grad_(operation != "value") for x in inputs]
-    target = _tensor(y, "int64", device)
+    tensors = [_tensor(x).requires_grad_(operation != "value") for x in inputs]
+    target = _tensor(y).long()
     smoothing = EPSILON if operation == "smoothed" else 0.0
 
     def call():
@@ -220,14 +219,14 @@ def _head_contestants(operation: str) -> dict[str, Callable]:
     return gradients | {"limit": lambda h, w, y: ((h @ w) @ w.T, h.T @ (h @ w))}
 
 
-def _torch_head_calls(operation: str, operands: tuple[jax.Array, ...], dtype: str, device: str) -> dict[str, Callable]:
+def _torch_head_calls(operation: str, operands: tuple[jax.Array, ...], device: str) -> dict[str, Callable]:
     """torch on all the logits, its chunked head, and on a GPU cut-cross-entropy and Liger, where they are installed."""
     import torch  # pyright: ignore[reportMissingImports]
 
     F = torch.nn.functional
     hidden, weight, labels = operands
-    h, w = (_tensor(x, dtype, device).requires_grad_(operation != "value") for x in (hidden, weight.T))
-    y = _tensor(labels, "int64", device)
+    h, w = (_tensor(x).requires_grad_(operation != "value") for x in (hidden, weight.T))
+    y = _tensor(labels).long()
     smoothing = EPSILON if operation == "smoothed" else 0.0
     of_tokens = torch.linspace(-1, 1, len(y), device=y.device)
 
