@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import measure_xent as mx
+from measure_xent._kernels import softmax
 
 from .sweeps import sweep
 
@@ -77,6 +78,40 @@ def test_loss_and_gradient_to_the_ulp(classes, dtype):
         error = np.abs(gradients[row] - gradient)[normal] / np.abs(gradient)[normal]
         assert error.max(initial=0) <= 2 * tolerance, row
         assert abs(gradients[row].astype(np.float64).sum()) <= 2 * tolerance * np.abs(gradient).sum()
+
+
+@pytest.mark.parametrize("classes", [33, 1001, 4097])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", ""])
+def test_relative_to_the_first_maximum(platform, dtype, classes):
+    """What each platform is given, and the edges: the first of equal maxima, infinities, a NaN wherever it stands."""
+    eps = float(jnp.finfo(jnp.float32).eps)
+    # A CPU merges the terms of the one reduction one by one, half an ulp each; a GPU in a tree.
+    relative_error = bound(eps, 90, classes) + (classes / 2 * eps if platform == "cuda" else 0)
+    relative = jax.jit(lambda z: softmax._relative_to_top(softmax.Classes(classes), z.astype("float32"), platform))
+    rng = np.random.default_rng(classes)
+    z = jnp.asarray(np.stack([logits for _, logits, _ in rows(classes, rng)]), dtype)
+    got = jax.tree.map(lambda x: np.asarray(x)[:, 0], relative(z))
+    z = np.asarray(z, np.float64)
+    np.testing.assert_array_equal(got.at, z.argmax(-1))
+    np.testing.assert_array_equal(got.reference, z.max(-1))
+    for row, log_sum in zip(z, got.log_sum, strict=True):
+        loss = exact(row, row.argmax())[0]
+        assert abs(log_sum - loss) <= relative_error * loss + classes * float(jnp.finfo(jnp.float32).tiny)  # flushed
+
+    z = np.tile(rng.normal(size=classes), (7, 1))
+    z[0], z[0, [5, classes // 2, classes - 1]] = -90.0, 9.0
+    z[1] = -np.inf
+    z[2, [classes // 2, classes - 1]] = np.inf
+    z[3, -1] = np.nan
+    z[4], z[4, 0] = -np.inf, np.nan
+    z[5, 7], z[5, 20] = np.inf, np.nan
+    z[6], z[6, -1] = -np.inf, 2.0
+    got = jax.tree.map(lambda x: np.asarray(x)[:, 0], relative(jnp.asarray(z, dtype)))
+    np.testing.assert_array_equal(got.at, [5, 0, classes // 2, classes, classes, classes, classes - 1])
+    np.testing.assert_array_equal(got.reference, [9, -np.inf, np.inf, np.nan, np.nan, np.nan, 2])
+    np.testing.assert_array_equal(got.log_sum[[1, 3, 4, 5, 6]], [np.inf, np.nan, np.nan, np.nan, 0])
+    np.testing.assert_allclose(got.log_sum[[0, 2]], [np.log(3), np.log(2)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 7, 200])

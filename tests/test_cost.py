@@ -68,11 +68,14 @@ def test_one_pass_costs_less_than_logsumexp_minus_gather():
 
 @pytest.mark.parametrize("asked", [(), ("mode",), ("mode", "entropy")])
 def test_sums_of_one_pass_each_write_nothing(asked):
-    """Of dense targets and by-products: what the sums have in common is not written out, a number a logit."""
+    """Of dense targets and by-products: what the sums have in common is not written out, a number a logit.
+
+    The first maximum is sought in the part of a row, of 25 classes here, whose own is the largest: a number a part.
+    """
     dense = lambda z, p: softmax._pass(
         z, softmax.Target(dense=p), softmax.Target(), classes=softmax.Classes(CLASSES), asked=asked, plain=True
     )
-    assert cost(dense, LOGITS, LOGITS)["temporaries"] <= 96 * ROWS
+    assert cost(dense, LOGITS, LOGITS)["temporaries"] <= (96 + 4 * CLASSES // 25) * ROWS
 
 
 def test_the_line_is_the_functional():

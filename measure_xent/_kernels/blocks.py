@@ -18,7 +18,7 @@ SHORT_ROW = 32
 
 
 def in_row_blocks(f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (), shared: Any = ()) -> Any:
-    """``f(matrix, rows, shared)``, in blocks of rows where that is faster.
+    """``f(matrix, rows, shared)``, on a CPU, in blocks of rows where that is faster.
 
     ``f`` maps each row by itself: every leaf of ``rows`` and of the result has ``matrix``'s leading axes.
     """
@@ -27,8 +27,7 @@ def in_row_blocks(f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (),
     size = max(1, BLOCK_BYTES // (4 * columns))
     if not isinstance(count, int) or columns <= SHORT_ROW or count <= size:
         return f(matrix, rows, shared)
-    blocked = lambda *operands: _blocked(f, shape, size, *operands)
-    return lax.platform_dependent(matrix, rows, shared, cpu=blocked, default=f)
+    return _blocked(f, shape, size, matrix, rows, shared)
 
 
 def _blocked(f, shape, size, matrix, rows, shared):

@@ -34,6 +34,10 @@ from .blocks import SHORT_ROW, in_row_blocks
 from .mesh import AxisName, axes_of, sum_over, vary, varying
 from .null import differentiated, null_safe_product
 
+# Measured on an H200: half precision waits for arithmetic as much as for memory, and from here on one reduction is faster than
+# a maximum and a sum. A merge of pieces costs more than a term: a piece is of one class in each of so many parts of the row.
+LONG_ROW, PARTS = 512, 8
+
 
 class Target(NamedTuple):
     """A finite measure on the classes 0..V−1 in normal form, Σ_j weights_j δ_{indices_j} + background·# + dense.
@@ -161,9 +165,11 @@ class Classes:
             total = jnp.sum(f(z, self.first + jnp.arange(self.here)), axis=-1, keepdims=True)
         return self.all_parts(total)
 
-    def top(self, z: Float[Array, "*family V"]) -> tuple[Float[Array, "*family 1"], Int[Array, "*family 1"]]:
+    def top(
+        self, z: Float[Array, "*family V"], platform: str
+    ) -> tuple[Float[Array, "*family 1"], Int[Array, "*family 1"]]:
         """(the largest logit, the first class that has it)."""
-        top, at = _top(z)
+        top, at = _top(z, platform)
         if self.axis_name is None:
             return top, at
         # Not pmax, which has no derivative: JAX 0.10 forgets a custom rule where it linearises a scan, and takes this one's.
@@ -194,13 +200,27 @@ class Classes:
         return _out_of_range(indices, self.count)
 
 
-def _top(z):
+def _top(z, platform):
     if z.shape[-1] <= SHORT_ROW:
         columns = [z[..., c : c + 1] for c in range(z.shape[-1])]
         larger = lambda a, b: jax.tree.map(functools.partial(jnp.where, b[0] > a[0]), b, a)
         return functools.reduce(larger, [(x, jnp.full(x.shape, c, jnp.int32)) for c, x in enumerate(columns)])
-    at = jnp.argmax(z, axis=-1, keepdims=True).astype(jnp.int32)
+    argmax = lambda z: jnp.argmax(z, axis=-1, keepdims=True).astype(jnp.int32)
+    size = _divisor(z.shape[-1]) if platform == "cpu" else 1
+    if size == 1:
+        at = argmax(z)
+    else:
+        # XLA's CPU compiler makes a maximum at the speed of memory, an argmax ten times as slowly: that of a part has to do.
+        parts = z.reshape(*z.shape[:-1], -1, size)
+        part = argmax(jnp.max(parts, axis=-1))
+        at = part * size + argmax(jnp.take_along_axis(parts, part[..., None], axis=-2)[..., 0, :])
     return jnp.take_along_axis(z, at, axis=-1), at
+
+
+@functools.cache
+def _divisor(n):
+    """The largest one up to the square root."""
+    return next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
 
 
 class Relative(NamedTuple):
@@ -211,19 +231,49 @@ class Relative(NamedTuple):
     at: Int[Array, "*family 1"]  # the class of the reference, V in a row with a NaN
 
 
-def _relative_to_top(classes: Classes, z: Float[Array, "*family V"]) -> Relative:
+def _relative_to_top(classes: Classes, z: Float[Array, "*family V"], platform: str) -> Relative:
     """Relative to the first maximum.
 
     Its own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by its index, for
     logits that a compiler makes again in every loop that reads them may differ in the last bit.
     """
-    top, at = classes.top(z)
-    # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
-    tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
+    if platform == "cuda":
+        top, tail, at = _in_one_pass(z)
+    else:
+        top, at = classes.top(z, platform)
+        # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
+        tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
     undefined = jnp.isnan(top) | jnp.isnan(tail)
     log_sum = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
     top, log_sum = (jnp.where(undefined, jnp.nan, x) for x in (top, log_sum))
     return Relative(top, log_sum, jnp.where(undefined, classes.count, at))
+
+
+def _in_one_pass(z: Float[Array, "*family V"]) -> tuple[Array, Array, Array]:
+    """(maximum, Σ over the other classes of exp(z_c − maximum), the maximum's class) by one reduction, of pieces of a row that
+    are each relative to their own maximum (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax")."""
+
+    def merge(a, b):
+        first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[2] < b[2]))
+        (top, tail, at), (lower, more, _) = (
+            jax.tree.map(functools.partial(jnp.where, first), *ab) for ab in ((a, b), (b, a))
+        )
+        return top, tail + jnp.where(lower == top, 1, jnp.exp(lower - top)) * (1 + more), at
+
+    axis = z.ndim - 1
+    size = -(-z.shape[-1] // PARTS)
+    z = jnp.pad(z, [(0, 0)] * axis + [(0, PARTS * size - z.shape[-1])], constant_values=-jnp.inf)
+    pieces = [z[..., part * size : (part + 1) * size] for part in range(PARTS)]
+    top = functools.reduce(jnp.maximum, pieces)
+    part, alike, tail = jnp.full(top.shape, PARTS, jnp.int32), jnp.full_like(top, -1), jnp.zeros_like(top)
+    for k, piece in reversed(list(enumerate(pieces))):
+        part = jnp.where(piece == top, k, part)
+        alike += piece == top
+        tail += jnp.where(piece == top, 0, jnp.exp(piece - top))
+    at = part * size + lax.broadcasted_iota(jnp.int32, top.shape, axis)
+    nothing = jnp.full((), -jnp.inf, z.dtype), jnp.zeros((), z.dtype), jnp.int32(PARTS * size)
+    out = lax.reduce((top, tail + alike, at), nothing, merge, (axis,))
+    return tuple(x[..., None] for x in out)
 
 
 def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]) -> Relative:
@@ -326,18 +376,22 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
         indices, weights = jnp.broadcast_arrays(indices, weights)
     target = Target(indices, weights, background, dense)
     family = _family(z, indices, background, dense)
+    on = functools.partial(functools.partial, _pass, classes=classes, asked=asked)
     if family != z.shape[:-1]:  # several targets a row of logits
-        return _pass(z, target, Target(), classes=classes, asked=asked)
+        return on()(z, target, Target())
     operands = z, *split(target, family)
-    options = dict(classes=classes, asked=asked)
-    exact = lambda *operands: in_row_blocks(functools.partial(_pass, **options), *operands)
-    # Beyond, a float32 does not number the classes.
-    if classes.axis_name is not None or not SHORT_ROW < z.shape[-1] <= 1 << 24:
-        return exact(*operands)
-    quick = functools.partial(_quick_pass, exact=exact, **options)
-    # Half precision is first converted: in blocks, or all of it would be written out. float64 the library does not know.
-    cpu = quick if z.dtype == jnp.float32 else lambda *operands: in_row_blocks(quick, *operands)
-    return lax.platform_dependent(*operands, cpu=cpu, default=exact)
+    if z.shape[-1] <= SHORT_ROW:
+        return on()(*operands)
+    cpu = functools.partial(in_row_blocks, on(platform="cpu"))
+    platforms = {"default": on()}
+    if classes.axis_name is None:
+        if z.dtype.itemsize == 2 and z.shape[-1] >= LONG_ROW:
+            platforms["cuda"] = on(platform="cuda")
+        if z.shape[-1] <= 1 << 24:  # beyond, a float32 does not number the classes
+            quick = functools.partial(_quick_pass, classes=classes, asked=asked, exact=cpu)
+            # Half precision is first converted: in blocks, or all would be written out. float64 the library does not know.
+            cpu = quick if z.dtype == jnp.float32 else functools.partial(in_row_blocks, quick)
+    return lax.platform_dependent(*operands, cpu=cpu, **platforms)
 
 
 @jax.custom_batching.custom_vmap
@@ -357,6 +411,8 @@ def _quick_pass(z, own, shared, *, classes, asked, exact) -> Rows:
     XLA's CPU compiler hands a sum of plain arithmetic to YNNPACK, which makes it in one pass over the logits. Comparisons and
     selections, as the edges need them, it writes out first, a number a logit.
     """
+    if not _pivots(join(own, shared), asked):
+        z = lax.optimization_barrier(z)  # read several times: logits that the program makes are made once
     out = _pass(z, own, shared, classes=classes, asked=asked, plain=True)
     log_sum, target = out.log_sum[..., 0], join(own, shared)
     fine = jnp.isfinite(log_sum) & ~jnp.isnan(out.cross_entropy)
@@ -375,19 +431,19 @@ def _pivots(target, asked):
     return target.indices is not None and target.indices.shape[-1] <= 2 and target.dense is None and not asked
 
 
-def _pass(z, own, shared, *, classes, asked=(), plain=False) -> Rows:
-    """The rows of a target whose parts are each row's own, or shared by all rows."""
+def _pass(z, own, shared, *, classes, asked=(), platform="", plain=False) -> Rows:
+    """The rows of a target whose parts are each row's own, or shared by all rows; ``plain`` is for CPUs."""
     target = join(own, shared)
     indices, weights, background, dense = target
     z = z.astype(accumulator(z.dtype))
     # Where a sum may be tiny beside the logits, the reference's own term is 0 by its index: ``others`` of the terms.
     if plain:
-        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else _top(z)[1]
+        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else _top(z, "cpu")[1]
         reference, log_sum, at = _relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
         gap = lambda z, of="tail": _apart(reference, of) - z
         others = lambda x, c, of: x * _others(z, at, of)
     else:
-        reference, log_sum, at = _relative_to_top(classes, z)
+        reference, log_sum, at = _relative_to_top(classes, z, platform)
         gap = lambda z, of="": _gap(reference, z)
         others = lambda x, c, of: jnp.where(c == at, 0, x)
     total = jnp.zeros((), z.dtype)
