@@ -188,7 +188,8 @@ def measure(case: Case, repeats: int, platform: str = "cpu") -> Figure:
         for name, call in on_torch.items():
             torch.cuda.reset_peak_memory_stats()
             call()
-            peak[name] = torch.cuda.max_memory_allocated() / 2**20
+            # The operands are JAX's memory.
+            peak[name] = (torch.cuda.max_memory_allocated() + sum(x.nbytes for x in operands)) / 2**20
         wait = lambda _: torch.cuda.synchronize()
     else:
         wait = lambda _: None
