@@ -121,7 +121,7 @@ def test_laws_of_integration(entry):
 
 
 @each
-def test_laws_of_several_measures(entry):
+def test_laws_of_products_and_divergences(entry):
     """Change of variables, Fubini, the tower, Gibbs, the chain rule, data processing, KL of finite measures."""
     with jax.enable_x64(True):
         case = Case(entry, 0)

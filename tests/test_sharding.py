@@ -147,9 +147,8 @@ def test_a_teacher_in_parts_beside_a_whole_student():
         )
 
     inside = lambda *args: jax.value_and_grad(lambda *args: loss(*args, "data", "model"), (0, 1))(*args)
-    got = jax.shard_map(inside, mesh=mesh, in_specs=(S(), COLUMNS, ROWS), out_specs=(S(), (S(), COLUMNS)))(
-        weight, u, hidden
-    )
+    function = jax.shard_map(inside, mesh=mesh, in_specs=(S(), COLUMNS, ROWS), out_specs=(S(), (S(), COLUMNS)))
+    got = jax.jit(function)(weight, u, hidden)
     expected = jax.value_and_grad(loss, (0, 1))(weight, u, hidden)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, **close)
@@ -309,12 +308,13 @@ def test_measures_over_devices():
             "product": mx.product(plain, mx.DiscreteUniform(3)).expect(lambda x, y: x * y),
         }
 
-    got = jax.shard_map(
+    over_devices = jax.shard_map(
         lambda x, w: figures(x, w, axis_name=("data", "model")),
         mesh=mesh,
         in_specs=(S(("data", "model")),) * 2,
         out_specs=S(),
-    )(x, w)
+    )
+    got = jax.jit(over_devices)(x, w)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), got, figures(x, w))
 
 
