@@ -11,10 +11,12 @@ from ._conditional import AbstractConditional
 from ._density import LogDensity
 from ._dispatch import rule
 from ._integrand import Integrand, with_model
+from ._kernels.classes import Classes
 from ._kernels.head import Matrix, integral, per_row
 from ._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from ._kernels.null import null_safe_product
-from ._kernels.softmax import Classes, Target, join, rows, softmax, split
+from ._kernels.softmax import rows, softmax
+from ._kernels.target import Target, join, split
 from ._measure import Measure
 from ._measures.checks import check_values, real_array
 from ._measures.finite import Categorical, Row, target, written_target

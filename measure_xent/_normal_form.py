@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._integral import Integral
 from ._integrand import Integrand, as_integrand, at
+from ._kernels.classes import accumulator, class_index
 from ._kernels.mesh import sum_over, zeros
 from ._kernels.null import null_safe_product, where_supported
-from ._kernels.softmax import accumulator, class_index
 from ._pytree import pytree, set_fields, static
 from ._smooth_form import Given, Smooth, is_smooth
 

@@ -14,7 +14,7 @@ from ._density import RatioFunction, log, measure_at, model_of, values_by_point
 from ._divergences import tsallis_entropy
 from ._information import functional
 from ._integrand import Integrand
-from ._kernels.softmax import accumulator
+from ._kernels.classes import accumulator
 from ._measure import Measure
 from ._measures.checks import real_array
 from ._measures.finite import Categorical, masses

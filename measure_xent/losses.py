@@ -33,7 +33,7 @@ from ._divergences import cumulant
 from ._information import cross_entropy, entropy
 from ._integral import Integral
 from ._joint import joint
-from ._kernels.softmax import accumulator
+from ._kernels.classes import accumulator
 from ._linear import LinearSoftmax
 from ._measure import Measure
 from ._measures.atoms import Atoms

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 import measure_xent as mx
-from measure_xent._kernels import softmax
+from measure_xent._kernels import log_sum
+from measure_xent._kernels.classes import Classes
 
 from .sweeps import sweep
 
@@ -88,16 +89,16 @@ def test_relative_to_the_first_maximum(platform, dtype, classes):
     eps = float(jnp.finfo(jnp.float32).eps)
     # A CPU merges the terms of the one reduction one by one, half an ulp each; a GPU in a tree.
     relative_error = bound(eps, 90, classes) + (classes / 2 * eps if platform == "cuda" else 0)
-    relative = jax.jit(lambda z: softmax._relative_to_top(softmax.Classes(classes), z.astype("float32"), platform))
+    relative = jax.jit(lambda z: log_sum.relative_to_top(Classes(classes), z.astype("float32"), platform))
     rng = np.random.default_rng(classes)
     z = jnp.asarray(np.stack([logits for _, logits, _ in rows(classes, rng)]), dtype)
     got = jax.tree.map(lambda x: np.asarray(x)[:, 0], relative(z))
     z = np.asarray(z, np.float64)
     np.testing.assert_array_equal(got.at, z.argmax(-1))
     np.testing.assert_array_equal(got.reference, z.max(-1))
-    for row, log_sum in zip(z, got.log_sum, strict=True):
+    for row, got_sum in zip(z, got.log_sum, strict=True):
         loss = exact(row, row.argmax())[0]
-        assert abs(log_sum - loss) <= relative_error * loss + classes * float(jnp.finfo(jnp.float32).tiny)  # flushed
+        assert abs(got_sum - loss) <= relative_error * loss + classes * float(jnp.finfo(jnp.float32).tiny)  # flushed
 
     z = np.tile(rng.normal(size=classes), (7, 1))
     z[0], z[0, [5, classes // 2, classes - 1]] = -90.0, 9.0

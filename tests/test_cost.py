@@ -11,6 +11,8 @@ import pytest
 import measure_xent as mx
 from measure_xent import log
 from measure_xent._kernels import softmax
+from measure_xent._kernels.classes import Classes
+from measure_xent._kernels.target import Target
 
 
 def compiled(function, *shapes):
@@ -37,7 +39,7 @@ def by_measure(z, y):
 
 
 def by_kernel(z, y):
-    return softmax.cross_entropy(z, softmax.Target(y[:, None], jnp.ones((*y.shape, 1))))
+    return softmax.cross_entropy(z, Target(y[:, None], jnp.ones((*y.shape, 1))))
 
 
 def with_gradient(loss):
@@ -56,10 +58,8 @@ def test_one_pass_costs_less_than_logsumexp_minus_gather():
     As many exponentials, and four cheap operations a logit for the maximum, which keep the label's own term out of the sum: the
     relative accuracy of a confident row. Nothing of the logits' size is written.
     """
-    options = dict(classes=softmax.Classes(CLASSES), plain=True)
-    one_pass = lambda z, y: (
-        softmax._pass(z, softmax.Target(y[:, None], jnp.ones((ROWS, 1))), softmax.Target(), **options).cross_entropy
-    )
+    options = dict(classes=Classes(CLASSES), plain=True)
+    one_pass = lambda z, y: softmax._pass(z, Target(y[:, None], jnp.ones((ROWS, 1))), Target(), **options).cross_entropy
     ours, theirs = cost(one_pass, LOGITS, LABELS), cost(by_hand, LOGITS, LABELS)
     assert ours["flops"] <= theirs["flops"] + 3 * ROWS * CLASSES + 40 * ROWS
     assert ours["transcendentals"] <= theirs["transcendentals"] + 4 * ROWS
@@ -72,9 +72,7 @@ def test_sums_of_one_pass_each_write_nothing(asked):
 
     The first maximum is sought in the part of a row, of 25 classes here, whose own is the largest: a number a part.
     """
-    dense = lambda z, p: softmax._pass(
-        z, softmax.Target(dense=p), softmax.Target(), classes=softmax.Classes(CLASSES), asked=asked, plain=True
-    )
+    dense = lambda z, p: softmax._pass(z, Target(dense=p), Target(), classes=Classes(CLASSES), asked=asked, plain=True)
     assert cost(dense, LOGITS, LOGITS)["temporaries"] <= (96 + 4 * CLASSES // 25) * ROWS
 
 

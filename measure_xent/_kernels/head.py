@@ -16,9 +16,9 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .blocks import BLOCK_BYTES
+from .classes import accumulator
 from .mesh import sum_over, vary, varying, zeros
 from .null import differentiated, null_safe_product
-from .softmax import accumulator
 
 # Cost model. A block of R rows reads and writes the accumulated weight gradient once, 8·D·V bytes, beside 6·R·D·V operations
 # of its three matrix products: with F operations and B bytes a second, the share of that is 4/3 · F/B / R, whatever D and V

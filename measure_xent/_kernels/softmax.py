@@ -19,54 +19,21 @@ Conventions at the edge, each the limit of finite logits:
 - of several maxima the first is the mode.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from .blocks import SHORT_ROW, in_row_blocks
-from .mesh import AxisName, axes_of, sum_over, vary, varying
+from .classes import Classes, accumulator, class_index, first_maximum
+from .log_sum import LONG_ROW, all_but, apart, distance, relative_to_class, relative_to_top
+from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
-
-# Measured on an H200: half precision waits for arithmetic as much as for memory, and from here on one reduction is faster than
-# a maximum and a sum. A merge of pieces costs more than a term: a piece is of one class in each of so many parts of the row.
-LONG_ROW, PARTS = 512, 8
-
-
-class Target(NamedTuple):
-    """A finite measure on the classes 0..V−1 in normal form, Σ_j weights_j δ_{indices_j} + background·# + dense.
-
-    Parts that are absent are None. Leading axes index a family and broadcast against the logits'.
-    """
-
-    indices: Int[Array, "*family k"] | None = None
-    weights: Float[Array, "*family k"] | None = None
-    background: Float[Array, "*family"] | None = None
-    dense: Float[Array, "*family V"] | None = None
-
-
-def split(target: Target, family: tuple[Any, ...]) -> tuple[Target, Target]:
-    """The target as the parts that are each row's own, with the family's axes, and those shared by all, with none."""
-    own, shared = {}, {}
-    for name, x in target._asdict().items():
-        if x is not None:
-            tail = x.ndim - (name != "background")
-            lead, event = x.shape[:tail], x.shape[tail:]
-            if math.prod(lead) == 1 < math.prod(family):
-                shared[name] = x.reshape(event)
-            else:
-                own[name] = jnp.broadcast_to(x, (*family, *event))
-    return Target(**own), Target(**shared)
-
-
-def join(own: Target, shared: Target) -> Target:
-    return Target(*(a if b is None else b for a, b in zip(own, shared, strict=True)))
+from .target import Target, expand, is_null, join, split
 
 
 class Rows(NamedTuple):
@@ -111,204 +78,11 @@ def rows(
     return _rows(asked, Classes.of(logits, axis_name), logits, indices, *parts)
 
 
-def class_index(x: Shaped[Array, "..."]) -> Int[Array, "..."]:
-    """x as class indices: integers wide enough that the number of classes fits, or a TypeError."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(
-            f"class labels must be integers, got points of dtype {x.dtype}; a soft target is "
-            "Categorical(probs=...) or Discrete(indices, weights)"
-        )
-    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
-
-
-def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype sums are kept in: float32 for half precision, else the dtype itself."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Classes:
-    """The classes, an array's last axis: all of them, or the equal part that each device of a mesh axis has.
-
-    Sums and extrema are over all of them: of parts, by collectives of one number a row. A part is known to shard_map as
-    varying over its axis, which is what makes the transposes of these sums, the gradients, right.
-    """
-
-    here: int
-    axis_name: AxisName | None = None
-
-    @classmethod
-    def of(cls, z: Float[Array, "*family V"], axis_name: AxisName | None = None) -> "Classes":
-        return cls(z.shape[-1], axis_name)
-
-    @property
-    def count(self) -> int:
-        """V."""
-        return self.here if self.axis_name is None else self.here * lax.axis_size(self.axis_name)
-
-    @property
-    def first(self) -> Any:
-        """The index of the first class here."""
-        return 0 if self.axis_name is None else self.here * lax.axis_index(self.axis_name)
-
-    def all_parts(self, sums: Any) -> Any:
-        """The sums over the classes here, summed over all parts."""
-        return sum_over(sums, axes_of(self.axis_name))
-
-    def sum(self, f: Callable, z: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
-        """Σ_c f(z_c, c)."""
-        # A compiler vectorises the loop over the classes. Where they are few, written out they vectorise over the rows.
-        if self.here <= SHORT_ROW:
-            total = sum(f(z[..., c : c + 1], self.first + c) for c in range(self.here))
-        else:
-            total = jnp.sum(f(z, self.first + jnp.arange(self.here)), axis=-1, keepdims=True)
-        return self.all_parts(total)
-
-    def top(
-        self, z: Float[Array, "*family V"], platform: str
-    ) -> tuple[Float[Array, "*family 1"], Int[Array, "*family 1"]]:
-        """(the largest logit, the first class that has it)."""
-        top, at = _top(z, platform)
-        if self.axis_name is None:
-            return top, at
-        # Not pmax, which has no derivative: JAX 0.10 forgets a custom rule where it linearises a scan, and takes this one's.
-        tops, at = lax.all_gather((top, at + self.first), self.axis_name, to="invarying")
-        top = jnp.max(tops, axis=0)
-        return top, jnp.min(jnp.where(tops == top, at, jnp.iinfo(at.dtype).max), axis=0)
-
-    def take(self, z: Float[Array, "*family V"], indices: Int[Array, "*family k"]) -> Float[Array, "*family k"]:
-        """z at class indices, family axes broadcast; an index out of range reads some number."""
-        if self.axis_name is None:
-            return _take(z, indices)
-        at = indices - self.first
-        return self.all_parts(jnp.where(_out_of_range(at, self.here), 0, _take(z, at)))
-
-    def part(self, z: Float[Array, "*family V"]) -> Float[Array, "*family here"]:
-        """Of all classes, those here."""
-        return z if self.axis_name is None else lax.dynamic_slice_in_dim(z, self.first, self.here, -1)
-
-    def gather(self, z: Float[Array, "*family here"]) -> Float[Array, "*family V"]:
-        """All of the rows whose classes here are z."""
-        if self.axis_name is None:
-            return z
-        empty = jnp.zeros((*z.shape[:-1], self.count), z.dtype)
-        return self.all_parts(lax.dynamic_update_slice_in_dim(empty, z, self.first, -1))
-
-    def excludes(self, indices: Int[Array, "*family k"]) -> Bool[Array, "*family k"]:
-        """Whether an index is of no class at all."""
-        return _out_of_range(indices, self.count)
-
-
-def _top(z, platform):
-    if z.shape[-1] <= SHORT_ROW:
-        columns = [z[..., c : c + 1] for c in range(z.shape[-1])]
-        larger = lambda a, b: jax.tree.map(functools.partial(jnp.where, b[0] > a[0]), b, a)
-        return functools.reduce(larger, [(x, jnp.full(x.shape, c, jnp.int32)) for c, x in enumerate(columns)])
-    argmax = lambda z: jnp.argmax(z, axis=-1, keepdims=True).astype(jnp.int32)
-    size = _divisor(z.shape[-1]) if platform == "cpu" else 1
-    if size == 1:
-        at = argmax(z)
-    else:
-        # XLA's CPU compiler makes a maximum at the speed of memory, an argmax ten times as slowly: that of a part has to do.
-        parts = z.reshape(*z.shape[:-1], -1, size)
-        part = argmax(jnp.max(parts, axis=-1))
-        at = part * size + argmax(jnp.take_along_axis(parts, part[..., None], axis=-2)[..., 0, :])
-    return jnp.take_along_axis(z, at, axis=-1), at
-
-
-@functools.cache
-def _divisor(n):
-    """The largest one up to the square root."""
-    return next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
-
-
-class Relative(NamedTuple):
-    """A row's log-sum-exp as one of its logits and what is more, log Σ_c exp(z_c − reference)."""
-
-    reference: Float[Array, "*family 1"]
-    log_sum: Float[Array, "*family 1"]
-    at: Int[Array, "*family 1"]  # the class of the reference, V in a row with a NaN
-
-
-def _relative_to_top(classes: Classes, z: Float[Array, "*family V"], platform: str) -> Relative:
-    """Relative to the first maximum.
-
-    Its own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by its index, for
-    logits that a compiler makes again in every loop that reads them may differ in the last bit.
-    """
-    if platform == "cuda":
-        top, tail, at = _in_one_pass(z)
-    else:
-        top, at = classes.top(z, platform)
-        # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
-        tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
-    undefined = jnp.isnan(top) | jnp.isnan(tail)
-    log_sum = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
-    top, log_sum = (jnp.where(undefined, jnp.nan, x) for x in (top, log_sum))
-    return Relative(top, log_sum, jnp.where(undefined, classes.count, at))
-
-
-def _in_one_pass(z: Float[Array, "*family V"]) -> tuple[Array, Array, Array]:
-    """(maximum, Σ over the other classes of exp(z_c − maximum), the maximum's class) by one reduction, of pieces of a row that
-    are each relative to their own maximum (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax")."""
-
-    def merge(a, b):
-        first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[2] < b[2]))
-        (top, tail, at), (lower, more, _) = (
-            jax.tree.map(functools.partial(jnp.where, first), *ab) for ab in ((a, b), (b, a))
-        )
-        return top, tail + jnp.where(lower == top, 1, jnp.exp(lower - top)) * (1 + more), at
-
-    axis = z.ndim - 1
-    size = -(-z.shape[-1] // PARTS)
-    z = jnp.pad(z, [(0, 0)] * axis + [(0, PARTS * size - z.shape[-1])], constant_values=-jnp.inf)
-    pieces = [z[..., part * size : (part + 1) * size] for part in range(PARTS)]
-    top = functools.reduce(jnp.maximum, pieces)
-    part, alike, tail = jnp.full(top.shape, PARTS, jnp.int32), jnp.full_like(top, -1), jnp.zeros_like(top)
-    for k, piece in reversed(list(enumerate(pieces))):
-        part = jnp.where(piece == top, k, part)
-        alike += piece == top
-        tail += jnp.where(piece == top, 0, jnp.exp(piece - top))
-    at = part * size + lax.broadcasted_iota(jnp.int32, top.shape, axis)
-    nothing = jnp.full((), -jnp.inf, z.dtype), jnp.zeros((), z.dtype), jnp.int32(PARTS * size)
-    out = lax.reduce((top, tail + alike, at), nothing, merge, (axis,))
-    return tuple(x[..., None] for x in out)
-
-
-def _relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]) -> Relative:
-    """Relative to any class, in one pass, of plain arithmetic: NaN or infinite where that fails.
-
-    The sum overflows where the class is too far below the maximum, or −inf.
-    """
-    own = jnp.take_along_axis(z, at, axis=-1)
-    # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
-    lower = _apart(own - 16)
-    larger = _apart(jnp.sum(jnp.exp(z - lower) * _others(z, at), axis=-1, keepdims=True))
-    return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
-
-
-def _others(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
-    """0 for the class ``at``, 1 for the others, by arithmetic: integers are apart."""
-    index = _apart(at.astype(z.dtype), of)
-    one = _apart(0 * index + 1)  # of constants, one that others use would be written out
-    return jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
-
-
-def _apart(row, of: str = "tail"):
-    """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow.
-
-    What several sums have in common would be written out, a number a logit: each has its own, that ``of`` the sum.
-    """
-    # A selection that changes nothing: such a loop does not take it in. A barrier does not keep JAX 0.10 from it.
-    return jnp.where(jnp.isnan(row), {"tail": jnp.nan, "background": 0, "dense": 1, "entropy": 2}[of], row)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_softmax(classes: Classes, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
     top, log1p_tail = _tops(classes, z)
-    return -(_gap(top, z) + log1p_tail)
+    return -(distance(top, z) + log1p_tail)
 
 
 @log_softmax.defjvp
@@ -335,32 +109,13 @@ def _inner(classes, a, b):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _probabilities(classes, z, reference, log_sum):
     """softmax(z), where the log-sum-exp is known already."""
-    return jnp.exp(-(_gap(reference, z) + log_sum))
+    return jnp.exp(-(distance(reference, z) + log_sum))
 
 
 @_probabilities.defjvp
 def _probabilities_jvp(classes, primals, tangents):
     p, dz = _probabilities(classes, *primals), tangents[0]
     return p, p * (dz - _inner(classes, p, dz))
-
-
-def _gap(reference, z):
-    # Equal values are 0 apart, infinite ones too.
-    return jnp.where(z == reference, 0, reference - z)
-
-
-def _take(z, indices):
-    """z at indices along the last axis, family axes broadcast; an index out of range reads some class."""
-    indices = jnp.clip(indices, 0, z.shape[-1] - 1)
-    if z.ndim == 1:
-        return z[indices]
-    family = jnp.broadcast_shapes(z.shape[:-1], indices.shape[:-1])
-    z = jnp.broadcast_to(z, (*family, z.shape[-1]))
-    return jnp.take_along_axis(z, jnp.broadcast_to(indices, (*family, indices.shape[-1])), axis=-1)
-
-
-def _out_of_range(indices, classes):
-    return (indices < 0) | (indices >= classes)
 
 
 def _pivot(indices, weights, classes):
@@ -438,13 +193,13 @@ def _pass(z, own, shared, *, classes, asked=(), platform="", plain=False) -> Row
     z = z.astype(accumulator(z.dtype))
     # Where a sum may be tiny beside the logits, the reference's own term is 0 by its index: ``others`` of the terms.
     if plain:
-        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else _top(z, "cpu")[1]
-        reference, log_sum, at = _relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
-        gap = lambda z, of="tail": _apart(reference, of) - z
-        others = lambda x, c, of: x * _others(z, at, of)
+        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else first_maximum(z, "cpu")[1]
+        reference, log_sum, at = relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
+        gap = lambda z, of="tail": apart(reference, of) - z
+        others = lambda x, c, of: x * all_but(z, at, of)
     else:
-        reference, log_sum, at = _relative_to_top(classes, z, platform)
-        gap = lambda z, of="": _gap(reference, z)
+        reference, log_sum, at = relative_to_top(classes, z, platform)
+        gap = lambda z, of="": distance(reference, z)
         others = lambda x, c, of: jnp.where(c == at, 0, x)
     total = jnp.zeros((), z.dtype)
     if weights is not None:
@@ -453,11 +208,11 @@ def _pass(z, own, shared, *, classes, asked=(), platform="", plain=False) -> Row
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
         # Or XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
-        gaps = _apart(classes.sum(lambda z, c: gap(z, "background"), z))
+        gaps = apart(classes.sum(lambda z, c: gap(z, "background"), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     here = classes.first + jnp.arange(z.shape[-1])
     if dense is not None and plain:
-        total += _apart(jnp.sum(dense * others(gap(z, "dense"), here, "dense"), axis=-1)) + log_sum[..., 0] * _apart(
+        total += apart(jnp.sum(dense * others(gap(z, "dense"), here, "dense"), axis=-1)) + log_sum[..., 0] * apart(
             jnp.sum(dense, axis=-1)
         )
     elif dense is not None:
@@ -470,7 +225,7 @@ def _pass(z, own, shared, *, classes, asked=(), platform="", plain=False) -> Row
         # Where the gap is infinite the probability is 0.
         of = "entropy"
         terms = lambda z, c: others(jnp.exp(-(gap(z, of) + log_sum)) * jnp.minimum(gap(z, of), 1e4), c, of)
-        out = out._replace(entropy=(log_sum + _apart(classes.sum(terms, z)))[..., 0])
+        out = out._replace(entropy=(log_sum + apart(classes.sum(terms, z)))[..., 0])
     return out
 
 
@@ -479,7 +234,7 @@ def _rows_jvp(asked, classes, primals, tangents):
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
     out = _rows(asked, classes, *primals)
     tangent = jnp.zeros((), out.cross_entropy.dtype)
-    undefined = jnp.isnan(out.log_sum) & _null(classes, weights, background, dense)
+    undefined = jnp.isnan(out.log_sum) & is_null(classes, weights, background, dense)
     # Only this module's rules read reference and log_sum by themselves; the sum's derivative stands with the second.
     d = jax.tree.map(jnp.zeros_like, out._replace(mode=None))
     if dz is not None:
@@ -531,9 +286,9 @@ def _residual(classes, z, indices, weights, background, dense, reference, log_su
     # Once a row: a compiler that fuses these with what follows computes them again for every class.
     rows = reference, log_sum, confident, jnp.expm1(-log_sum)
     reference, log_sum, confident, p_less_1 = lax.optimization_barrier(rows)
-    p = jnp.exp(-(_gap(reference, z) + log_sum))
+    p = jnp.exp(-(distance(reference, z) + log_sum))
     residual = jnp.where(z == confident, total * p_less_1 + (total - target), total * p - target)
-    return jnp.where(_null(classes, weights, background, dense), 0, residual)
+    return jnp.where(is_null(classes, weights, background, dense), 0, residual)
 
 
 def _residual_jvp(classes, primals, tangents):
@@ -541,7 +296,7 @@ def _residual_jvp(classes, primals, tangents):
     dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
     value = _residual(classes, *primals)
     total, _ = expand(classes, indices, *measure)
-    null = _null(classes, *measure)
+    null = is_null(classes, *measure)
     p = softmax(jnp.where(null & jnp.isnan(log_sum), 0, z.astype(log_sum.dtype)), classes)
     tangent = jnp.zeros_like(value)
     if dz is not None:
@@ -558,68 +313,6 @@ def _residual_jvp(classes, primals, tangents):
 
 
 _residual.defjvp(_residual_jvp, symbolic_zeros=True)
-
-
-def mass(target: Target, classes: Classes) -> Float[Array, "*family"]:
-    """The target's mass, a row."""
-    total = jnp.asarray(0.0)
-    if target.weights is not None:
-        total += jnp.sum(target.weights, axis=-1)
-    if target.background is not None:
-        total += classes.count * target.background
-    if target.dense is not None:
-        total += classes.all_parts(jnp.sum(target.dense, axis=-1))
-    return total
-
-
-def mass_at(target: Target, index: Int[Array, "*family"], classes: Classes) -> Float[Array, "*family"]:
-    """The target's mass at one class a row."""
-    total = jnp.zeros(index.shape)
-    if target.weights is not None:
-        total += jnp.sum(jnp.where(target.indices == index[..., None], target.weights, 0), axis=-1)
-    if target.background is not None:
-        total += target.background
-    if target.dense is not None:
-        total += classes.take(target.dense, index[..., None])[..., 0]
-    return total
-
-
-def expand(classes: Classes, *target: Any) -> tuple[Array, Array]:
-    """(mass [*, 1], target as a vector over the classes here [*, V]), linear in the measure."""
-    indices, weights, background, dense = target
-    vector = jnp.asarray(0.0)[None]
-    if weights is not None:
-        vector += _scatter(indices - classes.first, weights, classes.here)
-    if background is not None:
-        vector += background[..., None]
-    if dense is not None:
-        vector += dense
-    return mass(Target(*target), classes)[..., None], vector
-
-
-def _null(classes, weights, background, dense):
-    """Whether each row's target is the null measure, [*, 1]."""
-    null = jnp.ones((1,), bool)
-    if weights is not None:
-        null &= jnp.all(weights == 0, axis=-1, keepdims=True)
-    if background is not None:
-        null &= background[..., None] == 0
-    if dense is not None:
-        null &= classes.all_parts(jnp.sum(dense != 0, axis=-1, keepdims=True)) == 0
-    return null
-
-
-def _scatter(indices, weights, classes):
-    if indices.shape[-1] <= 4:  # comparisons fuse into the loop that writes the gradient, a scatter would not
-        at = jnp.arange(classes)
-        atoms = range(indices.shape[-1])
-        return sum(jnp.where(at == indices[..., j : j + 1], weights[..., j : j + 1], 0) for j in atoms)
-    indices, weights = jnp.broadcast_arrays(indices, weights)
-    indices = jnp.where(_out_of_range(indices, classes), classes, indices).reshape(-1, indices.shape[-1])
-    rows = jnp.arange(indices.shape[0])[:, None]
-    flat = weights.reshape(indices.shape)
-    out = jnp.zeros((indices.shape[0], classes), weights.dtype).at[rows, indices].add(flat, mode="drop")
-    return out.reshape(*weights.shape[:-1], classes)
 
 
 def _pair(weight, surprisal):

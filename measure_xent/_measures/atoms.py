@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._kernels.classes import accumulator
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name
-from .._kernels.softmax import accumulator
 from .._measure import Measure
 from .._normal_form import NormalForm
 from .._pytree import pytree, set_fields, static

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
-from .._kernels.softmax import accumulator
+from .._kernels.classes import accumulator
 from .._pytree import set_fields
 
 

@@ -12,21 +12,10 @@ from .._density import LogDensity
 from .._dispatch import rule
 from .._integrand import Integrand
 from .._kernels import sigmoid
+from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.null import null_safe_product, where_supported
-from .._kernels.softmax import (
-    Classes,
-    Rows,
-    Target,
-    accumulator,
-    class_index,
-    cross_entropy,
-    expand,
-    log_softmax,
-    mass,
-    mass_at,
-    rows,
-    softmax,
-)
+from .._kernels.softmax import Rows, cross_entropy, log_softmax, rows, softmax
+from .._kernels.target import Target, expand, mass, mass_at
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static

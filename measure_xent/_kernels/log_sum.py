@@ -1,0 +1,101 @@
+"""The log-sum-exp of a row as a pair, lse = r + s: a reference, one of the row's logits, and s = log Σ_c exp(z_c − r)."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from .classes import Classes
+
+# Measured on an H200: half precision waits for arithmetic as much as for memory, and from here on one reduction is faster than
+# a maximum and a sum. A merge of pieces costs more than a term: a piece is of one class in each of so many parts of the row.
+LONG_ROW, PARTS = 512, 8
+
+
+class Relative(NamedTuple):
+    """A row's log-sum-exp as one of its logits and what is more, log Σ_c exp(z_c − reference)."""
+
+    reference: Float[Array, "*family 1"]
+    log_sum: Float[Array, "*family 1"]
+    at: Int[Array, "*family 1"]  # the class of the reference, V in a row with a NaN
+
+
+def relative_to_top(classes: Classes, z: Float[Array, "*family V"], platform: str) -> Relative:
+    """Relative to the first maximum.
+
+    Its own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by its index, for
+    logits that a compiler makes again in every loop that reads them may differ in the last bit.
+    """
+    if platform == "cuda":
+        top, tail, at = _in_one_pass(z)
+    else:
+        top, at = classes.top(z, platform)
+        # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
+        tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
+    undefined = jnp.isnan(top) | jnp.isnan(tail)
+    log_sum = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
+    top, log_sum = (jnp.where(undefined, jnp.nan, x) for x in (top, log_sum))
+    return Relative(top, log_sum, jnp.where(undefined, classes.count, at))
+
+
+def _in_one_pass(z: Float[Array, "*family V"]) -> tuple[Array, Array, Array]:
+    """(maximum, Σ over the other classes of exp(z_c − maximum), the maximum's class) by one reduction, of pieces of a row that
+    are each relative to their own maximum (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax")."""
+
+    def merge(a, b):
+        first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[2] < b[2]))
+        (top, tail, at), (lower, more, _) = (
+            jax.tree.map(functools.partial(jnp.where, first), *ab) for ab in ((a, b), (b, a))
+        )
+        return top, tail + jnp.where(lower == top, 1, jnp.exp(lower - top)) * (1 + more), at
+
+    axis = z.ndim - 1
+    size = -(-z.shape[-1] // PARTS)
+    z = jnp.pad(z, [(0, 0)] * axis + [(0, PARTS * size - z.shape[-1])], constant_values=-jnp.inf)
+    pieces = [z[..., part * size : (part + 1) * size] for part in range(PARTS)]
+    top = functools.reduce(jnp.maximum, pieces)
+    part, alike, tail = jnp.full(top.shape, PARTS, jnp.int32), jnp.full_like(top, -1), jnp.zeros_like(top)
+    for k, piece in reversed(list(enumerate(pieces))):
+        part = jnp.where(piece == top, k, part)
+        alike += piece == top
+        tail += jnp.where(piece == top, 0, jnp.exp(piece - top))
+    at = part * size + lax.broadcasted_iota(jnp.int32, top.shape, axis)
+    nothing = jnp.full((), -jnp.inf, z.dtype), jnp.zeros((), z.dtype), jnp.int32(PARTS * size)
+    out = lax.reduce((top, tail + alike, at), nothing, merge, (axis,))
+    return tuple(x[..., None] for x in out)
+
+
+def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"]) -> Relative:
+    """Relative to any class, in one pass, of plain arithmetic: NaN or infinite where that fails.
+
+    The sum overflows where the class is too far below the maximum, or −inf.
+    """
+    own = jnp.take_along_axis(z, at, axis=-1)
+    # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
+    lower = apart(own - 16)
+    larger = apart(jnp.sum(jnp.exp(z - lower) * all_but(z, at), axis=-1, keepdims=True))
+    return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
+
+
+def all_but(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
+    """0 for the class ``at``, 1 for the others, by arithmetic: integers are apart."""
+    index = apart(at.astype(z.dtype), of)
+    one = apart(0 * index + 1)  # of constants, one that others use would be written out
+    return jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
+
+
+def apart(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family 1"]:
+    """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow.
+
+    What several sums have in common would be written out, a number a logit: each has its own, that ``of`` the sum.
+    """
+    # A selection that changes nothing: such a loop does not take it in. A barrier does not keep JAX 0.10 from it.
+    return jnp.where(jnp.isnan(row), {"tail": jnp.nan, "background": 0, "dense": 1, "entropy": 2}[of], row)
+
+
+def distance(reference: Float[Array, "*family 1"], z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+    """reference − z, where equal values are 0 apart, infinite ones too."""
+    return jnp.where(z == reference, 0, reference - z)
