@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config, items):
             sweeps[item.nodeid.partition("[")[0]].append(item)
     left_out = set()
     for name, cases in sweeps.items():
-        n = max(1, examples // max(mark.args[0] for mark in cases[0].iter_markers("sweep")))
+        n = max(1, int(examples / max(mark.args[0] for mark in cases[0].iter_markers("sweep"))))
         kept = {(zlib.crc32(name.encode()) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])

@@ -3,6 +3,6 @@
 import pytest
 
 
-def sweep(names, values, cost=1, **options):
-    """As ``pytest.mark.parametrize``, of which as many cases are run as ``--examples`` says, less where one costs more."""
+def sweep(names, values, cost=1.0, **options):
+    """As ``pytest.mark.parametrize``, of which as many cases are run as ``--examples`` says over the cost of one."""
     return lambda test: pytest.mark.sweep(cost)(pytest.mark.parametrize(names, values, **options)(test))

@@ -13,6 +13,8 @@ import pytest
 import measure_xent as mx
 from measure_xent import losses
 
+from .sweeps import sweep
+
 rng = np.random.default_rng(0)
 inf, nan = np.inf, np.nan
 
@@ -226,17 +228,15 @@ def agree(ours, theirs, counts):
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_the_numbers_of_torch(request):
+KINDS = [(shape, False) for shape in SHAPES] + [("rows", True)]  # torch's head takes rows
+
+
+@sweep("reduction", ("mean", "sum", "none"), cost=0.2)
+@sweep(("shape", "linear"), KINDS, cost=0.2)
+def test_the_numbers_of_torch(shape, linear, reduction, request):
     """720 draws of options and data, values and gradients; 2400 with ``--examples 10``."""
     torch = pytest.importorskip("torch")
-    draws = 2 * request.config.getoption("--examples")
-    kinds = [(shape, False) for shape in SHAPES] + [("rows", True)]  # torch's head takes rows
-    for (shape, linear), reduction in itertools.product(kinds, ("mean", "sum", "none")):
-        draws_agree(torch, shape, reduction, linear, draws)
-
-
-def draws_agree(torch, shape, reduction, linear, draws):
-    F = torch.nn.functional
+    F, draws = torch.nn.functional, 2 * request.config.getoption("--examples")
     with jax.enable_x64(True):
 
         @functools.partial(jax.jit, static_argnames="smoothing")
