@@ -97,3 +97,10 @@ def test_a_nan_where_no_other_class_is_open(classes):
     figures = mx.Dirac(0).expect((-mx.log(Q), mx.correct(Q), mx.confidence(Q), mx.entropy(Q), mx.log_partition(Q)))
     assert np.all(np.isnan(figures))
     assert np.all(np.isnan(jax.grad(lambda z: mx.cross_entropy(mx.Dirac(0), mx.Categorical(z)))(z)))
+
+
+def test_no_rows_of_many_classes():
+    Q, P = mx.Categorical(jnp.zeros((0, 100))), mx.Dirac(jnp.zeros(0, int))
+    for figure in (Q.mode, Q.log_partition, mx.entropy(Q), mx.cross_entropy(P, Q), mx.cross_entropy(Q, Q)):
+        assert figure.shape == (0,)
+    assert jax.grad(lambda z: mx.cross_entropy(P, mx.Categorical(z)).sum())(jnp.zeros((0, 100))).shape == (0, 100)

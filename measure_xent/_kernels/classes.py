@@ -118,7 +118,7 @@ def first_maximum(
         at = argmax(z)
     else:
         # XLA's CPU compiler makes a maximum at the speed of memory, an argmax ten times as slowly: that of a part has to do.
-        parts = z.reshape(*z.shape[:-1], -1, size)
+        parts = z.reshape(*z.shape[:-1], z.shape[-1] // size, size)
         part = argmax(jnp.max(parts, axis=-1))
         at = part * size + argmax(jnp.take_along_axis(parts, part[..., None], axis=-2)[..., 0, :])
     return jnp.take_along_axis(z, at, axis=-1), at
