@@ -11,6 +11,7 @@ import pytest
 import measure_xent as mx
 from measure_xent import log
 from measure_xent._kernels import softmax
+from measure_xent._kernels.blocks import BLOCK_BYTES
 from measure_xent._kernels.classes import Classes
 from measure_xent._kernels.target import Target
 
@@ -74,6 +75,14 @@ def test_sums_of_one_pass_each_write_nothing(asked):
     """
     dense = lambda z, p: softmax._pass(z, Target(dense=p), Target(), classes=Classes(CLASSES), asked=asked, plain=True)
     assert cost(dense, LOGITS, LOGITS)["temporaries"] <= (96 + 4 * CLASSES // 25) * ROWS
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="its compiler for CPUs drops the barrier")
+def test_logits_that_several_sums_read_are_made_once():
+    """And not written out several times: a softcap and a bias, beside a dense target."""
+    z, b = jax.ShapeDtypeStruct((8192, CLASSES), jnp.float32), jax.ShapeDtypeStruct((CLASSES,), jnp.float32)
+    loss = lambda z, p, b: mx.cross_entropy(mx.Categorical(probs=p), mx.Categorical(30 * jnp.tanh(z / 30) + b))
+    assert cost(loss, z, z, b)["temporaries"] <= 4 * 8192 * CLASSES + 2 * BLOCK_BYTES
 
 
 def test_the_line_is_the_functional():
