@@ -81,6 +81,21 @@ def test_loss_and_gradient_to_the_ulp(classes, dtype):
         assert abs(gradients[row].astype(np.float64).sum()) <= 2 * tolerance * np.abs(gradient).sum()
 
 
+@pytest.mark.parametrize("classes", [100, 1009])
+@pytest.mark.parametrize("far", [8, 20, 31, 40, 65])
+def test_labels_far_below_a_large_maximum(far, classes):
+    """p of the others, which a reference as far away would round by half its distance: ½ far eps, as the bound has it."""
+    rng = np.random.default_rng(far)
+    z = (rng.normal(size=(20, classes)) * (np.arange(20) > 0)[:, None]).astype(np.float32)
+    z[:, 3], z[:, 4], z[:, 7] = 0, far, far - 0.05 * np.arange(20)
+    y = np.full(20, 3)
+    got = jax.grad(lambda z: mx.cross_entropy(mx.Dirac(jnp.asarray(y)), mx.Categorical(z)).sum())(jnp.asarray(z))
+    for row, gradient in zip(z, got, strict=True):
+        expected = exact(row, 3)[1]
+        limit = bound(float(jnp.finfo(jnp.float32).eps), min(far, 32), classes)
+        np.testing.assert_allclose(np.asarray(gradient)[[3, 4, 7]], expected[[3, 4, 7]], rtol=limit)
+
+
 @pytest.mark.parametrize("classes", [33, 1001, 4097])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", ""])

@@ -99,6 +99,15 @@ def test_a_nan_where_no_other_class_is_open(classes):
     assert np.all(np.isnan(jax.grad(lambda z: mx.cross_entropy(mx.Dirac(0), mx.Categorical(z)))(z)))
 
 
+@pytest.mark.parametrize("classes", [97, 100])
+def test_axes_of_one_among_others(classes):
+    """Where XLA's CPU compiler fails on an argmax over a prime number of classes."""
+    z, y = jnp.arange(6.0 * classes).reshape(2, 1, 3, classes) % 7, jnp.full((2, 1, 3), 6)
+    right = lambda z, y: mx.Dirac(y).expect(mx.correct(mx.Categorical(z)))
+    for f in (right, jax.vmap(right), jax.vmap(jax.vmap(right))):
+        np.testing.assert_array_equal(jax.jit(f)(z, y), np.argmax(z, -1) == y)
+
+
 def test_no_rows_of_many_classes():
     Q, P = mx.Categorical(jnp.zeros((0, 100))), mx.Dirac(jnp.zeros(0, int))
     for figure in (Q.mode, Q.log_partition, mx.entropy(Q), mx.cross_entropy(P, Q), mx.cross_entropy(Q, Q)):

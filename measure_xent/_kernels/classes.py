@@ -113,21 +113,27 @@ def first_maximum(
         larger = lambda a, b: jax.tree.map(functools.partial(jnp.where, b[0] > a[0]), b, a)
         return functools.reduce(larger, [(x, jnp.full(x.shape, c, jnp.int32)) for c, x in enumerate(columns)])
     argmax = lambda z: jnp.argmax(z, axis=-1, keepdims=True).astype(jnp.int32)
-    size = _divisor(z.shape[-1]) if platform == "cpu" else 1
-    if size == 1:
+    if platform != "cpu":
         at = argmax(z)
-    else:
-        # XLA's CPU compiler makes a maximum at the speed of memory, an argmax ten times as slowly: that of a part has to do.
-        parts = z.reshape(*z.shape[:-1], z.shape[-1] // size, size)
-        part = argmax(jnp.max(parts, axis=-1))
-        at = part * size + argmax(jnp.take_along_axis(parts, part[..., None], axis=-2)[..., 0, :])
+        return jnp.take_along_axis(z, at, axis=-1), at
+    # XLA's CPU compiler makes a maximum at the speed of memory, an argmax ten times as slowly: that of a part has to do.
+    size = part_size(z.shape[-1])
+    count = z.shape[-1] // size
+    if count * size < z.shape[-1]:
+        (top, at), (last, at_last) = (first_maximum(x, platform) for x in jnp.split(z, [count * size], axis=-1))
+        return jnp.where(last > top, last, top), jnp.where(last > top, count * size + at_last, at)
+    parts = z.reshape(*z.shape[:-1], count, size)
+    part = argmax(jnp.max(parts, axis=-1))
+    at = part * size + argmax(jnp.take_along_axis(parts, part[..., None], axis=-2)[..., 0, :])
     return jnp.take_along_axis(z, at, axis=-1), at
 
 
 @functools.cache
-def _divisor(n):
-    """The largest one up to the square root."""
-    return next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
+def part_size(n: int) -> int:
+    """A divisor of n that is near its root, or large enough; else the root."""
+    root = math.isqrt(n)
+    divisor = next(k for k in range(root, 0, -1) if n % k == 0)
+    return divisor if divisor >= min(16, root / 3) else root
 
 
 def take(z: Float[Array, "*family V"], indices: Int[Array, "*family k"]) -> Float[Array, "*family k"]:

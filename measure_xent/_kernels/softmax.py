@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .blocks import SHORT_ROW, in_row_blocks
-from .classes import Classes, accumulator, class_index, first_maximum
+from .classes import Classes, accumulator, class_index, first_maximum, part_size
 from .log_sum import LONG_ROW, all_but, apart, distance, relative_to_class, relative_to_top
 from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
@@ -144,8 +144,10 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
             platforms["cuda"] = on(platform="cuda")
         if z.shape[-1] <= 1 << 24:  # beyond, a float32 does not number the classes
             quick = functools.partial(_quick_pass, classes=classes, asked=asked, exact=cpu)
-            # Half precision is first converted: in blocks, or all would be written out. float64 the library does not know.
-            cpu = quick if z.dtype == jnp.float32 else functools.partial(in_row_blocks, quick)
+            # In blocks what would be written out: half precision as it is converted, parts of rows that have no divisor. And
+            # float64, which the library does not know.
+            whole = _pivots(target, asked) or z.shape[-1] % part_size(z.shape[-1]) == 0
+            cpu = quick if whole and z.dtype == jnp.float32 else functools.partial(in_row_blocks, quick)
     return lax.platform_dependent(*operands, cpu=cpu, **platforms)
 
 
@@ -170,7 +172,8 @@ def _quick_pass(z, own, shared, *, classes, asked, exact) -> Rows:
         z = lax.optimization_barrier(z)  # read several times: logits that the program makes are made once
     out = _pass(z, own, shared, classes=classes, asked=asked, plain=True)
     log_sum, target = out.log_sum[..., 0], join(own, shared)
-    fine = jnp.isfinite(log_sum) & ~jnp.isnan(out.cross_entropy)
+    # A reference so far below the maximum would cost the gradient its last digits.
+    fine = (log_sum < 32) & ~jnp.isnan(out.cross_entropy)
     if _pivots(target, asked):
         # The heaviest atom is the only class where the loss may be tiny beside the row's mass if that is half of it.
         masses = jnp.abs(target.weights)  # type: ignore[arg-type]
