@@ -8,6 +8,7 @@ import pytest
 
 import measure_xent as mx
 from measure_xent import log, log_partition
+from measure_xent._kernels.head import Matrix, block_rows
 
 from . import oracle
 from .sweeps import sweep
@@ -315,6 +316,18 @@ def test_a_teacher_that_is_a_head(alone):
 def temporaries(loss, N, V, D=256):
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((N, D), (D, V))] + [jax.ShapeDtypeStruct((N,), jnp.int32)]
     return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes / 2**20
+
+
+@pytest.mark.parametrize(
+    ("features", "classes", "cpu", "default"),
+    [(2560, 128_256, 256, 2048), (64, 128_256, 64, 2048), (256, 1000, 256, 65536), (4096, 32_000, 256, 2048)],
+)
+def test_rows_of_a_block(features, classes, cpu, default):
+    """Equal blocks: on CPUs that fit the cache, on accelerators of 2048 rows, or as many as make 256 MiB of logits."""
+    matrix = Matrix(jax.ShapeDtypeStruct((features, classes), jnp.bfloat16), 1, None)
+    assert block_rows(1 << 18, matrix) == {"cpu": cpu, "default": default}
+    assert block_rows(1 << 18, matrix, 512) == {"cpu": 512, "default": 512}
+    assert max(block_rows(10, matrix).values()) == 10
 
 
 def test_memory():

@@ -105,7 +105,7 @@ class Classes:
 
 
 def first_maximum(
-    z: Float[Array, "*family V"], platform: str = ""
+    z: Float[Array, "*family V"], platform: str = "default"
 ) -> tuple[Float[Array, "*family 1"], Int[Array, "*family 1"]]:
     """(the largest, the first index that has it), as is fastest on that platform; a NaN may pass for anything."""
     if z.shape[-1] <= SHORT_ROW:

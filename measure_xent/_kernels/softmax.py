@@ -131,17 +131,17 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
         indices, weights = jnp.broadcast_arrays(indices, weights)
     target = Target(indices, weights, background, dense)
     family = _family(z, indices, background, dense)
-    on = functools.partial(functools.partial, _pass, classes=classes, asked=asked)
+    on = lambda platform: functools.partial(_pass, classes=classes, asked=asked, platform=platform)
     if family != z.shape[:-1]:  # several targets a row of logits
-        return on()(z, target, Target())
+        return on("default")(z, target, Target())
     operands = z, *split(target, family)
     if z.shape[-1] <= SHORT_ROW:
-        return on()(*operands)
-    cpu = functools.partial(in_row_blocks, on(platform="cpu"))
-    platforms = {"default": on()}
+        return on("default")(*operands)
+    cpu = functools.partial(in_row_blocks, on("cpu"))
+    platforms = {"default": on("default")}
     if classes.axis_name is None:
         if z.dtype.itemsize == 2 and z.shape[-1] >= LONG_ROW:
-            platforms["cuda"] = on(platform="cuda")
+            platforms["cuda"] = on("cuda")
         if z.shape[-1] <= 1 << 24:  # beyond, a float32 does not number the classes
             quick = functools.partial(_quick_pass, classes=classes, asked=asked, exact=cpu)
             # In blocks what would be written out: half precision as it is converted, parts of rows that have no divisor. And
@@ -168,13 +168,15 @@ def _quick_pass(z, own, shared, *, classes, asked, exact) -> Rows:
     XLA's CPU compiler hands a sum of plain arithmetic to YNNPACK, which makes it in one pass over the logits. Comparisons and
     selections, as the edges need them, it writes out first, a number a logit.
     """
-    if not _pivots(join(own, shared), asked):
+    target = join(own, shared)
+    pivots = _pivots(target, asked)
+    if not pivots:
         z = lax.optimization_barrier(z)  # read several times: logits that the program makes are made once
     out = _pass(z, own, shared, classes=classes, asked=asked, plain=True)
-    log_sum, target = out.log_sum[..., 0], join(own, shared)
+    log_sum = out.log_sum[..., 0]
     # A reference so far below the maximum would cost the gradient its last digits.
     fine = (log_sum < 32) & ~jnp.isnan(out.cross_entropy)
-    if _pivots(target, asked):
+    if pivots:
         # The heaviest atom is the only class where the loss may be tiny beside the row's mass if that is half of it.
         masses = jnp.abs(target.weights)  # type: ignore[arg-type]
         heaviest = jnp.max(masses, axis=-1)
@@ -189,7 +191,7 @@ def _pivots(target, asked):
     return target.indices is not None and target.indices.shape[-1] <= 2 and target.dense is None and not asked
 
 
-def _pass(z, own, shared, *, classes, asked=(), platform="", plain=False) -> Rows:
+def _pass(z, own, shared, *, classes, asked=(), platform="default", plain=False) -> Rows:
     """The rows of a target whose parts are each row's own, or shared by all rows; ``plain`` is for CPUs."""
     target = join(own, shared)
     indices, weights, background, dense = target
