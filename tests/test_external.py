@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import measure_xent as mx
 
@@ -157,6 +158,62 @@ def test_distrax_measures():
         np.testing.assert_allclose(mx.entropy(mx.from_distribution(given)), given.entropy(), rtol=3e-5)
     kl = distrax.Gamma(2.0, 3.0).kl_divergence(distrax.Gamma(1.0, 2.0))
     np.testing.assert_allclose(mx.kl_divergence(mx.Gamma(2.0, 3.0), mx.Gamma(1.0, 2.0)), kl, rtol=1e-5)
+
+
+def vector_laws(package):
+    """Laws of vectors that are no product: (density, lattice), as each library has them."""
+    d = module({"tfp": "tensorflow_probability.substrates.jax"}.get(package, package))
+    d = getattr(d, "distributions", d)
+    loc, diagonal, factor, p = jnp.zeros(3), jnp.ones(3), jnp.full((3, 1), 0.5), jnp.array([0.2, 0.3, 0.5])
+    if package == "numpyro":
+        return d.LowRankMultivariateNormal(loc, factor, diagonal), d.Multinomial(4, probs=p)
+    low_rank = d.MultivariateNormalDiagPlusLowRank
+    if package == "tfp":
+        return low_rank(loc, diagonal, factor), d.Multinomial(4.0, probs=p)
+    return low_rank(loc, diagonal, factor, factor), d.Multinomial(4, probs=p)
+
+
+@pytest.mark.parametrize("package", ["numpyro", "tfp", "distrax"])
+def test_vectors_and_lattices(package):
+    """A low rank is a MultivariateNormal; a lattice has masses and no density; without a method, the error names one."""
+    normal, multinomial = vector_laws(package)
+    low_rank = np.eye(3) + 0.25  # numpyro's covariance; the others' scale
+    covariance = low_rank if package == "numpyro" else low_rank @ low_rank
+    expected = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
+    np.testing.assert_allclose(mx.entropy(mx.from_distribution(normal)), expected, rtol=1e-5)
+
+    counts = mx.from_distribution(multinomial)
+    method = mx.MonteCarlo(jax.random.key(0), 4000)
+    for quadrature in (None, mx.Adaptive(), mx.Quadrature(16)):
+        with pytest.raises(ValueError, match=r"vectors of Multinomial.*MonteCarlo"):
+            counts.expect(jnp.sum, method=quadrature)
+    np.testing.assert_allclose(counts.expect(lambda k: k, method=method), [0.8, 1.2, 2.0], atol=0.1)
+    exact = stats.multinomial(4, [0.2, 0.3, 0.5]).entropy()
+    np.testing.assert_allclose(-counts.expect(mx.log(counts), method=method), exact, atol=0.05)
+    assert mx.log(counts)(jnp.array([0.5, 1.5, 2.0])) == -jnp.inf
+    # Of what has masses against what has a density, either way, each is singular to the other.
+    gauss = mx.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
+    assert counts.expect(mx.log(counts / gauss), method=method) == jnp.inf
+    assert gauss.expect(mx.log(gauss / counts), method=method) == jnp.inf
+
+
+def test_point_masses_and_classes_of_others(numpyro, tfp):
+    """A Delta is a Dirac, of mass exp(log_density); what derives from a family that is ours is ours, without a mean too."""
+    take = mx.from_distribution
+    delta = take(numpyro.Delta(jnp.array([1.0, 3.0]), jnp.log(jnp.array([1.0, 0.5]))))
+    np.testing.assert_allclose(delta.expect(lambda x: x), [1.0, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(mx.entropy(take(numpyro.Delta(1.0))), 0.0)
+    vector = take(numpyro.Delta(jnp.array([[1.0, 3.0], [2.0, 5.0]]), event_dim=1))
+    np.testing.assert_allclose(vector.expect(lambda x: x @ x), [10.0, 29.0])
+    np.testing.assert_allclose(take(tfp.Deterministic(2.0)).expect(lambda x: x), 2.0)
+    np.testing.assert_allclose(take(tfp.VectorDeterministic(jnp.array([1.0, 2.0]))).expect(lambda x: x), [1.0, 2.0])
+    ordered = numpyro.OrderedLogistic(0.3, jnp.array([-1.0, 0.0, 1.0]))
+    p = np.asarray(ordered.probs, np.float64)
+    np.testing.assert_allclose(mx.entropy(take(ordered)), -np.sum(p * np.log(p)), rtol=1e-5)
+    # Chi2 derives from Gamma; an inflated count is none of ours.
+    np.testing.assert_allclose(mx.entropy(take(numpyro.Chi2(3.0))), stats.chi2(3).entropy(), rtol=1e-5)
+    inflated = take(numpyro.ZeroInflatedPoisson(0.3, 2.0))
+    np.testing.assert_allclose(inflated.expect(lambda k: k), 1.4, rtol=1e-5)
 
 
 def test_efax():

@@ -49,7 +49,10 @@ class Deterministic(Method):
             return law.base.by(self).integrate(f)
         if isinstance(law, Integers):
             return over_the_integers(law, f, None)
-        return self.line(law, f)  # type: ignore[arg-type]
+        if not isinstance(law, Continuous):
+            name = type(getattr(law, "distribution", law)).__name__
+            raise ValueError(f"expect(f): no quadrature is known for vectors of {name}; pass method=MonteCarlo(key, n)")
+        return self.line(law, f)
 
     @abc.abstractmethod
     def line(self, law: Continuous, f: Integrand) -> Integral:

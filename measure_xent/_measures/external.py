@@ -1,6 +1,7 @@
 """Distributions of other libraries as measures: numpyro, distrax, TensorFlow Probability on JAX."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .._measure import Measure
-from .._pytree import pytree
+from .._pytree import pytree, static
+from .atoms import Atoms
 from .counts import Binomial, Geometric, Poisson
-from .finite import Bernoulli, Categorical
+from .finite import Bernoulli, Categorical, Dirac
 from .intervals import Uniform
 from .laws import Continuous, Integers, Law
 from .line import Cauchy, Laplace, Normal, StudentT
@@ -61,16 +63,31 @@ def from_distribution(distribution: Any) -> Measure:
     return _ours(distribution) or _wrapped(distribution)
 
 
+def _names(d: Any) -> list[str]:
+    """The distribution's classes up to the one that has its density: what derives from that says nothing else of it."""
+    names = []
+    for cls in type(d).__mro__:
+        names.append(cls.__name__.removesuffix("Probs").removesuffix("Logits"))
+        if {"log_prob", "_log_prob"} & set(vars(cls)):
+            break
+    return names
+
+
 def _ours(d: Any) -> Measure | None:
-    names = [cls.__name__ for cls in type(d).__mro__]
-    name = names[0].removesuffix("Probs").removesuffix("Logits")
+    known = (_of_name(name, d) for name in _names(d))
+    return next((measure for measure in known if measure is not None), None)
+
+
+def _of_name(name: str, d: Any) -> Measure | None:
     if name in _SAME:
-        cls, names = _SAME[name]  # type: ignore[assignment]
+        cls, names = _SAME[name]
         first = lambda options: next((x for n in options if (x := getattr(d, n, None)) is not None), None)
-        parameters = {ours: first(theirs) for ours, theirs in names.items()}  # type: ignore[attr-defined]
+        parameters = {ours: first(theirs) for ours, theirs in names.items()}
         if any(x is None for x in parameters.values()):
             return None
         return _spread(cls(**parameters), d)
+    if name in ("Delta", "Deterministic", "VectorDeterministic"):
+        return _point_mass(d)
     if name in _BY_LOGITS:
         # The parameter that was given, not the one that is made of it.
         given = {n: d.__dict__.get(n, d.__dict__.get(f"_{n}")) for n in ("logits", "probs")}
@@ -81,17 +98,29 @@ def _ours(d: Any) -> Measure | None:
     if name == "Binomial":
         probs = d.probs if getattr(d, "probs", None) is not None else jax.nn.sigmoid(d.logits)
         return Binomial(d.total_count, probs)
-    if name in ("MultivariateNormal", "MultivariateNormalFullCovariance", "MultivariateNormalTriL"):
+    if name == "MultivariateNormalDiag":
+        return independent(Normal(d.mean(), d.stddev()))
+    if "MultivariateNormal" in name:
         factor = getattr(d, "scale_tril", None)
-        covariance = d.covariance() if factor is None else None
-        return MultivariateNormal(d.loc, covariance, scale_tril=factor() if callable(factor) else factor)
-    if name in ("MultivariateNormalDiag", "Independent"):
+        covariance = getattr(d, "covariance_matrix" if hasattr(d, "covariance_matrix") else "covariance", None)
+        given = [x() if callable(x) else x for x in (covariance, factor)]
+        return MultivariateNormal(d.loc, given[0] if factor is None else None, scale_tril=given[1])
+    if name == "Independent":
         inner = getattr(d, "base_dist", None) or getattr(d, "distribution", None)
-        if name == "MultivariateNormalDiag":
-            return independent(Normal(d.mean(), d.stddev()))
         if inner is not None and len(d.event_shape) == 1 and isinstance(base := _ours(inner), Continuous | Integers):
             return independent(base)
     return None
+
+
+def _point_mass(d: Any) -> Measure:
+    """The mass at a point, a number or an array; numpyro's may be other than 1."""
+    point = jnp.asarray(d.v if hasattr(d, "v") else d.loc)
+    point = jnp.broadcast_to(point, (*d.batch_shape, *d.event_shape))
+    one: Any = lambda x: Atoms(x[None])
+    for _ in d.batch_shape:
+        one = jax.vmap(one)
+    P = one(point) if d.event_shape else Dirac(point)
+    return jnp.exp(d.log_density) * P if hasattr(d, "log_density") else P
 
 
 def _spread(law: Any, d: Any) -> Measure:
@@ -108,15 +137,20 @@ def _wrapped(d: Any) -> Law:
             f"from_distribution: points of shape {tuple(d.event_shape)}; numbers and vectors are taken"
         )
     if len(d.event_shape) == 1:
-        return ExternalVector(d)
-    support = getattr(d, "support", None)
-    no_bijector = getattr(d, "experimental_default_event_space_bijector", lambda: True)() is None
-    if getattr(support, "is_discrete", False) or no_bijector or jnp.issubdtype(_dtype(d), jnp.integer):
-        low = getattr(support, "lower_bound", 0)
+        return ExternalVector(d, _is_discrete(d))
+    if _is_discrete(d):
+        low = getattr(getattr(d, "support", None), "lower_bound", 0)
         if not isinstance(low, Tracer) and np.any(np.asarray(low) < 0):
             raise NotImplementedError(f"from_distribution: integers from 0 on, but {type(d).__name__} starts at {low}")
         return ExternalIntegers(d)
     return External(d, *_ends(d))
+
+
+def _is_discrete(d: Any) -> bool:
+    """Whether the points are integers, as numpyro says, TFP by having no bijector onto them, and others by their dtype."""
+    no_bijector = getattr(d, "experimental_default_event_space_bijector", lambda: True)() is None
+    known = getattr(getattr(d, "support", None), "is_discrete", False) or no_bijector
+    return known or jnp.issubdtype(_dtype(d), jnp.integer)
 
 
 def _dtype(d: Any) -> Any:
@@ -261,13 +295,22 @@ class ExternalIntegers(Wrapped, Integers):
 
     @property
     def mean(self):
-        mean = self.distribution.mean
-        return jnp.broadcast_to(jnp.asarray(mean() if callable(mean) else mean), self.shape)
+        return self._moment("mean", lambda points: points.mean(0))
 
     @property
     def variance(self):
-        variance = self.distribution.variance
-        return jnp.broadcast_to(jnp.asarray(variance() if callable(variance) else variance), self.shape)
+        return self._moment("variance", lambda points: points.var(0))
+
+    def _moment(self, name: str, of: Callable[[Array], Array]) -> Array:
+        """A moment, which tells a sum where to look: that of draws where the distribution gives none that is finite."""
+        drawn = of(self._probe().astype(float))
+        try:
+            known = getattr(self.distribution, name)
+            known = known() if callable(known) else known
+        except (AttributeError, NotImplementedError):
+            return drawn
+        known = jnp.broadcast_to(jnp.asarray(known, drawn.dtype), self.shape)
+        return jnp.where(jnp.isfinite(known), known, drawn)
 
     def each(self):
         return Column(self)
@@ -284,16 +327,26 @@ class ExternalIntegers(Wrapped, Integers):
 
 @pytree
 class ExternalVector(Wrapped):
-    """A distribution of vectors: for the methods that draw."""
+    """A distribution of vectors, of integers on a lattice: for the methods that draw."""
 
     distribution: Any
+    lattice: bool = static(default=False)
+
+    @property
+    def pathwise(self):  # type: ignore[override]
+        return not self.lattice
 
     @property
     def dimension(self):  # type: ignore[override]
         return self.distribution.event_shape[0]
 
     def split(self):
-        return None, self
+        return (self, None) if self.lattice else (None, self)
 
     def log_density_of(self, x):
-        return self._log_prob(x)
+        if not self.lattice:
+            return self._log_prob(x)
+        x = jnp.asarray(x)
+        whole = jnp.all(x == jnp.floor(x), axis=-1)
+        log_p = self._log_prob(jnp.where(whole[..., None], x, self._probe()[0]).astype(_dtype(self.distribution)))
+        return jnp.where(whole, log_p, -jnp.inf)
