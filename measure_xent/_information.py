@@ -121,13 +121,14 @@ def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float
 
 @functional(r"e^{H(P, Q)}")
 def perplexity(P: Measure, Q: Measure | AbstractConditional | None = None) -> Float[Array, "*family"]:
-    """exp H(P, Q), of P alone exp H(P): as many equally probable words would be as hard to guess.
+    """exp H(P, Q), of P alone exp H(P), P normalised: as many equally probable words would be as hard to guess.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.perplexity(mx.DiscreteUniform(8)).item(), mx.perplexity(mx.Dirac(0), mx.DiscreteUniform(8)).item()
         (8.0, 8.0)
     """
+    P = P.normalize()
     return jnp.exp(cross_entropy(P, P if Q is None else Q))
 
 

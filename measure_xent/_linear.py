@@ -19,7 +19,7 @@ from ._kernels.softmax import rows, softmax
 from ._kernels.target import Target, join, split
 from ._measure import Measure
 from ._measures.checks import check_values, real_array
-from ._measures.finite import Categorical, Row, target, written_target
+from ._measures.finite import Categorical, Row, check_labels, target, written_target
 from ._normal_form import Disintegration, NormalForm
 from ._pytree import pytree, set_fields, static
 
@@ -295,6 +295,7 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
     Q: Any = f.model
     total: Any = None
     for form in P.forms():
+        check_labels(form, Q.shape, Q.head.classes)
         against = target(form, Q.head.classes, "LinearSoftmax")
         if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
             row = Q.row(_here(against, Q.head), f.asked, form.deferred)  # type: ignore[union-attr]

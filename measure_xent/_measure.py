@@ -105,6 +105,8 @@ class Measure(abc.ABC):
         weights = lambda: [w for form in self.forms() for flat in form.flat() for _, w, _ in flat.parts()]
         return (sum(w.shape[-1] for w in jax.eval_shape(weights)),)
 
+    is_batch = False  # whether the atoms are samples, each a row of data
+
     @property
     def mesh_axes(self) -> frozenset[str]:
         """The mesh axes of shard_map over whose devices the measure is a sum: ``forms`` are what this device has of it."""
@@ -229,7 +231,7 @@ class Measure(abc.ABC):
         return Weighted(Indicator(A), self)
 
     def normalize(self) -> "Measure":
-        """P / P.mass; the null measure stays null.
+        """P / P.mass; the null measure stays null. NaN where masses of both signs cancel: there is a sum then, and no mean.
 
         Examples:
             >>> import measure_xent as mx
@@ -282,7 +284,24 @@ def check_families(P, f):
     try:
         jnp.broadcast_shapes(P.shape, f.shape)
     except ValueError:
-        raise ValueError(f"expect(f): the family of P, {P.shape}, and that of f, {f.shape}, do not broadcast") from None
+        hint = "; rows of class masses, such as one-hot ones, are Discrete(weights=rows)" if len(P.shape) > 1 else ""
+        raise ValueError(
+            f"expect(f): the family of P, {P.shape}, and that of f, {f.shape}, do not broadcast{hint}"
+        ) from None
+    if f.shape and f.shape == _samples(P):
+        raise ValueError(
+            f"expect(f): P has samples of shape {f.shape} and f is a family of as many functions, which would be integrated "
+            "over all pairs. For one of them a sample give the pairs, such as Empirical((logits, labels)) against "
+            "Conditional(Categorical), or a family of point masses, Dirac(labels); for all pairs give the family an axis of "
+            f"size 1 behind its own, {(*f.shape, 1)}"
+        )
+
+
+def _samples(P: Measure) -> tuple[int, ...]:
+    """The axes of a batch's samples, () of what is no batch."""
+    while isinstance(P, Scaled | Weighted | Normalized):
+        P = P.P
+    return P.atoms if P.is_batch else ()
 
 
 def family_of(*measures: Measure) -> tuple[int, ...]:
@@ -492,7 +511,15 @@ class Normalized(Measure):
         if self.P.certain_mass is not None:
             return 1 / self.P.certain_mass
         mass = self.P.mass
-        return jnp.where(mass == 0, 0, 1 / jnp.where(mass == 0, 1, mass))
+        null = mass == 0
+        scale = jnp.where(null, 0, 1 / jnp.where(null, 1, mass))
+        if type(self.P).mass is not Measure.mass:  # which the measure says itself, and nothing of it is negative
+            return scale
+        # Where masses of both signs cancel, what is left is their rounding errors: there is no mean.
+        size = self.P._sum_over_devices(functools.reduce(jnp.add, [form.size() for form in self.P.forms()]))
+        size = jax.lax.stop_gradient(size)
+        cancels = (jnp.abs(mass) <= 4 * jnp.finfo(size.dtype).eps * size) & (size > 0)
+        return jnp.where(cancels, jnp.nan, scale)
 
 
 @pytree

@@ -96,6 +96,17 @@ class NormalForm:
             mass = mass + dense.sum(-1)
         return jnp.broadcast_to(mass, self.family)
 
+    def size(self) -> Float[Array, "*family"]:
+        """The mass of |P|, in which nothing cancels."""
+        size = jnp.asarray(0.0)
+        if self.weights is not None:
+            size = size + jnp.abs(self.weights).sum(-1)
+        if self.background is not None:
+            size = size + self.classes * jnp.abs(self.background)
+        if self.dense is not None:
+            size = size + jnp.abs(self.dense).sum(-1)
+        return sum((jnp.abs(part.c) for part in self.deferred), start=size)
+
     def at_rank(self, rank: int = 0) -> "NormalForm":
         """The same form with at least ``rank`` family axes, on every part."""
         ranks = [x.ndim - 1 for x in (self.weights, self.dense) if x is not None]
@@ -301,6 +312,10 @@ class Disintegration:
     def mass(self) -> Float[Array, "*family"]:
         mass = self.target.mass()
         return null_safe_product(self.weights, mass, mass).sum(-1)
+
+    def size(self) -> Float[Array, "*family"]:
+        size = self.target.size()
+        return null_safe_product(jnp.abs(self.weights), size, size).sum(-1)
 
     def scale(self, c: Any) -> "Disintegration":
         certain = self.certain and isinstance(c, int | float) and c != 0

@@ -54,6 +54,9 @@ class Smooth:
             return jnp.broadcast_to(self.c * self.law.mass, self.family)
         return self.integrate(as_integrand(1.0)).checked
 
+    def size(self) -> Float[Array, "*family"]:
+        return jnp.abs(self.mass())
+
     def scale(self, c: Any) -> "Smooth":
         return self._with(c=jnp.asarray(c) * self.c)
 

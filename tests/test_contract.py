@@ -234,3 +234,29 @@ def test_value_assertions_live_under_chexify():
     checked(jnp.array([0.5, 0.5]))
     with pytest.raises(AssertionError, match="sum to 1"):
         checked(bad)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [np.array([1.0, -1.0, 0.0]), np.array([0.1, 0.2, -0.3]), np.random.default_rng(0).normal(size=3)],
+    ids=["exactly", "but for rounding", "not"],
+)
+def test_masses_of_both_signs_that_cancel_have_no_mean(weights):
+    """Advantages, centred: their mean is of no measure, and is NaN, not 0. Masks and a null batch are as ever."""
+    w, x = jnp.asarray(weights, jnp.float32), jnp.array([1.0, 2.0, 4.0])
+    P = mx.Empirical(x, weights=w)
+    joint = mx.joint(mx.Atoms(x, weights=w), mx.Dirac(jnp.array([0, 1, 0]))).normalize()
+    signed = mx.Discrete(weights=w).normalize()
+    expected = np.sum(weights * [1, 2, 4]) / weights.sum() if abs(weights.sum()) > 1e-6 else np.nan
+    for mean in (P.expect(lambda x: x), joint.expect(lambda x, y: x), signed.expect(lambda k: 2.0**k)):
+        np.testing.assert_allclose(mean, expected, rtol=1e-4)
+    np.testing.assert_allclose(mx.Atoms(x, weights=w).expect(lambda x: x), np.sum(weights * [1, 2, 4]), rtol=1e-5)
+    assert mx.Empirical(x, weights=0 * w).expect(lambda x: x) == 0
+
+
+def test_perplexity_is_of_the_normalised_measure():
+    counts = mx.Atoms(jnp.arange(3), weights=jnp.array([50.0, 30.0, 20.0]))
+    p = np.array([0.5, 0.3, 0.2])
+    np.testing.assert_allclose(mx.perplexity(counts), np.exp(-np.sum(p * np.log(p))), rtol=1e-5)
+    np.testing.assert_allclose(mx.perplexity(counts, mx.DiscreteUniform(3)), 3.0, rtol=1e-5)
+    assert mx.perplexity(0 * counts, mx.DiscreteUniform(3)) == 1

@@ -84,6 +84,31 @@ CASES = {
         ValueError,
         "broadcast",
     ),
+    "a family of logits against the samples": (
+        lambda: mx.cross_entropy(mx.Empirical(labels), mx.Categorical(jnp.zeros((4, 5)))),
+        ValueError,
+        r"all pairs.*Empirical\(\(logits, labels\)\).*\(4, 1\)",
+    ),
+    "a family of normals against weighted samples": (
+        lambda: (2 * mx.Atoms(jnp.ones(4), weights=jnp.ones(4))).expect(log(mx.Normal(jnp.zeros(4), 1.0))),
+        ValueError,
+        "all pairs",
+    ),
+    "one-hot rows for labels": (
+        lambda: mx.cross_entropy(mx.Dirac(jnp.eye(5, dtype=int)), mx.Categorical(jnp.zeros((5, 5)))),
+        ValueError,
+        r"Discrete\(weights=rows\)",
+    ),
+    "one-hot rows for labels of a head": (
+        lambda: mx.cross_entropy(0.9 * mx.Dirac(jnp.eye(5, dtype=int)), Q(jnp.ones((5, 3)))),
+        ValueError,
+        r"Discrete\(weights=rows\)",
+    ),
+    "one-hot rows of another number": (
+        lambda: mx.cross_entropy(mx.Dirac(jnp.eye(4, 5, dtype=int)), mx.Categorical(jnp.zeros((4, 5)))),
+        ValueError,
+        r"Discrete\(weights=rows\)",
+    ),
     "families in a sum": (lambda: mx.Dirac(labels) + mx.Categorical(jnp.zeros((3, 5))), ValueError, "broadcast"),
     "scale": (lambda: jnp.ones(3) * mx.Dirac(labels), ValueError, r"shape \(3,\)"),
     "float labels": (lambda: mx.cross_entropy(mx.Dirac(1.0), mx.Categorical(jnp.zeros(5))), TypeError, "float32"),

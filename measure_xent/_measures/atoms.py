@@ -42,6 +42,8 @@ class Atoms(Measure):
     event: int = static(default=0)
     axis_name: AxisName | None = static(default=None)
 
+    is_batch = True
+
     def __init__(self, points: Any, weights: Any = None, axis_name: AxisName | None = None):
         leaves = jax.tree.leaves(points)
         if not leaves:
@@ -115,8 +117,10 @@ def Empirical(
 ) -> Measure:
     """Σ wᵢ δ(xᵢ) / Σ wᵢ, the empirical measure of a batch: ``Atoms(…).normalize()``.
 
-    Its integral is the weighted mean; with all weights 0 it is the null measure, which integrates everything to 0. With an
-    ``axis_name`` it is the mean over the batches of all devices, however many weights each has.
+    Its integral is the weighted mean; with all weights 0 it is the null measure, which integrates everything to 0. Weights of
+    both signs that cancel, as centred advantages do, have no mean: it is NaN. What was meant is the integral against ``Atoms``
+    over the number of rows. With an ``axis_name`` it is the mean over the batches of all devices, however many weights each
+    has.
     Arguments and errors are those of ``Atoms``.
 
     Examples:

@@ -29,7 +29,8 @@ class Dirac(Measure):
     """δ_x, the unit mass at a point; an array of points is a family, one measure each.
 
     Args:
-        point: the points; all axes are the family's. Against a Categorical they are class labels, integers.
+        point: the points; all axes are the family's. Against a Categorical they are class labels, integers; a one-hot row is
+            ``Discrete(weights=row)``.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -378,10 +379,20 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
         return NotImplemented
     total: Any = None
     for form in P.forms():
+        check_labels(form, Q.shape, Q.classes)
         against = written_target(form, Q.classes, "Categorical")
         part = f.over_row(Row.of(against, rows(Q.logits, against, f.asked), Classes.of(Q.logits)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
+
+
+def check_labels(form: Form, rows: tuple[int, ...], classes: int) -> None:
+    """Refuses one-hot rows in place of labels, where they would broadcast with as many rows of logits as there are classes."""
+    if rows and isinstance(form, NormalForm) and form.points is not None and form.family == (*rows, classes):
+        raise ValueError(
+            f"point masses at labels of shape {form.family} against {rows} measures on {classes} classes: one-hot rows are "
+            f"Discrete(weights=rows), and labels of that shape take logits of shape {(*rows, 1, classes)}"
+        )
 
 
 class Row(NamedTuple):
