@@ -4,8 +4,8 @@
 
 Values are optax's to rounding, and right where optax is NaN, cancels or trains on wrongly: a logit −inf has probability 0, a
 confident row keeps its relative accuracy, a label outside the classes has loss +inf and gradient NaN. Half precision is
-computed in float32, which is the dtype of the losses. All are nats. ``ctc_loss`` and the margin losses (hinge, perceptron),
-which are of no measure, are optax's own.
+computed in float32, which is the dtype of the losses. All are nats. The margin losses (hinge, perceptron), which are of no
+measure, are optax's own.
 
 A mean of these losses over a batch, masked or weighted, is one integral against its empirical measure, with a faster kernel:
 see ``Empirical``.
@@ -19,8 +19,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 from optax.losses import (
-    ctc_loss,
-    ctc_loss_with_forward_probs,
     hinge_loss,
     multiclass_hinge_loss,
     multiclass_perceptron_loss,
@@ -28,6 +26,7 @@ from optax.losses import (
 )
 
 from ._conditional import AbstractConditional, Conditional
+from ._ctc import ctc_loss, ctc_loss_with_forward_probs
 from ._density import log, log_partition
 from ._divergences import cumulant
 from ._information import cross_entropy, entropy

@@ -15,6 +15,7 @@ COMPILE_MUCH = {
     "test_accumulation",
     "test_by_products",
     "test_contract",
+    "test_ctc",
     "test_divergences",
     "test_edges",
     "test_external",
