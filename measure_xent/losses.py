@@ -32,7 +32,8 @@ from ._divergences import cumulant
 from ._information import cross_entropy, entropy
 from ._integral import Integral
 from ._joint import joint
-from ._kernels.classes import accumulator
+from ._kernels.classes import accumulator, class_index
+from ._kernels.null import null_safe_product
 from ._linear import LinearSoftmax
 from ._measure import Measure
 from ._measures.atoms import Atoms
@@ -136,9 +137,9 @@ def softmax_cross_entropy_with_integer_labels(
         >>> loss.tolist()  # optax: -1 is the last class
         [0.27613, 2.9518, inf]
     """
-    logits, where = _classes_last(real_array("logits", logits, floating=True), axis, where)
-    P = Dirac(jnp.asarray(fitting(labels)))
-    return cross_entropy(P if where is None else jnp.any(where, -1) * P, _restricted(logits, where))
+    z, mask = _classes_last(real_array("logits", logits, floating=True), axis, where)
+    P = Dirac(_one_a_row(labels, z.shape[:-1]))
+    return cross_entropy(P if where is None else jnp.any(mask, -1) * P, _restricted(z, mask))
 
 
 def sigmoid_binary_cross_entropy(
@@ -187,8 +188,12 @@ def sigmoid_focal_loss(
     P, z = _outcome(logits, labels), jnp.asarray(logits)
     certain = jnp.isinf(z)
     finite = jnp.where(certain, 0, z)
+
     # Bernoulli(−z) gives an outcome what Bernoulli(z) gives the other: 1 − p without cancellation.
-    weight = lambda z: jnp.exp(gamma * cumulant(P, log(Bernoulli(-z))))
+    def weight(z):
+        log_weight = cumulant(P, log(Bernoulli(-z)))
+        return jnp.exp(null_safe_product(gamma, log_weight, log_weight))  # 0⁰ = 1
+
     surprisal = lambda z: cross_entropy(P, Bernoulli(z))
     # At infinite logits the weight stands still, which times an infinite surprisal would be NaN.
     end = jax.lax.stop_gradient(weight(z)) * surprisal(z)
@@ -196,7 +201,7 @@ def sigmoid_focal_loss(
     if alpha is None:
         return loss
     one = P.expect(lambda y: y)
-    return (alpha * one + (1 - jnp.asarray(alpha)) * (1 - one)) * loss
+    return null_safe_product(alpha * one + (1 - jnp.asarray(alpha)) * (1 - one), loss, loss)
 
 
 def poly_loss_cross_entropy(
@@ -323,7 +328,8 @@ def sparsemax_loss(logits: Float[ArrayLike, "*family"], labels: Int[ArrayLike, "
         >>> losses.sparsemax_loss(jnp.array([0., 2., -2.]), jnp.array([1, 1, 1])).tolist()
         [0.25, 0.0, 2.0]
     """
-    logits = jnp.asarray(logits)
+    logits = real_array("logits", logits, floating=True)
+    logits, labels = jnp.broadcast_arrays(logits, jnp.asarray(labels).astype(int))
     return multiclass_sparsemax_loss(jnp.stack([jnp.zeros_like(logits), logits], axis=-1), labels)
 
 
@@ -340,7 +346,8 @@ def multiclass_sparsemax_loss(
         >>> losses.multiclass_sparsemax_loss(jnp.array([[2., 0., 0.], [0., 0., 0.]]), jnp.array([0, 0])).tolist()
         [0.0, 0.333333]
     """
-    return fenchel_young_loss(Dirac(jnp.asarray(labels).astype(int)), scores, alpha=2)
+    scores = real_array("scores", scores, floating=True)
+    return fenchel_young_loss(Dirac(_one_a_row(labels, scores.shape[:-1])), scores, alpha=2)
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Float[Array, "*family"]]:
@@ -502,6 +509,14 @@ def _smoothed(P: Measure, eps: Float[ArrayLike, ""], classes: int) -> Measure:
     return P if isinstance(eps, int | float) and eps == 0 else (1 - eps) * P + eps * DiscreteUniform(classes)
 
 
+def _one_a_row(labels: Int[ArrayLike, "..."], rows: tuple[int, ...]) -> Int[Array, "..."]:
+    """Integer labels with the axes of the rows: more, or fewer, would be a loss for each pair of them."""
+    labels = class_index(fitting(labels))
+    if labels.ndim != len(rows) or any(n not in (1, m) for n, m in zip(labels.shape, rows, strict=True)):
+        raise ValueError(f"labels: one a row, of shape {rows}, got shape {labels.shape}")
+    return labels
+
+
 def _outcome(logits: Float[ArrayLike, "*family"], labels: Num[ArrayLike, "*family"]) -> Measure:
     """The measure of labels in {0, 1} or between."""
     dtype = real_array("logits", logits, floating=True).dtype
@@ -535,6 +550,8 @@ def _classes_last(array: Array, axis: Axis, where: Where = None) -> tuple[Array,
         raise ValueError(f"axis: {axis} names an axis of the logits, of shape {array.shape}, twice")
     outer_shape = [n for i, n in enumerate(array.shape) if i not in inner]
     classes = math.prod(array.shape[i] for i in inner)
+    if classes == 0:  # no class at all: one that is left out
+        return jnp.zeros((*outer_shape, 1), array.dtype), jnp.zeros((*outer_shape, 1), bool)
     move = lambda a: jnp.moveaxis(a, axes, tuple(range(-len(axes), 0))).reshape(*outer_shape, classes)
     if where is None:
         return move(array), None

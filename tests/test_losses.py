@@ -6,6 +6,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import optax.losses
 import pytest
@@ -334,3 +335,80 @@ def test_the_focal_loss_of_infinite_logits():
     np.testing.assert_allclose(jax.vjp(loss, z)[1](c)[0], c * jnp.array(slopes))
     far = jnp.array([-80.0, -80.0, 80.0, 80.0])
     np.testing.assert_allclose(jax.grad(lambda z: loss(z).sum())(far), slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_at_both_ends(gamma, label):
+    """0⁰ = 1: of an exponent of 0 it is the cross-entropy, at infinite logits too; a weight alpha of 0 is nothing."""
+    right, wrong = jnp.where(label == 1, jnp.inf, -jnp.inf), jnp.where(label == 1, -jnp.inf, jnp.inf)
+    loss = jax.jit(jax.value_and_grad(lambda z: losses.sigmoid_focal_loss(z, label, gamma=gamma)))
+    assert loss(right) == (0, 0)
+    assert loss(wrong) == (jnp.inf, 1 - 2 * label)
+    nothing = lambda z: losses.sigmoid_focal_loss(z, label, alpha=1 - label, gamma=gamma)
+    assert jax.value_and_grad(nothing)(wrong) == (0, 0)
+    if gamma == 0:
+        z = jnp.array([-30.0, -1.0, 3.0, 90.0])
+        np.testing.assert_allclose(
+            losses.sigmoid_focal_loss(z, label, gamma=0.0), losses.sigmoid_binary_cross_entropy(z, label), rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (), (3, 3), (4,), (2, 3)])
+def test_integer_labels_are_one_a_row(shape):
+    """More axes than the rows have would be a loss for each pair of label and row, in silence."""
+    z, labels = jnp.zeros((3, 4)), jnp.zeros(shape, int)
+    for loss in (losses.softmax_cross_entropy_with_integer_labels, losses.multiclass_sparsemax_loss):
+        with pytest.raises(ValueError, match=r"one a row, of shape \(3,\)"):
+            loss(z, labels)
+    with pytest.raises(ValueError, match="target"):
+        losses.cross_entropy_loss(z, labels)
+    assert losses.softmax_cross_entropy_with_integer_labels(z, jnp.zeros(1, int)).shape == (
+        3,
+    )  # broadcasts, as optax's
+
+
+def test_no_classes():
+    """An axis without elements has no mass: 0, as a sum over nothing; but a label is outside of it."""
+    z = jnp.zeros((3, 0))
+    for name in (
+        "softmax_cross_entropy",
+        "safe_softmax_cross_entropy",
+        "poly_loss_cross_entropy",
+        "kl_divergence",
+        "kl_divergence_with_log_targets",
+        "generalized_kl_divergence",
+    ):
+        np.testing.assert_array_equal(getattr(losses, name)(z, z), np.zeros(3))
+        assert jax.grad(lambda z, name=name: getattr(losses, name)(z, z).sum())(z).shape == (3, 0)
+    np.testing.assert_array_equal(losses.softmax_cross_entropy(z, z, axis=0), np.zeros(0))
+    np.testing.assert_array_equal(losses.kl_divergence(jnp.zeros((0, 2)), jnp.zeros((0, 2)), axis=0), np.zeros(2))
+    by_label = losses.softmax_cross_entropy_with_integer_labels
+    np.testing.assert_array_equal(by_label(z, jnp.zeros(3, int)), np.full(3, inf))
+    np.testing.assert_array_equal(by_label(z, jnp.zeros(3, int), where=jnp.zeros((3, 0), bool)), np.zeros(3))
+
+
+def as_confident(z, t):
+    """∂/∂z of the cross-entropy of softmax(t) under softmax(z), in 50 digits."""
+    with mpmath.workdps(50):
+        p, q = ([mpmath.exp(float(x)) for x in row] for row in (t, z))
+        return np.array([float(b / sum(q) - a / sum(p)) for a, b in zip(p, q, strict=True)])
+
+
+def test_dense_targets_as_confident_as_the_model():
+    """The gradient at the sure class is minus the sum of the others', to relative accuracy: entropies, teachers, KL."""
+    z, t = np.float32([0, -20, -30]), np.float32([0, -21, -25])
+    with mpmath.workdps(50):
+        weights = [mpmath.exp(float(x)) for x in z]
+        p = [w / sum(weights) for w in weights]
+        H = -sum(x * mpmath.log(x) for x in p)
+        expected = [float(-x * (mpmath.log(x) + H)) for x in p]
+    assert expected[0] == pytest.approx(-4.1226e-8, rel=1e-4)
+    gradient = jax.jit(jax.grad(lambda z: mx.entropy(mx.Categorical(z))))(z)
+    np.testing.assert_allclose(gradient, expected, rtol=3e-6)
+    soft = jnp.exp(mx.log(mx.Categorical(t))(jnp.arange(3)))
+    for P in (mx.Categorical(t), mx.Discrete(weights=soft), 0.5 * mx.Categorical(t) + 0.5 * mx.Discrete(weights=soft)):
+        gradient = jax.jit(jax.grad(lambda z, P=P: mx.cross_entropy(P, mx.Categorical(z))))(z)
+        np.testing.assert_allclose(gradient, as_confident(z, t), rtol=3e-6)
+        gradient = jax.jit(jax.grad(lambda z, P=P: mx.kl_divergence(P, mx.Categorical(z))))(z)
+        np.testing.assert_allclose(gradient, as_confident(z, t), rtol=3e-6)

@@ -292,7 +292,13 @@ def _residual(classes, z, indices, weights, background, dense, reference, log_su
     rows = reference, log_sum, confident, jnp.expm1(-log_sum)
     reference, log_sum, confident, p_less_1 = lax.optimization_barrier(rows)
     p = jnp.exp(-(distance(reference, z) + log_sum))
-    residual = jnp.where(z == confident, total * p_less_1 + (total - target), total * p - target)
+    elsewhere = total - target
+    if dense is not None:
+        # Of a softmax that is as confident, such as a row's own in its entropy, a difference would be rounding.
+        of_dense = classes.all_parts(jnp.sum(jnp.where(z == confident, 0, dense), axis=-1, keepdims=True))
+        sparse_total, sparse_target = expand(classes, indices, weights, background, None)
+        elsewhere = sparse_total - sparse_target + of_dense
+    residual = jnp.where(z == confident, total * p_less_1 + elsewhere, total * p - target)
     return jnp.where(is_null(classes, weights, background, dense), 0, residual)
 
 
