@@ -15,6 +15,7 @@ from ._integral import Integral
 from ._integrand import Integrand, as_integrand, is_number
 from ._kernels.mesh import sum_over
 from ._kernels.null import null_safe_product
+from ._members import without_null
 from ._normal_form import Form, in_batches
 from ._pytree import as_node, pytree, set_fields
 from ._scaled import Ratio, ScaledNumber
@@ -371,7 +372,10 @@ class Scaled(Measure):
         return self.P.atoms
 
     def forms(self):
-        return tuple(form.scale(self.c) for form in self.P.forms())
+        if isinstance(self.c, int | float):
+            return tuple(form.scale(self.c) for form in self.P.forms())
+        present = without_null(self.P, jnp.asarray(self.c) == 0)
+        return tuple(form.scale(self.c, other) for form, other in zip(self.P.forms(), present.forms(), strict=True))
 
     def split(self):
         return _each_part(self.P, lambda part: Scaled(self.c, part))

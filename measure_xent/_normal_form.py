@@ -23,6 +23,7 @@ from ._integrand import Integrand, as_integrand, at
 from ._kernels.classes import accumulator, class_index
 from ._kernels.mesh import sum_over, zeros
 from ._kernels.null import null_safe_product, where_supported
+from ._members import without_null
 from ._pytree import pytree, set_fields, static
 from ._smooth_form import Given, Smooth, is_smooth
 
@@ -68,7 +69,7 @@ class NormalForm:
             yield self.points, self.weights, self.certain
         if self.classes is not None:
             weights = self.class_weights()
-            certain = self.dense is None and not self.deferred
+            certain = self.certain and self.dense is None and not self.deferred
             yield jnp.arange(self.classes).reshape((1,) * (weights.ndim - 1) + (-1,)), weights, certain
 
     def class_weights(self) -> Float[Array, "*family V"]:
@@ -122,16 +123,21 @@ class NormalForm:
             deferred=tuple(jax.tree.map(lambda x, p=p: grow(x, len(p.family)), p) for p in self.deferred),
         )
 
-    def scale(self, c: Any) -> "NormalForm":
-        certain = self.certain and isinstance(c, int | float) and c != 0
+    def scale(self, c: Any, present: "NormalForm | None" = None) -> "NormalForm":
+        """c · P, one c a member of a family. Where c is 0, what has derivatives is taken from ``present``."""
+        known = isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
-        form = self.at_rank(c.ndim)
+        form, value = self.at_rank(c.ndim), (present or self).at_rank(c.ndim)
+
+        def times(c, value, original):
+            return None if value is None else c * value if known else null_safe_product(c, value, original)
+
         return form._with(
-            weights=None if form.weights is None else c[..., None] * form.weights,
-            background=None if form.background is None else c * form.background,
-            dense=None if form.dense is None else null_safe_product(c[..., None], form.dense, form.dense),
+            weights=times(c[..., None], value.weights, form.weights),
+            background=times(c, value.background, form.background),
+            dense=times(c[..., None], value.dense, form.dense),
             deferred=tuple(part.scale(c) for part in form.deferred),
-            certain=certain,
+            certain=self.certain and known,
         )
 
     def reweight(self, f: Integrand) -> "NormalForm":
@@ -146,7 +152,7 @@ class NormalForm:
         """∫ f dP over the atoms, pytree-valued where f is."""
         total = None
         for points, weights, certain in self.at_rank(len(f.shape)).parts():
-            value, original = _values(f, points, weights, certain)
+            value, original = values_at(f, points, weights, certain)
             part = jax.tree.map(lambda v, o, w=weights: _weighted(w, v, o).sum(w.ndim - 1), value, original)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         return Integral.exact(total)
@@ -238,8 +244,10 @@ class NormalForm:
         b = other.at_rank(len(a.family))
         a = a.at_rank(len(b.family))
         if a.weights is None or b.weights is None:
-            sparse = a if b.weights is None else b
-            points, weights, certain = sparse.points, sparse.weights, sparse.certain
+            sparse, classes = (a, b) if b.weights is None else (b, a)
+            points, weights = sparse.points, sparse.weights
+            # A dense part makes the classes uncertain by itself, and says nothing of the sparse atoms.
+            certain = sparse.certain and (classes.certain or classes.dense is not None or bool(classes.deferred))
         elif jax.tree.structure(a.points) != jax.tree.structure(b.points):
             return None
         else:
@@ -317,11 +325,12 @@ class Disintegration:
         size = self.target.size()
         return null_safe_product(jnp.abs(self.weights), size, size).sum(-1)
 
-    def scale(self, c: Any) -> "Disintegration":
+    def scale(self, c: Any, present: "Disintegration | None" = None) -> "Disintegration":
         certain = self.certain and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
-        form = self.at_rank(c.ndim)
-        return _replace(form, weights=c[..., None] * form.weights, certain=certain)
+        form, value = self.at_rank(c.ndim), (present or self).at_rank(c.ndim)
+        weights = null_safe_product(c[..., None], value.weights, form.weights)
+        return _replace(form, weights=weights, certain=certain)
 
     def at_rank(self, rank: int = 0) -> "Disintegration":
         extra = max(0, rank + 1 - self.weights.ndim)
@@ -457,13 +466,14 @@ def without_null_rows(rows: Disintegration) -> tuple[tuple, Any]:
     return stand_in(rows.points, null | padding), stand_in(target, null)
 
 
-def _values(f, points, weights, certain):
+def values_at(f, points, weights, certain):
     """f at the atoms: with stand-ins for the null ones, and as it is."""
     original = f.values(points, weights.ndim)
     if certain:
         return original, original
     shared = tuple(i for i, n in enumerate(jax.tree.leaves(points)[0].shape[: weights.ndim - 1]) if n == 1)
     null = weights == 0
+    f = without_null(f, jnp.all(null, axis=-1))
     if not f.shape:  # one function for the whole family: a shared point is null only where it is so for all members
         null = jnp.all(null, axis=shared, keepdims=True)
     return f.values(stand_in(points, null), weights.ndim), original
@@ -476,7 +486,7 @@ def _weighted(weights, value, original):
 
 
 def _times(f, points, weights, certain):
-    value, original = _values(f, points, weights, certain)
+    value, original = values_at(f, points, weights, certain)
     if jnp.ndim(value) > weights.ndim and value.shape[weights.ndim :] != ():
         raise ValueError(
             f"f * P: f must be scalar-valued, got values of shape {value.shape[weights.ndim :]}; if a batch has more than one "

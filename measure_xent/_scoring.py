@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import math
 from typing import Any
 
 import jax
@@ -14,12 +15,17 @@ from ._density import RatioFunction, log, measure_at, model_of, values_by_point
 from ._divergences import tsallis_entropy
 from ._information import functional
 from ._integrand import Integrand
-from ._kernels.classes import accumulator
-from ._measure import Measure
+from ._kernels.classes import Classes, accumulator
+from ._kernels.log_sum import distance
+from ._kernels.null import null_safe_product
+from ._kernels.softmax import log_softmax, softmax
+from ._measure import Measure, enumerable
 from ._measures.checks import real_array
-from ._measures.finite import Categorical, masses
+from ._measures.finite import Categorical
 from ._measures.laws import Continuous
 from ._measures.statistics import AbsoluteDeviation
+from ._members import without_null
+from ._normal_form import stand_in
 from ._pytree import pytree
 from ._scaled import Ratio
 
@@ -92,15 +98,44 @@ def _spread(Q: Measure) -> Array:
         if law.shape:
             return jax.vmap(_spread)(jax.tree.map(lambda x: jnp.broadcast_to(x, law.shape), law))
         return 2 * law.expect(Partial(_by_rank, law))
-    return Q.expect(Partial(_distance_to, Q))
+    if not enumerable(Q):
+        return Q.expect(MeanDistance(Q))
+    # 2 ∫ F (1 − F) dt, by sorting: no array has a number for each pair of atoms.
+    x, p = _atoms(Q)
+    order = jnp.argsort(x, axis=-1)
+    x, p = (jnp.take_along_axis(a, order, axis=-1) for a in (x, p))
+    below, above = jnp.cumsum(p, axis=-1), jnp.flip(jnp.cumsum(jnp.flip(p, -1), axis=-1), -1)
+    return 2 * jnp.sum(jnp.diff(x, axis=-1) * below[..., :-1] * above[..., 1:], axis=-1)
+
+
+def _atoms(Q: Measure) -> tuple[Array, Array]:
+    """All atoms of a finite measure on numbers and their masses, [*family, k]; null ones may be anywhere."""
+    parts = [part for form in Q.forms() for flat in form.flat() for part in flat.at_rank(len(Q.shape)).parts()]
+    listed = [(stand_in(x, p == 0).astype(jnp.promote_types(x.dtype, p.dtype)), p) for x, p, _ in parts]
+    spread = lambda a: jnp.broadcast_to(a, (*Q.shape, a.shape[-1]))
+    points, masses = (jnp.concatenate([spread(a) for a in column], axis=-1) for column in zip(*listed, strict=True))
+    return points, masses
 
 
 def _by_rank(Q, x):
     return x * (2 * Q.cdf(x) - 1)
 
 
-def _distance_to(Q, x):
-    return Q.expect(AbsoluteDeviation(jnp.asarray(x, float)))
+@pytree
+class MeanDistance(Integrand):
+    """x ↦ E|X − x|."""
+
+    Q: Any
+
+    @property
+    def shape(self):
+        return self.Q.shape
+
+    def __call__(self, *x):
+        return self.Q.expect(AbsoluteDeviation(jnp.asarray(x[0], float)))
+
+    def values(self, points, lead):
+        return values_by_point(self, points, lead)
 
 
 def brier(Q: Any) -> Integrand:
@@ -149,9 +184,11 @@ def entmax(logits: Float[ArrayLike, "*family V"], alpha: float = 1.5) -> Measure
     """argmax_Q Q.expect(logits) + H_α(Q) / α with Tsallis' entropy: softmax at α = 1, sparsemax at 2, sparse for all α > 1.
 
     Source: Peters, Niculae & Martins (2019), *Sparse sequence-to-sequence models*. A temperature divides the logits.
+    Infinite logits are as of a ``Categorical``: −inf forbids a class, +inf share the whole mass equally, and a row of nothing
+    but −inf is the null measure, with derivative 0.
 
     Args:
-        logits: any numbers, the classes along the last axis.
+        logits: any finite or infinite numbers, the classes along the last axis.
         alpha: a number of at least 1.
 
     Returns:
@@ -181,15 +218,17 @@ def sparsemax(logits: Float[ArrayLike, "*family V"]) -> Measure:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _entmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
-    z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+    r, top = alpha - 1, jnp.max(z, axis=-1, keepdims=True)
+    null = top == -jnp.inf
+    # Relative to the maximum; so far below it all have probability 0.
+    z = jnp.maximum(-distance(top, z), -1 / r)
     if alpha == 2:
         project = jnp.vectorize(optax.projections.projection_simplex, signature="(v)->(v)")
-        return project(z)
-    # p = ((α − 1) z − τ)₊^(1/(α − 1)): its sum falls from at least 1 to at most 1 as τ rises through an interval of length 1.
-    z = (alpha - 1) * z
-    # τ + 1 from 0 to 1: z − τ keeps its digits where τ is near −1, as it is for α near 1.
-    power = lambda rest: jnp.maximum(z + (1 - rest), 0) ** (1 / (alpha - 1))
-    high = jnp.ones_like(z[..., :1])
+        return jnp.where(null, 0, project(z))
+    # p = (1 + r (z − τ))₊^(1/r), r = α − 1, whose sum falls from at least 1 at τ = 0 to at most 1 where the maximum has 1/V.
+    # As exp(log1p(·)/r) it has all its digits for α near 1 too, where it is exp(z − τ).
+    power = lambda shift: jnp.exp(jnp.log1p(jnp.maximum(r * (z - shift), -1)) / r)
+    high = jnp.full_like(top, -math.expm1(-r * math.log(z.shape[-1])) / r)
 
     def halve(_, ends):
         low, high = ends
@@ -199,7 +238,7 @@ def _entmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family
 
     low, _ = jax.lax.fori_loop(0, jnp.finfo(z.dtype).nmant + 2, halve, (0 * high, high))
     p = power(low)  # whose sum is at least 1
-    return p / p.sum(-1, keepdims=True)
+    return jnp.where(null, 0, p / p.sum(-1, keepdims=True))
 
 
 @_entmax.defjvp
@@ -208,22 +247,26 @@ def _entmax_jvp(alpha, primals, tangents):
     p = _entmax(alpha, z)
     # Proposition 2 of the paper: diag(s) − s sᵀ / Σs with s = p^(2 − α) on the support.
     s = jnp.where(p > 0, jnp.where(p > 0, p, 1) ** (2 - alpha), 0)
-    return p, s * (dz - jnp.sum(s * dz, axis=-1, keepdims=True) / s.sum(-1, keepdims=True))
+    total = jnp.where(jnp.all(p == 0, axis=-1, keepdims=True), 1, s.sum(-1, keepdims=True))
+    return p, s * (dz - jnp.sum(s * dz, axis=-1, keepdims=True) / total)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _conjugate(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family"]:
     """max_Q [Q.expect(z) + H_α(Q)/α], whose derivative is the Q that reaches it (Danskin)."""
-    Q = entmax(z, alpha)
-    q = masses(Q, z.shape[-1], "Categorical")
-    return jnp.sum(jnp.where(q == 0, 0, q * z), axis=-1) + tsallis_entropy(Q, alpha) / alpha
+    Q = Categorical(probs=_argmax(alpha, z))
+    return jnp.sum(null_safe_product(Q.probs, z, z), axis=-1) + tsallis_entropy(Q, alpha) / alpha
 
 
 @_conjugate.defjvp
 def _conjugate_jvp(alpha, primals, tangents):
     (z,), (dz,) = primals, tangents
-    q = masses(entmax(z, alpha), z.shape[-1], "Categorical")
-    return _conjugate(alpha, z), jnp.sum(q * dz, axis=-1)
+    return _conjugate(alpha, z), jnp.sum(_argmax(alpha, z) * dz, axis=-1)
+
+
+def _argmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+    """The probabilities of ``entmax``."""
+    return softmax(z) if alpha == 1 else _entmax(alpha, z)
 
 
 @functional(
@@ -234,8 +277,9 @@ def fenchel_young_loss(
 ) -> Float[Array, "*family"]:
     """max_Q [Q.expect(logits) + H_α(Q)/α] − [P.expect(logits) + H_α(P)/α]: at least 0, and 0 where P is entmax.
 
-    The KL divergence from softmax at α = 1, sparsemax's loss at 2; the gradient in the logits is entmax − P. Source: Blondel,
-    Martins & Niculae (2020), *Learning with Fenchel–Young losses*. Arguments are those of ``entmax``.
+    The KL divergence from softmax at α = 1, sparsemax's loss at 2; the gradient in the logits is entmax − P. A P of mass m has
+    m times the loss of P/m, so that a weight is a weight and a null P has no loss: the gradient is m · entmax − P. Source:
+    Blondel, Martins & Niculae (2020), *Learning with Fenchel–Young losses*. Arguments are those of ``entmax``.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -247,9 +291,18 @@ def fenchel_young_loss(
     """
     _check_order("fenchel_young_loss", alpha)
     logits = real_array("fenchel_young_loss(logits)", logits, floating=True)
+    mass = P.mass
+    Q: Any = Categorical(logits)
+    # Where P is null its logits may be anything.
+    greatest, original = (_greatest(float(alpha), q.logits) for q in (without_null(Q, mass == 0), Q))
+    own = tsallis_entropy(P.normalize(), alpha) / alpha
+    return null_safe_product(mass, greatest, original) - P.expect(log(Q)) - mass * own
+
+
+def _greatest(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family"]:
     # log softmax is the logits less a constant, of which both sides have the same.
-    log_p = jax.nn.log_softmax(logits.astype(accumulator(logits.dtype)))
-    return _conjugate(float(alpha), log_p) - P.expect(log(Categorical(logits))) - tsallis_entropy(P, alpha) / alpha
+    z = z.astype(accumulator(z.dtype))
+    return _conjugate(alpha, log_softmax(Classes.of(z), z))
 
 
 def _check_order(name: str, alpha: Any) -> None:

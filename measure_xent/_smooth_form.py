@@ -57,7 +57,8 @@ class Smooth:
     def size(self) -> Float[Array, "*family"]:
         return jnp.abs(self.mass())
 
-    def scale(self, c: Any) -> "Smooth":
+    def scale(self, c: Any, present: "Smooth | None" = None) -> "Smooth":
+        del present
         return self._with(c=jnp.asarray(c) * self.c)
 
     def reweight(self, f: Integrand) -> "Smooth":

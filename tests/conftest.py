@@ -27,6 +27,7 @@ COMPILE_MUCH = {
     "test_likelihood",
     "test_losses",
     "test_methods",
+    "test_null_rows",
     "test_scores_and_codes",
     "test_sharding",
     "test_transforms",

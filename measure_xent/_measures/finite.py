@@ -131,7 +131,7 @@ class Counting(Measure):
         return ()
 
     def forms(self):
-        return (NormalForm(background=jnp.asarray(1.0), classes=self.classes),)
+        return (NormalForm(background=jnp.asarray(1.0), classes=self.classes, certain=True),)
 
 
 @pytree
@@ -158,7 +158,7 @@ class DiscreteUniform(Measure):
         return ()
 
     def forms(self):
-        return (NormalForm(background=jnp.asarray(1 / self.classes), classes=self.classes),)
+        return (NormalForm(background=jnp.asarray(1 / self.classes), classes=self.classes, certain=True),)
 
 
 @pytree
@@ -166,7 +166,8 @@ class Categorical(Measure):
     """The softmax measure of logits, or the distribution with given probabilities, on the classes 0..V−1.
 
     Leading axes of the parameter index a family, its last axis the classes. A logit −inf is a class of probability 0;
-    a row of nothing but −inf is the null measure. In half precision, values are computed in float32.
+    a row of nothing but −inf, or of nothing but probabilities 0, is the null measure. In half precision, values are computed in
+    float32.
 
     Args:
         logits: unnormalised log-probabilities, any finite or infinite numbers.
@@ -194,7 +195,7 @@ class Categorical(Measure):
         if name == "probs":
             p = array.astype(accumulator(array.dtype))
             tolerance = 8 * jnp.finfo(array.dtype).eps * array.shape[-1] ** 0.5
-            fine = jnp.all(p >= 0) & jnp.all(jnp.abs(p.sum(-1) - 1) <= tolerance)
+            fine = jnp.all(p >= 0) & jnp.all((jnp.abs(p.sum(-1) - 1) <= tolerance) | (p.sum(-1) == 0))
             check_values(fine, "Categorical(probs): probabilities must be non-negative and sum to 1 over the last axis")
         set_fields(self, **{name: array})
 
@@ -209,9 +210,8 @@ class Categorical(Measure):
 
     @property
     def mass(self):
-        return (
-            jnp.ones(self.shape) if self.logits is None else jnp.where(jnp.all(self.logits == -jnp.inf, -1), 0.0, 1.0)
-        )
+        nothing = 0 if self.logits is None else -jnp.inf
+        return jnp.where(jnp.all(self._parameter == nothing, -1), 0.0, 1.0)
 
     @property
     def log_partition(self) -> Float[Array, "*family"]:
