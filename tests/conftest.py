@@ -26,6 +26,7 @@ COMPILE_MUCH = {
     "test_laws_of_spaces",
     "test_likelihood",
     "test_losses",
+    "test_members",
     "test_methods",
     "test_null_rows",
     "test_scores_and_codes",

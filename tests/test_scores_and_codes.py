@@ -91,6 +91,102 @@ def test_entmax(alpha):
         np.testing.assert_allclose(jax.jit(jax.vmap(lambda z: mx.entmax(z, alpha).mass))(z), 1)
 
 
+def exact_entmax(z, alpha):
+    """By Brent's method in float64: p = (1 + r (z − τ))₊^(1/r), r = α − 1."""
+    z, r = np.asarray(z, np.float64), alpha - 1
+    z = z - z.max()
+    p = lambda shift: np.exp(np.log1p(np.maximum(r * (z - shift), -1 + 1e-300)) / r) * (r * (z - shift) > -1)
+    return p(optimize.brentq(lambda shift: p(shift).sum() - 1, 0, np.log(len(z)) + 1, xtol=1e-15, rtol=1e-15))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("alpha", [1 + 1e-12, 1.0000001, 1.00001, 1.001, 1.3])
+def test_entmax_just_above_one(alpha, dtype):
+    """It goes to softmax without losing digits: probabilities, their derivative, and the loss."""
+    z = np.array([1.0, 0.5, -2.0, 0.3, -9.0, 2.0])
+    tolerance = dict(rtol=2e-6, atol=1e-7) if dtype == "float32" else dict(rtol=1e-11, atol=1e-14)
+    with jax.enable_x64(dtype == "float64"):
+        probs = lambda z: mx.entmax(z, alpha).probs
+        exact = exact_entmax(z, alpha)
+        p, jacobian = jax.jit(lambda z: (probs(z), jax.jacrev(probs)(z)))(jnp.asarray(z, dtype))
+        assert p.dtype == dtype
+        np.testing.assert_allclose(p, exact, **tolerance)
+        s = np.where(exact > 0, exact ** (2 - alpha), 0)
+        np.testing.assert_allclose(jacobian, np.diag(s) - np.outer(s, s) / s.sum(), **tolerance)
+        value, slope = jax.jit(jax.value_and_grad(lambda z: mx.fenchel_young_loss(mx.Dirac(3), z, alpha)))(
+            jnp.asarray(z, dtype)
+        )
+        powers = -np.sum(exact * np.expm1((alpha - 1) * np.log(np.where(exact > 0, exact, 1)))) / (alpha - 1)
+        np.testing.assert_allclose(value, exact @ z + powers / alpha - z[3], **tolerance)
+        np.testing.assert_allclose(slope, exact - np.eye(6)[3], **tolerance)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.0000001, 1.5, 2.0, 3.0])
+def test_entmax_of_infinite_logits(alpha):
+    """As of a Categorical: −inf forbids, +inf share the mass, nothing but −inf is the null measure. A NaN stays one."""
+    inf, nan = np.inf, np.nan
+    probs = lambda z: jax.nn.softmax(z) if alpha == 1 else mx.entmax(z, alpha).probs
+    rows = jnp.array([[-inf, -inf, -inf], [inf, 0.0, inf], [inf, -inf, 1.0], [-inf, 0.0, 0.0], [nan, 0.0, 1.0]])
+    expected = np.array([[0, 0, 0], [0.5, 0, 0.5], [1, 0, 0], [0, 0.5, 0.5], [nan, nan, nan]])
+    loss = lambda z: mx.fenchel_young_loss(mx.Dirac(1), z, alpha)
+    losses, slopes = jax.jit(jax.vmap(jax.value_and_grad(loss)))(rows)
+    np.testing.assert_allclose(losses, [inf, inf, inf, losses[3], nan])  # as infeasible as Categorical says
+    np.testing.assert_allclose(slopes, expected - np.eye(3)[1], rtol=1e-6)
+    if alpha == 1:
+        return
+    np.testing.assert_allclose(probs(rows), expected, rtol=1e-6)
+    np.testing.assert_array_equal(mx.entmax(rows, alpha).mass[:4], [0, 1, 1, 1])
+    jacobians = jax.jit(jax.vmap(jax.jacrev(probs)))(rows)
+    assert np.all(np.isfinite(jacobians[:4]))
+    assert np.all(np.isnan(jacobians[4, 1:, 1:]))
+    np.testing.assert_array_equal(jacobians[0], 0)
+    np.testing.assert_allclose(jacobians[:4].sum(-1), 0, atol=1e-6)
+    curvature = jax.jit(jax.hessian(lambda z: mx.fenchel_young_loss(mx.Dirac(1), z, alpha)))(rows[0])
+    np.testing.assert_array_equal(curvature, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_crps_of_families(dtype):
+    """Each member's own, Σ_t (F(t) − 1{y ≤ t})², for every finite family; atoms in any order, null ones anywhere."""
+    tolerance = dict(rtol=2e-6 if dtype == "float32" else 1e-12)
+    with jax.enable_x64(dtype == "float64"):
+        z, y = jnp.array([[1.0, 2.0, 0.5], [3.0, 4.0, 5.0]], dtype), jnp.array([0, 1])
+        q = np.exp(np.float64(z)) / np.exp(np.float64(z)).sum(-1, keepdims=True)
+        ranked = np.sum((np.cumsum(q, -1) - (np.arange(3) >= np.asarray(y)[:, None])) ** 2, -1)
+        np.testing.assert_allclose(ranked, [0.61069, 0.45065], atol=1e-5)
+        for Q in (
+            mx.Categorical(z),
+            mx.Categorical(probs=jnp.asarray(q, dtype)),
+            mx.Discrete(weights=jnp.asarray(q, dtype)),
+            mx.Discrete(jnp.array([2, 0, 1]), jnp.asarray(q[:, [2, 0, 1]], dtype)),
+            0.5 * mx.Categorical(z) + 0.5 * mx.Discrete(jnp.array([2, 1, 0]), jnp.asarray(q[:, ::-1], dtype)),
+            mx.LinearSoftmax(jnp.eye(3, dtype=dtype))(z),
+        ):
+            np.testing.assert_allclose(mx.Dirac(y).expect(mx.crps(Q)), ranked, **tolerance)
+        x = np.array([[3.0, -1.0, np.nan, 0.5], [2.0, 2.5, 7.0, -4.0]])
+        w = np.array([[0.25, 0.5, 0.0, 0.25], [0.1, 0.2, 0.3, 0.4]])
+        score = lambda x, w, y: mx.Dirac(y).expect(mx.crps(mx.Discrete(x, w)))
+        at = np.array([0.25, 3.0])
+        known = np.nan_to_num(x)
+        pairs = np.abs(known[:, :, None] - known[:, None])
+        by_hand = np.sum(w * np.abs(known - at[:, None]), -1) - np.einsum("ni,nij,nj->n", w, pairs, w) / 2
+        arguments = jnp.asarray(x, dtype), jnp.asarray(w, dtype), jnp.asarray(at, dtype)
+        np.testing.assert_allclose(score(*arguments), by_hand, **tolerance)
+        dx, dw = jax.jit(jax.grad(lambda *a: score(*a).sum(), (0, 1)))(*arguments)
+        slope = w * np.sign(known - at[:, None]) - w * np.einsum(
+            "nij,nj->ni", np.sign(known[:, :, None] - known[:, None]), w
+        )
+        np.testing.assert_allclose(dx, slope, **tolerance, atol=1e-7)
+        of_weight = np.abs(known - at[:, None]) - np.einsum("nij,nj->ni", pairs, w)
+        np.testing.assert_allclose(np.asarray(dw)[w > 0], of_weight[w > 0], **tolerance, atol=1e-6)
+
+
+def test_crps_of_many_atoms():
+    """No array has a number for each pair of atoms: of 200 000 samples, the normal's own score but for noise."""
+    Q = mx.Empirical(jnp.asarray(np.random.default_rng(3).normal(size=200_000), jnp.float32))
+    np.testing.assert_allclose(mx.Dirac(0.0).expect(mx.crps(Q)), (np.sqrt(2) - 1) / np.sqrt(np.pi), atol=2e-3)
+
+
 @sweep("alpha", [1.0, 1.5, 2.0], cost=3)
 def test_fenchel_young(alpha):
     """At least 0, 0 at its own minimiser, gradient entmax − P; KL from softmax at α = 1."""
