@@ -10,14 +10,14 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._conditional import AbstractConditional
+from ._conditional import AbstractConditional, Conditional
 from ._density import log
 from ._divergences import cumulant
 from ._information import cross_entropy
 from ._joint import joint
 from ._measure import Measure
 from ._measures.atoms import Atoms
-from ._pytree import as_node
+from ._pytree import as_node, pytree, set_fields
 
 
 def log_likelihood(
@@ -57,7 +57,8 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
         tolerance: of the gradient's norm, against that at the start.
 
     Returns:
-        A member like Q; its parameters are NaN where no member has a finite H, or L-BFGS came to no tolerable gradient.
+        A member like Q; a Conditional that closes over its parameters has them at ``function.parameters``. They are NaN where
+        no member has a finite H, or L-BFGS came to no tolerable gradient.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -65,6 +66,10 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
         Normal(loc=Array(2., dtype=float32), scale=Array(0.8164966, dtype=float32))
         >>> mx.project(mx.Normal(0., 1.), mx.Laplace(0., 1.)).scale.item()  # E|x|
         0.7979
+        >>> P = mx.Empirical((jnp.array([[3., 0.], [3., 0.], [3., 0.]]), jnp.array([0, 0, 1])))
+        >>> softened = mx.project(P, lambda T: mx.Conditional(lambda z: mx.Categorical(z / T)), 1.)
+        >>> softened.function.parameters.item()  # the temperature at which σ(3 / T) is ⅔: 3 / log 2
+        4.328
     """
     if not isinstance(P, Measure):
         raise TypeError(f"project(P, Q): P must be a Measure, got {type(P).__name__}")
@@ -81,7 +86,25 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
     if start is None:
         return _descend(lambda Q: cross_entropy(P, Q), Q, steps, tolerance)
     family: Any = Q
-    return family(_descend(lambda parameters: cross_entropy(P, family(parameters)), start, steps, tolerance))
+    best = _descend(lambda parameters: cross_entropy(P, family(parameters)), start, steps, tolerance)
+    member = family(best)
+    # Two closures are two structures: what such a Conditional closes over nobody could read, nor jit let out.
+    hidden = isinstance(member, AbstractConditional) and jax.tree.structure(member) != jax.tree.structure(family(best))
+    return Conditional(Member(family, best)) if hidden else member
+
+
+@pytree
+class Member:
+    """x ↦ K(x) for the Conditional K that a family gives for its parameters, which are leaves of the node."""
+
+    family: Any
+    parameters: Any
+
+    def __post_init__(self):
+        set_fields(self, family=as_node(self.family))
+
+    def __call__(self, *x):
+        return self.family(self.parameters)(*x)
 
 
 def _descend(loss: Callable, start: PyTree, steps: int, tolerance: float) -> PyTree:

@@ -143,7 +143,7 @@ class NormalForm:
     def reweight(self, f: Integrand) -> "NormalForm":
         """f · P. Null atoms stay null, whatever f is there."""
         form = self.at_rank(len(f.shape))
-        parts = iter([_times(f, *part) for part in form.parts()])
+        parts = iter([_times(f, *part, form.family) for part in form.parts()])
         weights = None if form.weights is None else next(parts)
         dense = None if form.classes is None else next(parts)
         return form._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).at_rank()
@@ -485,14 +485,30 @@ def _weighted(weights, value, original):
     return null_safe_product(w.astype(dtype), value.astype(dtype), original.astype(dtype))
 
 
-def _times(f, points, weights, certain):
+def _times(f, points, weights, certain, family):
     value, original = values_at(f, points, weights, certain)
-    if jnp.ndim(value) > weights.ndim and value.shape[weights.ndim :] != ():
+    own = value.shape[weights.ndim :]
+    if own and len(own) <= len(family) and all(n in (1, m) for n, m in zip(own[::-1], family[::-1], strict=False)):
+        value, original = (_each_members_own(x, len(family)) for x in (value, original))
+    elif own:
         raise ValueError(
-            f"f * P: f must be scalar-valued, got values of shape {value.shape[weights.ndim :]}; if a batch has more than one "
-            "axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
+            f"f * P: f must be scalar-valued, or have a value for each member of a family {family}, got values of shape {own}; "
+            "if a batch has more than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
         )
     return _weighted(weights, value, original)
+
+
+def _each_members_own(value, axes):
+    """Of values [*family, k, *own], whose own axes are the last of the family, those of each member itself, [*family, k]."""
+    for axis in range(axes - 1, 2 * axes - value.ndim, -1):
+        if value.shape[axis] == 1:  # at points that all members share
+            value = jnp.squeeze(jnp.moveaxis(value, -1, axis), axis + 1)
+        else:
+            mine = jnp.arange(value.shape[axis])[:, None] == jnp.arange(value.shape[-1])
+            mine |= value.shape[-1] == 1
+            mine = jnp.expand_dims(mine, tuple(range(1, value.ndim - 1 - axis)))
+            value = jnp.sum(jnp.where(mine, value, 0), axis=-1)
+    return value
 
 
 def _reweight_given(rows, target, f):

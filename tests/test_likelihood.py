@@ -9,7 +9,7 @@ import optax
 import pytest
 import statsmodels.api as sm
 from jax.tree_util import Partial
-from scipy import stats
+from scipy import optimize, stats
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 
@@ -126,6 +126,30 @@ def test_logistic_regression_without_a_penalty():
         np.testing.assert_allclose(mx.log_likelihood(Q, (jnp.asarray(X), jnp.asarray(y))), expected.llf, rtol=1e-9)
         softmax = mx.project(P, mx.LinearSoftmax(jnp.zeros((3, 2)), jnp.zeros(2)), tolerance=1e-7)
         np.testing.assert_allclose(-len(y) * mx.cross_entropy(P, softmax), expected.llf, rtol=1e-9)
+
+
+def test_temperature_scaling():
+    """A family of Conditionals that close over their parameter: it can be read, leaves jit, and is scipy's."""
+    rng = np.random.default_rng(0)
+    z = 5 * rng.normal(size=(400, 4))
+    y = np.array([rng.choice(4, p=p / p.sum()) for p in np.exp(z / 2.7)])
+
+    def loss(T):
+        return np.mean(np.log(np.exp(z / T).sum(-1)) - z[np.arange(400), y] / T)
+
+    expected = optimize.minimize_scalar(loss, bounds=(0.5, 10), method="bounded", options={"xatol": 1e-10}).x
+    P = mx.Empirical((jnp.asarray(z), jnp.asarray(y)))
+    family = lambda T: mx.Conditional(lambda z: mx.Categorical(z / T))
+    for fit in (mx.project, jax.jit(mx.project, static_argnums=1)):
+        softened = fit(P, family, 1.0)
+        (T,) = jax.tree.leaves(softened)
+        assert isinstance(softened, mx.Conditional)
+        assert T == softened.function.parameters == pytest.approx(expected, rel=1e-4)
+        assert mx.cross_entropy(P, softened) == pytest.approx(loss(expected), rel=1e-6)
+    vector = lambda p: mx.Conditional(lambda z: mx.Categorical(z * p["scale"] + p["shift"]))
+    fitted = mx.project(P, vector, {"scale": jnp.ones(4), "shift": jnp.zeros(4)})
+    assert jax.tree.map(jnp.shape, fitted.function.parameters) == {"scale": (4,), "shift": (4,)}
+    assert mx.cross_entropy(P, fitted) < loss(expected)
 
 
 def logistic(p, x):

@@ -307,6 +307,55 @@ def test_calibration():
     assert axes.get_xlabel() == "predicted probability"
 
 
+def test_calibration_in_bins_of_equal_mass_and_of_each_class():
+    """Against numpy: as many rows a bin, weights, each class's own probability; any integer counts; nothing of no mass is 0."""
+    n, V, bins = 600, 3, 10
+    z, y, w = 2 * rng.normal(size=(n, V)), rng.integers(V, size=n), rng.choice([0.0, 1.0, 2.0], size=n)
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    P, Q = mx.Empirical((jnp.asarray(z), jnp.asarray(y))), mx.Conditional(mx.Categorical)
+
+    def by_rank(p, hit, w):
+        order = np.argsort(p)
+        middle = np.cumsum(w[order]) - w[order] / 2
+        bin = np.minimum((middle / w.sum() * bins).astype(int), bins - 1)
+        return sum(abs(np.sum((w * (hit - p))[order][bin == b])) for b in range(bins)) / w.sum()
+
+    def by_width(p, hit):
+        bin = np.minimum((p * bins).astype(int), bins - 1)
+        return sum(abs(np.sum((hit - p)[bin == b])) for b in range(bins)) / n
+
+    top, right, ones = p.max(-1), p.argmax(-1) == y, np.ones(n)
+    figures = mx.reliability(P, Q, bins, equal="mass")
+    np.testing.assert_allclose(figures.mass, np.full(bins, 1 / bins), rtol=1e-5)
+    np.testing.assert_allclose(figures.error, by_rank(top, right, ones), rtol=1e-4)
+    weighted = mx.Empirical((jnp.where(w[:, None] == 0, jnp.nan, z), jnp.asarray(y)), weights=jnp.asarray(w))
+    error = jax.jit(lambda P: mx.calibration_error(P, Q, bins, equal="mass"))(weighted)
+    np.testing.assert_allclose(error, by_rank(top, right, w), rtol=1e-4)
+    by_class = jax.jit(lambda P: mx.calibration_error(P, Q, np.int64(bins), classes=jnp.arange(V)))(P)
+    np.testing.assert_allclose(by_class, [by_width(p[:, c], y == c) for c in range(V)], rtol=1e-4)
+    np.testing.assert_allclose(mx.calibration_error(P, Q, bins, classes=2), by_class[2], rtol=1e-6)
+    by_class = mx.reliability(P, Q, bins, equal="mass", classes=np.arange(V))
+    np.testing.assert_allclose(by_class.error, [by_rank(p[:, c], y == c, ones) for c in range(V)], rtol=1e-4)
+    np.testing.assert_allclose(by_class.brier.score, [np.mean((p[:, c] - (y == c)) ** 2) for c in range(V)], rtol=1e-4)
+    with pytest.raises(ValueError, match="3 classes"):
+        by_class.plot()
+
+    plain = mx.calibration_error(P, Q, 4)
+    for count in (np.int32(4), np.uint8(4), np.array(4), jnp.array(4), np.linspace(0, 1, 5), [0, 0.25, 0.5, 0.75, 1]):
+        assert mx.calibration_error(P, Q, count) == plain
+    masked = mx.Empirical((jnp.full((2, V), jnp.nan), jnp.zeros(2, int)), weights=jnp.zeros(2))
+    for equal in ("width", "mass"):
+        figures = mx.reliability(masked, Q, equal=equal)
+        assert figures.error == figures.brier.score == figures.brier.within == 0
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(lambda edges: mx.calibration_error(P, Q, edges))(jnp.array([0.0, 0.5, 1.0]))
+    for bad in (0, -3, True, 2.5, np.array([0.2, 1]), "ten"):
+        with pytest.raises(ValueError, match="positive int, or edges"):
+            mx.calibration_error(P, Q, bad)
+    with pytest.raises(ValueError, match="equal"):
+        mx.calibration_error(P, Q, [0, 1], equal="mass")
+
+
 def test_errors():
     Q = mx.Categorical(probs=jnp.array([0.5, 0.5, 0.0]))
     for call, words in (

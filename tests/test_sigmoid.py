@@ -82,3 +82,23 @@ def test_a_classifier_of_many_labels():
     P = mx.Empirical((z, jnp.asarray(y)), weights=jnp.asarray(mask))
     mean = mx.cross_entropy(P, mx.Conditional(lambda z: mx.Bernoulli(z)))
     np.testing.assert_allclose(mean, (mask * expected).sum() / mask.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "w", [3.0, np.array([2.0, 5.0, 0.5]), np.array([[2.0], [1.0]])], ids=["one", "classes", "rows"]
+)
+def test_a_weight_of_the_outcome_1(w):
+    """torch's pos_weight: of soft and hard labels, one weight or one for each member of the family; value and gradient."""
+    z, soft = rng.normal(size=(2, 3)), rng.uniform(size=(2, 3))
+    hard = (soft > 0.5).astype(int)
+    softplus = lambda x: np.log1p(np.exp(x))
+    weight = lambda k: jnp.where(k == 1, w, 1.0)
+    for y, P in ((soft, mx.Bernoulli(probs=jnp.asarray(soft))), (hard, mx.Dirac(jnp.asarray(hard)))):
+        loss = lambda z, P=P: mx.cross_entropy(P.reweight(weight), mx.Bernoulli(z))
+        expected = w * y * softplus(-z) + (1 - y) * softplus(z)
+        np.testing.assert_allclose(loss(jnp.asarray(z)), expected, rtol=1e-5)
+        sigmoid = 1 / (1 + np.exp(-z))
+        gradient = jax.grad(lambda z: loss(z).sum())(jnp.asarray(z))
+        np.testing.assert_allclose(gradient, (1 - y) * sigmoid - w * y * (1 - sigmoid), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"member of a family \(2, 3\)"):
+        mx.Bernoulli(probs=jnp.asarray(soft)).reweight(lambda k: jnp.ones(4)).expect(lambda k: k)
