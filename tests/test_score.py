@@ -301,3 +301,98 @@ def test_the_first_k_of_infinite_and_equal_logits(capsys, tmp_path, dtype):
             report = score(capsys, tmp_path / "a.npz", "--top-k", str(k))[1]["by_group"]
             got = [report[str(i)]["top_k_accuracy"] for i in range(5)]
             assert got == ((z > z[:, [y]]).sum(-1) < k).tolist()
+
+
+WORDS = np.array(["ant", "bee", "cat", "dog", "eel"])
+
+
+def test_labels_that_are_words(capsys, tmp_path):
+    """By the names of the columns, in any order, or in alphabetical order; by_class has them; what is none is told of."""
+    said = np.where(Y == -100, "-100", WORDS[np.maximum(Y, 0)])  # the number that is ignored is one in words, too
+    two, turned = ("--top-k", "2"), [3, 1, 4, 0, 2]
+    columns = {f"prob_{WORDS[c]}": P[:, c] for c in turned}
+    csv.write_csv(pa.table({"species": said, **columns}), tmp_path / "a.csv")
+    parquet.write_table(pa.table({"species": pa.array(said).dictionary_encode(), **columns}), tmp_path / "a.parquet")
+    parquet.write_table(pa.table({"species": said, **{WORDS[c]: P[:, c] for c in turned}}), tmp_path / "bare.parquet")
+    np.savez(tmp_path / "a.npz", probs=P, species=said)
+    np.savez(tmp_path / "bytes.npz", probs=P, species=said.astype("S"))
+    parquet.write_table(pa.table({"species": said, "probs": list(P)}), tmp_path / "list.parquet")
+    for name in ("a.csv", "a.parquet", "bare.parquet", "a.npz", "bytes.npz", "list.parquet"):
+        more = ("--kind", "probs") if name == "bare.parquet" else ()
+        _, report, err = score(capsys, tmp_path / name, "--labels", "species", "--block", "0.005", *two, *more)
+        assert report is not None, (name, err)
+        agrees(report["overall"], expected(np.ones(N)))
+        for c, word in enumerate(WORDS):
+            agrees(report["by_class"][word], expected(np.ones(N), c == Y))
+    numbers = np.where(Y == -100, "-100", np.maximum(Y, 0).astype(str))
+    np.savez(tmp_path / "a.npz", probs=P, labels=numbers)
+    agrees(score(capsys, tmp_path / "a.npz", *two)[1]["overall"], expected(np.ones(N)))
+    np.savez(tmp_path / "a.npz", probs=P, labels=np.where(said == "eel", "bee", said))
+    assert "ant, bee, cat, dog: 4 of them for 5 classes" in score(capsys, tmp_path / "a.npz")[2]
+    wrong = np.where(np.arange(N) == 30, "elk", said)
+    csv.write_csv(pa.table({"species": wrong, **columns}), tmp_path / "a.csv")
+    assert "1 labels outside the classes: rows 30" in score(capsys, tmp_path / "a.csv", "--labels", "species")[2]
+
+
+@pytest.mark.parametrize("kind", ["probs", "logits", "log_probs"])
+def test_one_column_of_two_classes(capsys, tmp_path, kind):
+    """p of the second class, as an array [rows] or [rows, 1] or a column; labels are integers, words, true and false."""
+    p = rng.uniform(size=N)
+    p[:3] = 1e-12, 1 - 1e-12, 0.5
+    y = (rng.uniform(size=N) < p).astype(int)
+    nats = -np.log(np.where(y == 1, p, 1 - p)).mean()
+    z = {"probs": p, "logits": np.log(p) - np.log1p(-p), "log_probs": np.log(p)}[kind]
+    np.savez(tmp_path / "a.npz", **{kind: z}, labels=y)
+    np.savez(tmp_path / "b.npz", **{kind: z[:, None]}, labels=np.where(y, "yes", "no"))
+    csv.write_csv(pa.table({kind: z, "label": y == 1}), tmp_path / "a.csv")
+    parquet.write_table(pa.table({kind.rstrip("s"): z, "label": np.where(y, "spam", "ham")}), tmp_path / "a.parquet")
+    for name, names in (("a.npz", "01"), ("b.npz", ("no", "yes")), ("a.csv", "01"), ("a.parquet", ("ham", "spam"))):
+        _, report, err = score(capsys, tmp_path / name)
+        assert report is not None, (name, err)
+        assert report["classes"] == 2
+        assert set(report["by_class"]) == set(names)
+        np.testing.assert_allclose(report["overall"]["nats"], nats, rtol=1e-5)
+        np.testing.assert_allclose(report["overall"]["accuracy"], np.mean((p > 0.5) == y), rtol=1e-6)
+    np.savez(tmp_path / "a.npz", probs=p[:-1], labels=y)
+    assert f"has a number for each of the labels, which have shape ({N},)" in score(capsys, tmp_path / "a.npz")[2]
+
+
+def test_labels_of_other_dtypes(capsys, tmp_path):
+    """Floats that are whole, as of a column with gaps; unsigned and narrow integers; a NaN is no class."""
+    for dtype in ("float32", "float64", "float16", "int8"):
+        path = write(tmp_path, "a.npz", labels=Y.astype(dtype))
+        agrees(score(capsys, path, "--top-k", "2")[1]["overall"], expected(np.ones(N)))
+    for dtype in ("uint8", "uint64", "uint32"):
+        report = score(capsys, write(tmp_path, "a.npz", Z[20:], Y[20:].astype(dtype)), "--top-k", "2")[1]["overall"]
+        agrees(report, expected(np.ones(N)))
+    y = Y.astype(float)
+    y[[40, 50]] = np.nan
+    weights = np.where(np.arange(N) == 50, 0.0, 1.0)
+    assert (
+        "1 labels outside the classes: rows 40" in score(capsys, write(tmp_path, "a.npz", labels=y, weights=weights))[2]
+    )
+    y[40] = 1.5
+    assert "labels are float64, not integers: row 40 has 1.5" in score(capsys, write(tmp_path, "a.npz", labels=y))[2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_intervals_are_of_figures_that_can_be_and_nothing_warns(capsys, tmp_path):
+    """Shares in [0, 1], nats from 0, perplexities from 1: of few rows, of all right and all wrong, of losses inf and 1e4."""
+    z = np.array([[9.0, 0, 0], [0, 0.1, 0], [0, 0, 50]])
+    cases = [
+        (z, [0, 1, 2]),
+        (z, [1, 2, 0]),
+        (z[:1], [0]),
+        (z[:2], [0, 0]),
+        (1e4 * z, [1, 1, 1]),
+        (1e300 * z, [1, 0, 2]),
+    ]
+    cases.append((np.where(z == 50, np.inf, np.where(z == 9, -np.inf, z)), [0, 1, 2]))
+    for z, y in cases:
+        _, report, err = score(capsys, write(tmp_path, "a.npz", np.asarray(z), np.array(y)))
+        assert report is not None, err
+        for name, figure in report["overall"].items():
+            if name.endswith("_interval"):
+                low, high = (np.inf if x == "inf" else x for x in figure)
+                least, most = {"nats": (0, np.inf), "perplexity": (1, np.inf)}.get(name[:-9], (0, 1))
+                assert low is None or least <= low <= high <= most, (name, figure)

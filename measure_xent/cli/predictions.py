@@ -47,7 +47,7 @@ class Block(NamedTuple):
     """Some rows of a file."""
 
     predictions: np.ndarray  # [rows, V]
-    labels: np.ndarray  # [rows], integers
+    labels: np.ndarray  # [rows], integers; as they are stored, before ``_of_classes``
     weights: np.ndarray | None
     groups: np.ndarray | None  # any values
     bytes: int  # of the file, until the end of these
@@ -59,6 +59,8 @@ class Predictions(NamedTuple):
     kind: str  # "logits", "log-probs" or "probs"
     size: int  # in bytes
     blocks: Any  # () -> Iterator[Block]
+    text: bool = False  # labels are words
+    names: tuple[str, ...] | None = None  # of the classes, where labels are words or columns have names
 
 
 def open_predictions(path: Path, names: Names, block_bytes: int) -> Predictions:
@@ -71,9 +73,89 @@ def open_predictions(path: Path, names: Names, block_bytes: int) -> Predictions:
     if path.suffix not in openers:
         raise CommandError(f"{path}: its name must end in .npz, .safetensors, .csv or .parquet")
     try:
-        return openers[path.suffix](path, names, block_bytes)
+        return _of_classes(path, openers[path.suffix](path, names, block_bytes))
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror or error}") from None
+
+
+def _of_classes(path: Path, stored: Predictions) -> Predictions:
+    """The same with integers for labels, and a column for each class.
+
+    Words are the names of the columns, or as many as there are classes, in their order (so scikit-learn has them); in a file of
+    words the labels are read once more. Of one column it is the second of two classes: p, its logarithm, or its log-odds.
+    """
+    names = _class_names(path, stored) if stored.text else None
+    index = {name: i for i, name in enumerate(names or ())}
+
+    def blocks() -> Iterator[Block]:
+        seen = 0
+        for block in stored.blocks():
+            z, labels = block.predictions, block.labels
+            if stored.text:
+                words, where = np.unique(_words(labels), return_inverse=True)
+                labels = np.array([index.get(w, int(w) if INTEGER.fullmatch(w) else -1) for w in words])[where.ravel()]
+            labels = _whole(path, labels, seen)
+            seen += len(labels)
+            yield block._replace(predictions=_two_classes(z, stored.kind) if z.shape[1] == 1 else z, labels=labels)
+
+    return stored._replace(blocks=blocks, names=names)
+
+
+INTEGER = re.compile(r"-?\d+")
+
+
+def _words(labels: np.ndarray) -> np.ndarray:
+    return np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels.astype(str)
+
+
+def _class_names(path: Path, stored: Predictions) -> tuple[str, ...] | None:
+    """The names of the classes whose labels are words; None if these are numbers."""
+    words: set[str] = set()
+    width = 0
+    for block in stored.blocks():
+        width = max(block.predictions.shape[1], 2)
+        words |= set(np.unique(_words(block.labels)).tolist())
+        if len(words) > 2 * width + SHOWN_WORDS:
+            break
+    named = {word for word in words if not INTEGER.fullmatch(word)}
+    if not named:
+        return None
+    if stored.names is not None and len(stored.names) == width and named & set(stored.names):
+        return stored.names
+    if len(named) == width:
+        return tuple(sorted(named))
+    some = ", ".join(sorted(named)[:SHOWN_WORDS]) + (", …" if len(named) > SHOWN_WORDS else "")
+    raise CommandError(
+        f"{path}: labels are words, {some}: {len(named)} of them for {width} classes; "
+        "name the columns of predictions after them, or number the labels"
+    )
+
+
+SHOWN_WORDS = 5
+
+
+def _whole(path: Path, labels: np.ndarray, seen: int) -> np.ndarray:
+    """Labels as int64. Floats that are whole are integers; a NaN is none, and told of if its row counts."""
+    if labels.dtype.kind in "iub":
+        return (np.minimum(labels, 2**62) if labels.dtype == np.uint64 else labels).astype(np.int64)
+    number = np.isfinite(labels.astype(np.float64))
+    x = np.where(number, labels, -1).astype(np.float64)
+    if np.any(broken := x != np.floor(x)):
+        row = int(np.argmax(broken))
+        raise CommandError(f"{path}: labels are {labels.dtype}, not integers: row {seen + row} has {x[row]}")
+    return np.clip(x, -(2.0**53), 2.0**53).astype(np.int64)
+
+
+def _two_classes(z: np.ndarray, kind: str) -> np.ndarray:
+    """[rows, 2] of one column: what belongs to the second class, and what is left for the first."""
+    if kind == "probs":
+        return np.concatenate([1 - z, z], axis=1)
+    if kind == "logits":
+        return np.concatenate([np.zeros_like(z), z], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # log 0; a NaN, or more than 1, is told of
+        x = z.astype(np.float64)
+        rest = np.where(x < -math.log(2), np.log1p(-np.exp(x)), np.log(-np.expm1(x)))
+    return np.concatenate([rest, x], axis=1)
 
 
 def _choose(path: Path, found: Sequence[str], names: Names) -> tuple[str | None, str | None, dict[str, str | None]]:
@@ -207,13 +289,16 @@ def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes:
         if array.fault is not None:
             raise CommandError(f"{path}: {prediction if what == 'predictions' else others[what]} {array.fault}")
     shape = chosen["predictions"].shape
-    if len(shape) < 2:
+    one = shape == chosen["labels"].shape  # a number a row
+    of_rows, classes = (shape, 1) if one else (shape[:-1], shape[-1] if shape else 0)
+    if len(shape) < 2 and not one:
         raise CommandError(
-            f"{path}: {prediction} has shape {shape}; its last axis is the classes, those before the rows"
+            f"{path}: {prediction} has shape {shape}; its last axis is the classes, those before the rows, or it has a number "
+            f"for each of the labels, which have shape {chosen['labels'].shape}"
         )
-    rows, classes = int(np.prod(shape[:-1])), shape[-1]
+    rows = int(np.prod(of_rows))
     for what, array in chosen.items():
-        expected = shape if what == "predictions" else shape[:-1]
+        expected = shape if what == "predictions" else of_rows
         if array.shape != expected:
             raise CommandError(f"{path}: {others[what]} for --{what} has shape {array.shape}; predictions have {shape}")
     if rows == 0 or classes == 0:
@@ -239,7 +324,7 @@ def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes:
                     done,
                 )
 
-    return Predictions(kind, path.stat().st_size, blocks)
+    return Predictions(kind, path.stat().st_size, blocks, chosen["labels"].dtype.kind in "US")
 
 
 def _read(path: Path, stream: Any, dtype: np.dtype, n: int) -> np.ndarray:
@@ -262,8 +347,8 @@ def _check_dtypes(path: Path, dtypes: dict[str, np.dtype]) -> None:
     floating = lambda dtype: dtype.kind == "f" or dtype == ml_dtypes.bfloat16
     if not floating(dtypes["predictions"]):
         raise CommandError(f"{path}: predictions are {dtypes['predictions']}, not floating")
-    if dtypes["labels"].kind not in "iu":
-        raise CommandError(f"{path}: labels are {dtypes['labels']}, not integers")
+    if not (floating(dtypes["labels"]) or dtypes["labels"].kind in "iubUSO"):
+        raise CommandError(f"{path}: labels are {dtypes['labels']}, not integers or words")
     if "weights" in dtypes and not (floating(dtypes["weights"]) or dtypes["weights"].kind in "iub"):
         raise CommandError(f"{path}: weights are {dtypes['weights']}, not numbers")
 
@@ -360,6 +445,12 @@ def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Prediction
         if all(numbers):
             columns.sort(key=lambda name: int(re.search(r"\d+$", name)[0]))
     kind = _known(path, str(prediction), kind)
+    label = of(others["labels"])
+    label = label.value_type if types.is_dictionary(label) else label
+    text = types.is_string(label) or types.is_large_string(label)
+    begins = re.escape(names.predictions) if names.predictions else r"(log_?)?prob(abilit(y|ies)|s)?|logits?"
+    stem = re.compile(rf"({begins})[\W_]*")
+    class_names = None if columns is None else tuple(stem.sub("", c, count=1) if stem.match(c) else c for c in columns)
     first_width: list[int] = []
 
     def array(batch: Any, name: str, seen: int) -> np.ndarray:
@@ -369,6 +460,7 @@ def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Prediction
             raise CommandError(
                 f"{path}: {name} is missing in rows, counted from 0, {rows[:5]}{'…' if rows[5:] else ''}"
             )
+        column = column.dictionary_decode() if types.is_dictionary(column.type) else column
         return column.to_numpy(zero_copy_only=False)
 
     def blocks() -> Iterator[Block]:
@@ -398,7 +490,7 @@ def _of_table(path: Path, schema: Any, names: Names, batches: Any) -> Prediction
         if seen == 0:
             raise CommandError(f"{path}: no rows")
 
-    return Predictions(kind, path.stat().st_size, blocks)
+    return Predictions(kind, path.stat().st_size, blocks, text, class_names)
 
 
 def _offsets(lists: Any) -> np.ndarray:

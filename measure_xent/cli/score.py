@@ -30,8 +30,10 @@ BY_CLASS = 4096  # classes at most that are scored one by one
 FLOAT_MAX = float(jnp.finfo(jnp.float32).max)
 LOOSE = 1e-2  # how far from 1 the sum of a row of probabilities may be, for half precision and printed decimals
 EPILOG = """
-A file holds an array of predictions [rows, classes] (or more row axes) named logits, log_probs or probs, and integer labels
-[rows]; also weights [rows] and groups [rows], if there are. A table has a column of lists, or a numeric column a class.
+A file holds an array of predictions [rows, classes] (or more row axes) named logits, log_probs or probs, and labels [rows],
+numbers of classes or words; also weights [rows] and groups [rows], if there are. A table has a column of lists, or a numeric
+column a class. Words are what the columns are named after, as in prob_setosa, or else the classes in alphabetical order. One
+number a row, or one column, is that of the second of two classes.
 
 Every figure is an integral against the rows' empirical measure, weights included. Intervals are of 95 %: for means by their
 standard error, for the calibration error by resampling the bins. Rows whose label is --ignore-index, or whose weight is 0, do
@@ -94,7 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         "top_k": arguments.top_k,
         "rows_ignored": totals.ignored,
         "overall": figures(totals.overall),
-        "by_class": {str(c): figures(s) for c, s in totals.by_class.items()},
+        "by_class": {
+            predictions.names[c] if predictions.names else str(c): figures(s) for c, s in totals.by_class.items()
+        },
         "by_group": {str(g): figures(s) for g, s in totals.by_group.items()},
     }
     if arguments.plot is not None:
@@ -205,7 +209,8 @@ class Scored(NamedTuple):
         if kind == "logits" and predictions.dtype.itemsize > 4:
             # In float32 logits far from 0 lose what they differ by.
             largest = np.max(predictions, axis=-1, keepdims=True)
-            predictions = (predictions - np.where(np.isfinite(largest), largest, 0)).astype(np.float32)
+            with np.errstate(over="ignore"):  # what float32 does not hold is −inf beside the largest
+                predictions = (predictions - np.where(np.isfinite(largest), largest, 0)).astype(np.float32)
         n = len(labels)
         full = lambda x: np.pad(x, [(0, size - n), *[(0, 0)] * (x.ndim - 1)]) if n < size else x
         rows, faults = of_rows(*map(full, (predictions, labels, (weights != 0).astype(np.float32))), kind, top_k)
@@ -312,12 +317,15 @@ def read_ahead(blocks: Iterator[_T]) -> Iterator[_T]:
 def figures(s: Sums) -> dict[str, Any]:
     """Means and calibration with their intervals."""
     z = 1.959964
-    mean = s.moments[:, 0] / s.mass
-    # Of a ratio of sums, whose weights are random too: Σ w² (f − mean)² / (Σ w)².
-    square = s.moments[:, 2] - 2 * mean * s.moments[:, 1] + mean**2 * s.square
-    half = z * np.sqrt(np.maximum(square, 0)) / s.mass if s.rows > 1 else np.full(3, math.nan)
-    interval = lambda i, f=lambda x: x: [_number(f(mean[i] - half[i])), _number(f(mean[i] + half[i]))]
-    share = lambda x: min(max(x, 0.0), 1.0) if math.isfinite(x) else x
+    with np.errstate(invalid="ignore", over="ignore"):  # an infinite mean has no interval; its exponential is infinite
+        mean = s.moments[:, 0] / s.mass
+        # Of a ratio of sums, whose weights are random too: Σ w² (f − mean)² / (Σ w)².
+        square = s.moments[:, 2] - 2 * mean * s.moments[:, 1] + mean**2 * s.square
+        half = z * np.sqrt(np.maximum(square, 0)) / s.mass if s.rows > 1 else np.full(3, math.nan)
+        low, high = mean - half, mean + half
+        perplexity = [np.exp(x) for x in (mean[0], np.maximum(low[0], 0), high[0])]
+    # No figure is less than 0, and no share more than 1.
+    bounded = lambda *ends, most=1.0: [_number(np.clip(x, 0, most)) for x in ends]
     gap = (s.bins[:, 2] - s.bins[:, 1]) / s.mass
     noise = np.sqrt(s.bins[:, 3]) / s.mass
     # Noise makes gaps larger: what it adds to them here, it has added to those of the file.
@@ -328,16 +336,16 @@ def figures(s: Sums) -> dict[str, Any]:
         "rows": int(s.rows),
         "mass": float(s.mass),
         "nats": _number(mean[0]),
-        "nats_interval": interval(0),
+        "nats_interval": bounded(low[0], high[0], most=math.inf),
         "bits": _number(mean[0] / math.log(2)),
-        "perplexity": _number(np.exp(mean[0])),
-        "perplexity_interval": interval(0, np.exp),
+        "perplexity": _number(perplexity[0]),
+        "perplexity_interval": [_number(x) for x in perplexity[1:]],
         "accuracy": _number(mean[1]),
-        "accuracy_interval": interval(1, share),
+        "accuracy_interval": bounded(low[1], high[1]),
         "top_k_accuracy": _number(mean[2]),
-        "top_k_accuracy_interval": interval(2, share),
+        "top_k_accuracy_interval": bounded(low[2], high[2]),
         "calibration_error": error,
-        "calibration_error_interval": [max(0.0, 2 * error - float(q)) for q in np.quantile(drawn, [0.975, 0.025])],
+        "calibration_error_interval": bounded(*(2 * error - np.quantile(drawn, [0.975, 0.025]))),
         "brier_of_the_mode": score,
     }
 
