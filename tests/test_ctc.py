@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import unittest
 
 import jax
 import jax.numpy as jnp
@@ -213,3 +214,13 @@ def test_bad_input():
         for f in (losses.ctc_loss, losses.ctc_loss_with_forward_probs):
             with pytest.raises(error, match=words):
                 call(f)
+
+
+def test_the_suite_of_optax(monkeypatch):
+    suite = pytest.importorskip("optax.losses._classification_test")
+    for name in ("ctc_loss", "ctc_loss_with_forward_probs"):
+        monkeypatch.setattr(suite._classification, name, getattr(losses, name))
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(suite.CTCTest).run(result)
+    assert result.testsRun > 2
+    assert result.wasSuccessful(), result.errors + result.failures
