@@ -147,6 +147,30 @@ def test_labels_outside_the_classes(label, parameter):
     assert log(mx.Categorical(jnp.zeros(5)))(label) == -inf
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"])
+def test_labels_of_any_integers(dtype):
+    """In a family, a sparse target, a head and a sigmoid, with x64 on; a number beyond int64 is no class."""
+    with jax.enable_x64(True):
+        y, z = labels.astype(dtype), jnp.asarray(logits, jnp.float64)
+        expected = oracle.rows(logits, oracle.one_hot(labels, 5))
+        found = {
+            "labels": mx.cross_entropy(mx.Dirac(y), mx.Categorical(z)),
+            "atoms": mx.cross_entropy(mx.Discrete(y[:, None], jnp.ones((4, 1))), mx.Categorical(z)),
+            "head": mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(jnp.eye(5))(z)),
+            "density": -log(mx.Categorical(z))(y),
+        }
+        for name, value in found.items():
+            np.testing.assert_allclose(value, expected, rtol=1e-12, err_msg=name)
+        value = mx.cross_entropy(mx.Dirac(y % 2), mx.Bernoulli(z[:, 0]))
+        np.testing.assert_allclose(
+            value, np.logaddexp(0, np.where(labels % 2, -1, 1) * logits[:, 0].astype(np.float64))
+        )
+        largest = np.full(4, np.iinfo(dtype).max, dtype)
+        assert np.all(mx.cross_entropy(mx.Dirac(largest), mx.Categorical(z)) == inf)
+        with pytest.raises(TypeError, match="real numbers, got dtype bool"):
+            mx.cross_entropy(mx.Dirac(labels > 2), mx.Categorical(z))
+
+
 def test_ignoring_is_asked_for():
     y = jnp.array([0, -100])
     weighted = lambda z: mx.cross_entropy(jnp.array([1.0, 0.0]) * mx.Dirac(y), mx.Categorical(z))

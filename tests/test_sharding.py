@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as S
 import measure_xent as mx
 from measure_xent import log, log_partition
 
+from . import oracle
 from .sweeps import sweep
 
 rng = np.random.default_rng(0)
@@ -231,6 +232,22 @@ def test_by_products_of_parts():
     exact["entropy"] = (exact_lse - (p * z).sum(-1)).sum()
     for name, value in exact.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.uint32, np.uint8])
+def test_labels_of_any_integers(dtype):
+    """With x64 on, where an unsigned index less a signed one would be a float."""
+
+    def loss(w, y):
+        return mx.cross_entropy(mx.Empirical((jnp.asarray(hidden, w.dtype), y)), mx.LinearSoftmax(w, axis_name="model"))
+
+    with jax.enable_x64(True):
+        function = jax.shard_map(loss, mesh=mesh, in_specs=(COLUMNS, S()), out_specs=S())
+        value, gradient = jax.jit(jax.value_and_grad(function))(weight.astype(np.float64), labels.astype(dtype))
+        target = oracle.one_hot(labels, V)
+        expected, _, of_weight, *_ = oracle.head(hidden, weight, np.zeros(V), target, np.ones(N))
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
+        np.testing.assert_allclose(gradient, of_weight, rtol=1e-8, atol=1e-12)
 
 
 def test_collectives_grow_with_tokens_alone():

@@ -21,14 +21,19 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def class_index(x: Shaped[Array, "..."]) -> Int[Array, "..."]:
-    """x as class indices: integers wide enough that the number of classes fits, or a TypeError."""
+    """x as class indices: signed integers wide enough that the number of classes fits, or a TypeError.
+
+    A number too large for them becomes a negative one, of no class either.
+    """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(
             f"class labels must be integers, got points of dtype {x.dtype}; a soft target is "
             "Categorical(probs=...) or Discrete(indices, weights)"
         )
-    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+    # Not unsigned: with these a difference would wrap, and of 64 bits be a float.
+    wide = jnp.iinfo(x.dtype).max > jnp.iinfo(jnp.int32).max
+    return x.astype(jax.dtypes.canonicalize_dtype(jnp.int64) if wide else jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
