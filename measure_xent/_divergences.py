@@ -19,7 +19,7 @@ from ._information import functional, kl_divergence, nats
 from ._integrand import Integrand, as_integrand
 from ._measure import Measure, enumerable
 from ._measures.checks import check_values, real_array
-from ._normal_form import values_at
+from ._normal_form import factors_at
 from ._scaled import Ratio
 from .generators import Generator
 
@@ -288,5 +288,5 @@ def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
         raise NotImplementedError(f"a supremum needs a list of atoms, which a {type(P).__name__} has not")
     f = as_integrand(f)
     parts = [part for form in P.forms() for flat in form.flat() for part in flat.at_rank(len(f.shape)).parts()]
-    greatest = lambda x, w, certain: jnp.max(jnp.where(w == 0, -jnp.inf, values_at(f, x, w, certain)[0]), axis=-1)
+    greatest = lambda x, w, certain: jnp.max(jnp.where(w == 0, -jnp.inf, factors_at(f, x, w, certain)), axis=-1)
     return functools.reduce(jnp.maximum, (greatest(*part) for part in parts))

@@ -11,10 +11,10 @@ from ._conditional import AbstractConditional
 from ._density import LogDensity
 from ._dispatch import rule
 from ._integrand import Integrand, with_model
-from ._kernels.classes import Classes
+from ._kernels.classes import Classes, accumulator
 from ._kernels.head import Matrix, integral, per_row
 from ._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
-from ._kernels.null import null_safe_product
+from ._kernels.null import values_at
 from ._kernels.softmax import rows, softmax
 from ._kernels.target import Target, join, split
 from ._measure import Measure
@@ -216,8 +216,8 @@ def _written(hidden, c, head, classes):
         p = softmax(_logits_of(hidden, head), head.parts)
         return p if head.axis_name == classes.axis_name else classes.part(head.parts.gather(p))
 
-    present = jnp.where(c[..., None] == 0, 0, hidden)
-    return null_safe_product(c[..., None], probabilities(present), probabilities(hidden))
+    stand_in = lambda absent, hidden: (jnp.where(absent[..., None], 0, hidden),)
+    return c[..., None] * values_at(probabilities, c, (hidden,), stand_in)
 
 
 def _logits_of(hidden, head):
@@ -340,7 +340,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             hidden,
             Q.matrix,
             pair.weights,
-            (function, _rest(Q), shared),
+            (function, jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), _rest(Q)), shared),
             own,
             indices,
             certain=pair.certain and pair.target.certain,

@@ -14,7 +14,7 @@ from ._dispatch import integrate
 from ._integral import Integral
 from ._integrand import Integrand, as_integrand, is_number
 from ._kernels.mesh import sum_over
-from ._kernels.null import null_safe_product
+from ._kernels.null import null_atoms, null_safe_product, without
 from ._members import without_null
 from ._normal_form import Form, in_batches
 from ._pytree import as_node, pytree, set_fields
@@ -374,8 +374,13 @@ class Scaled(Measure):
     def forms(self):
         if isinstance(self.c, int | float):
             return tuple(form.scale(self.c) for form in self.P.forms())
-        present = without_null(self.P, jnp.asarray(self.c) == 0)
-        return tuple(form.scale(self.c, other) for form, other in zip(self.P.forms(), present.forms(), strict=True))
+        rank = len(self.shape)
+        c = jnp.asarray(self.c).reshape((1,) * (rank - jnp.ndim(self.c)) + jnp.shape(self.c))
+        of = lambda P: [form.at_rank(rank) for form in P.forms()]
+        absent, held = null_atoms(lambda: [form.masses for form in of(self.P)], c, ())
+        pairs = zip(of(without_null(self.P, absent)), of(self.P), held, strict=True)
+        # Points and whatever else is not a mass are the measure's own.
+        return tuple(own.with_masses(*without(absent, form.masses, known)).scale(c) for form, own, known in pairs)
 
     def split(self):
         return _each_part(self.P, lambda part: Scaled(self.c, part))

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ._integral import Integral
+from ._integral import Integral, align
 from ._integrand import Integrand, as_integrand, at
 from ._kernels.classes import accumulator, class_index
 from ._kernels.mesh import sum_over, zeros
-from ._kernels.null import null_safe_product, where_supported
+from ._kernels.null import null_atoms, null_safe_product, values_at, where_supported, without
 from ._members import without_null
 from ._pytree import pytree, set_fields, static
 from ._smooth_form import Given, Smooth, is_smooth
@@ -123,22 +123,21 @@ class NormalForm:
             deferred=tuple(jax.tree.map(lambda x, p=p: grow(x, len(p.family)), p) for p in self.deferred),
         )
 
-    def scale(self, c: Any, present: "NormalForm | None" = None) -> "NormalForm":
-        """c · P, one c a member of a family. Where c is 0, what has derivatives is taken from ``present``."""
-        known = isinstance(c, int | float) and c != 0
+    def scale(self, c: Any) -> "NormalForm":
+        certain = self.certain and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
-        form, value = self.at_rank(c.ndim), (present or self).at_rank(c.ndim)
-
-        def times(c, value, original):
-            return None if value is None else c * value if known else null_safe_product(c, value, original)
-
-        return form._with(
-            weights=times(c[..., None], value.weights, form.weights),
-            background=times(c, value.background, form.background),
-            dense=times(c[..., None], value.dense, form.dense),
-            deferred=tuple(part.scale(c) for part in form.deferred),
-            certain=self.certain and known,
+        form = self.at_rank(c.ndim)
+        return form.with_masses(*(None if x is None else align(c, x) * x for x in form.masses))._with(
+            deferred=tuple(part.scale(c) for part in form.deferred), certain=certain
         )
+
+    @property
+    def masses(self) -> tuple[Any, ...]:
+        """All masses that are written out, with the family's axes in front."""
+        return self.weights, self.background, self.dense
+
+    def with_masses(self, *masses: Any) -> "NormalForm":
+        return self._with(**dict(zip(("weights", "background", "dense"), masses, strict=True)))
 
     def reweight(self, f: Integrand) -> "NormalForm":
         """f · P. Null atoms stay null, whatever f is there."""
@@ -152,8 +151,8 @@ class NormalForm:
         """∫ f dP over the atoms, pytree-valued where f is."""
         total = None
         for points, weights, certain in self.at_rank(len(f.shape)).parts():
-            value, original = values_at(f, points, weights, certain)
-            part = jax.tree.map(lambda v, o, w=weights: _weighted(w, v, o).sum(w.ndim - 1), value, original)
+            values = factors_at(f, points, weights, certain)
+            part = jax.tree.map(lambda v, w=weights: _weighted(w, v).sum(w.ndim - 1), values)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         return Integral.exact(total)
 
@@ -293,16 +292,21 @@ class Disintegration:
 
     def outer(self, inner: Callable[[tuple, Any, int], Integral]) -> Integral:
         """∫ inner(x, P_x) dμ(x)."""
-        w = self.weights
-        original = inner(self.points, self.target, w.ndim)
-        certain = self.certain and getattr(self.target, "certain", True)
-        value = original if certain else inner(*without_null_rows(self), w.ndim)
+        w, rows = self.weights, (self.points, self.target)
+        if self.certain and getattr(self.target, "certain", True):
+            given = inner(*rows, w.ndim)
+            values = given.value
+        else:
+            absent, held = null_atoms(lambda points, target: inner(points, target, w.ndim).value, w, rows)
+            given = inner(*without_null_rows(self, absent), w.ndim)
+            values = without(absent, given.value, held)
 
-        add = lambda value, original: _weighted(w, value, original).sum(w.ndim - 1)
+        add = lambda value: _weighted(w, value).sum(w.ndim - 1)
+        known = lambda e: jnp.where(w.reshape(w.shape + (1,) * max(0, e.ndim - w.ndim)) == 0, 0, e)
         size = jax.lax.stop_gradient(jnp.abs(w))
-        error = lambda e: e if isinstance(e, float) else _weighted(size, e, e).sum(w.ndim - 1)
-        failed = value.status if isinstance(value.status, int) else jnp.where(w == 0, 0, value.status).sum(-1)
-        return Integral(jax.tree.map(add, value.value, original.value), jax.tree.map(error, value.error), failed)
+        error = lambda e: e if isinstance(e, float) else _weighted(size, known(e)).sum(w.ndim - 1)
+        failed = given.status if isinstance(given.status, int) else jnp.where(w == 0, 0, given.status).sum(-1)
+        return Integral(jax.tree.map(add, values), jax.tree.map(error, given.error), failed)
 
     def by(self, method: Any) -> "Disintegration":
         return _replace(self, target=self.target.by(method))
@@ -319,18 +323,24 @@ class Disintegration:
 
     def mass(self) -> Float[Array, "*family"]:
         mass = self.target.mass()
-        return null_safe_product(self.weights, mass, mass).sum(-1)
+        return null_safe_product(self.weights, mass).sum(-1)
 
     def size(self) -> Float[Array, "*family"]:
         size = self.target.size()
         return null_safe_product(jnp.abs(self.weights), size, size).sum(-1)
 
-    def scale(self, c: Any, present: "Disintegration | None" = None) -> "Disintegration":
+    def scale(self, c: Any) -> "Disintegration":
         certain = self.certain and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
-        form, value = self.at_rank(c.ndim), (present or self).at_rank(c.ndim)
-        weights = null_safe_product(c[..., None], value.weights, form.weights)
-        return _replace(form, weights=weights, certain=certain)
+        form = self.at_rank(c.ndim)
+        return _replace(form, weights=c[..., None] * form.weights, certain=certain)
+
+    @property
+    def masses(self) -> tuple[Any, ...]:
+        return (self.weights,)
+
+    def with_masses(self, *masses: Any) -> "Disintegration":
+        return _replace(self, weights=masses[0])
 
     def at_rank(self, rank: int = 0) -> "Disintegration":
         extra = max(0, rank + 1 - self.weights.ndim)
@@ -361,7 +371,7 @@ class Disintegration:
             raise TypeError("bind(P, K): K must give measures on one space, got measures on tuples")
         if isinstance(self.target, Smooth):
             return (_replace(self, points=()),)
-        target, mix = self.target.written(), lambda part: null_safe_product(self.weights[..., None], part, part)
+        target, mix = self.target.written(), lambda part: null_safe_product(self.weights[..., None], part)
         axis = self.weights.ndim - 1
         shape = jnp.broadcast_shapes(self.weights.shape, target.family)
         merge = lambda a: _merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[axis + 1 :])), axis)
@@ -384,7 +394,7 @@ class Disintegration:
                 shape = (*jnp.broadcast_shapes(self.weights.shape, inner.shape[:-1]), inner.shape[-1])
                 spread = lambda a, shape=shape: _merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[axis + 2 :])), axis)
                 x = jax.tree.map(lambda a, spread=spread: spread(jnp.expand_dims(a, axis + 1)), self.points)
-                weights = spread(null_safe_product(self.weights[..., None], inner, inner))
+                weights = spread(null_safe_product(self.weights[..., None], inner))
                 points = (*x, *_coordinates(jax.tree.map(spread, y)))
                 forms.append(NormalForm(points, weights, certain=self.certain and certain))
         return tuple(forms)
@@ -445,13 +455,13 @@ def stand_in(points: PyTree, null: Shaped[Array, "*family k"]) -> PyTree:
     return jax.tree.map(replace, points)
 
 
-def without_null_rows(rows: Disintegration) -> tuple[tuple, Any]:
-    """The points and the targets of rows, with a stand-in for every null row.
+def without_null_rows(rows: Disintegration, null: Shaped[Array, "*family k"]) -> tuple[tuple, Any]:
+    """The points and the targets of rows, with a stand-in for every row that is null.
 
     A row whose target alone is null (all of it restricted away) needs one only for an x that is not finite, such as
     padding: the target's own zeros keep it out of every other derivative.
     """
-    target, null = rows.target, rows.weights == 0
+    target = rows.target
     if not isinstance(target, NormalForm):
         smooth = target.map_family(lambda a: stand_in(a, null)) if isinstance(target, Smooth) else target
         return stand_in(rows.points, null), smooth
@@ -466,36 +476,38 @@ def without_null_rows(rows: Disintegration) -> tuple[tuple, Any]:
     return stand_in(rows.points, null | padding), stand_in(target, null)
 
 
-def values_at(f, points, weights, certain):
-    """f at the atoms: with stand-ins for the null ones, and as it is."""
-    original = f.values(points, weights.ndim)
+def factors_at(f: Integrand, points: Any, weights: Any, certain: bool) -> Any:
+    """f at the atoms, as a factor of their weights."""
+    lead = weights.ndim
     if certain:
-        return original, original
-    shared = tuple(i for i, n in enumerate(jax.tree.leaves(points)[0].shape[: weights.ndim - 1]) if n == 1)
-    null = weights == 0
-    f = without_null(f, jnp.all(null, axis=-1))
+        return f.values(points, lead)
+    leads = [x.shape[:lead] for x in jax.tree.leaves(points)]
+    weights = jnp.broadcast_to(weights, jnp.broadcast_shapes(weights.shape, *leads))
+    absent, held = null_atoms(lambda points: f.values(points, lead), weights, (points,))
+    present, away = without_null(f, jnp.all(absent, axis=-1)), absent
     if not f.shape:  # one function for the whole family: a shared point is null only where it is so for all members
-        null = jnp.all(null, axis=shared, keepdims=True)
-    return f.values(stand_in(points, null), weights.ndim), original
+        shared = tuple(i for i, n in enumerate(leads[0][:-1]) if n == 1)
+        away = jnp.all(absent, axis=shared, keepdims=True)
+    return without(absent, present.values(stand_in(points, away), lead), held)
 
 
-def _weighted(weights, value, original):
+def _weighted(weights, value):
     w = weights.reshape(weights.shape + (1,) * max(0, value.ndim - weights.ndim))
     dtype = jnp.result_type(accumulator(jnp.result_type(value.dtype, jnp.bfloat16)), w.dtype)
-    return null_safe_product(w.astype(dtype), value.astype(dtype), original.astype(dtype))
+    return w.astype(dtype) * value.astype(dtype)
 
 
 def _times(f, points, weights, certain, family):
-    value, original = values_at(f, points, weights, certain)
-    own = value.shape[weights.ndim :]
+    values = factors_at(f, points, weights, certain)
+    own = values.shape[weights.ndim :]
     if own and len(own) <= len(family) and all(n in (1, m) for n, m in zip(own[::-1], family[::-1], strict=False)):
-        value, original = (_each_members_own(x, len(family)) for x in (value, original))
+        values = _each_members_own(values, len(family))
     elif own:
         raise ValueError(
             f"f * P: f must be scalar-valued, or have a value for each member of a family {family}, got values of shape {own}; "
             "if a batch has more than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
         )
-    return _weighted(weights, value, original)
+    return _weighted(weights, values)
 
 
 def _each_members_own(value, axes):
@@ -530,18 +542,15 @@ def _times_given(f, rows, lead, y, inner, certain):
     if y.shape[:-1] == (1,) * (y.ndim - 1) if isinstance(y, jax.Array) else False:
         shared = _independent_of_x(f, rows.points, y.reshape(-1), lead)
         if shared is not None:
-            return _weighted(inner, shared, shared)
+            return null_safe_product(inner, shared)
     shape = (*jnp.broadcast_shapes(rows.weights.shape, inner.shape[:-1]), inner.shape[-1])
     spread = lambda a: _merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[lead + 1 :])), lead - 1)
     x = jax.tree.map(lambda a: spread(jnp.expand_dims(a, lead)), rows.points)
     points = (*x, *_coordinates(jax.tree.map(spread, y)))
-    null = spread((rows.weights == 0)[..., None] | (inner == 0))
-    original = f.values(points, lead)
-    value = f.values(stand_in(points, null), lead)
-    restore = lambda v: v.reshape(*v.shape[: lead - 1], *shape[lead - 1 :])
-    # A row of weight 0 has the density that it has, for derivatives in its weight; those in f are a stand-in's.
-    value = value + jax.lax.stop_gradient(jnp.where(jnp.isfinite(original), original - value, 0))
-    return _weighted(inner, restore(value), restore(original))
+    # The pairs' weights: a row of weight 0 has the density that it has, for derivatives in its weight.
+    weights = spread(null_safe_product(rows.weights[..., None], inner))
+    values = values_at(lambda *x: f.values(x, lead), weights, points, lambda absent, *x: stand_in(x, absent))
+    return _weighted(inner, values.reshape(*values.shape[: lead - 1], *shape[lead - 1 :]))
 
 
 def _independent_of_x(f, x, classes, lead):

@@ -17,7 +17,7 @@ from ._information import functional
 from ._integrand import Integrand
 from ._kernels.classes import Classes, accumulator
 from ._kernels.log_sum import distance
-from ._kernels.null import null_safe_product
+from ._kernels.null import null_safe_product, values_at
 from ._kernels.softmax import log_softmax, softmax
 from ._measure import Measure, enumerable
 from ._measures.checks import real_array
@@ -291,12 +291,13 @@ def fenchel_young_loss(
     """
     _check_order("fenchel_young_loss", alpha)
     logits = real_array("fenchel_young_loss(logits)", logits, floating=True)
-    mass = P.mass
     Q: Any = Categorical(logits)
+    mass = jnp.broadcast_to(P.mass, jnp.broadcast_shapes(P.shape, Q.shape))
     # Where P is null its logits may be anything.
-    greatest, original = (_greatest(float(alpha), q.logits) for q in (without_null(Q, mass == 0), Q))
+    stand_in = lambda absent, Q: (without_null(Q, absent),)
+    greatest = values_at(lambda Q: _greatest(float(alpha), Q.logits), mass, (Q,), stand_in)
     own = tsallis_entropy(P.normalize(), alpha) / alpha
-    return null_safe_product(mass, greatest, original) - P.expect(log(Q)) - mass * own
+    return mass * greatest - P.expect(log(Q)) - P.mass * own
 
 
 def _greatest(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family"]:

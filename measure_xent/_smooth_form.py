@@ -57,8 +57,14 @@ class Smooth:
     def size(self) -> Float[Array, "*family"]:
         return jnp.abs(self.mass())
 
-    def scale(self, c: Any, present: "Smooth | None" = None) -> "Smooth":
-        del present
+    @property
+    def masses(self) -> tuple[Any, ...]:
+        return ()
+
+    def with_masses(self) -> "Smooth":
+        return self
+
+    def scale(self, c: Any) -> "Smooth":
         return self._with(c=jnp.asarray(c) * self.c)
 
     def reweight(self, f: Integrand) -> "Smooth":

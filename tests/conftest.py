@@ -29,6 +29,7 @@ COMPILE_MUCH = {
     "test_members",
     "test_methods",
     "test_null_rows",
+    "test_null_weights",
     "test_scores_and_codes",
     "test_sharding",
     "test_transforms",

@@ -224,6 +224,33 @@ def test_half_precision_adds_up_in_float32(dtype):
         assert error < 2 * float(jnp.finfo(dtype).eps), name
 
 
+@pytest.mark.parametrize("scale", ["outside", "inside"])
+def test_float16_with_a_loss_scale(scale):
+    """1/N · p would underflow, were it rounded before the scale comes; of classes that are no label nothing else is left."""
+    N, D, V, S = 4096, 16, 8192, 32768.0
+    hidden, weight = (jnp.asarray(x, jnp.float16) for x in (rng.normal(size=(N, D)), 0.1 * rng.normal(size=(D, V))))
+    bias, y = jnp.asarray(0.1 * rng.normal(size=V), jnp.float16), rng.integers(V // 2, size=N)
+
+    def loss(h, w, b):
+        P, f = mx.Empirical((h, jnp.asarray(y))), log(mx.LinearSoftmax(w, b))
+        return -S * P.expect(f) if scale == "outside" else -P.reweight(lambda h, y: S).expect(f)
+
+    got = [np.asarray(x, np.float64) for x in jax.jit(jax.grad(loss, (0, 1, 2)))(hidden, weight, bias)]
+    exact = [np.asarray(x, np.float64) for x in (hidden, weight, bias)]
+    of_hidden, of_weight, of_bias = np.zeros((N, D)), np.zeros((D, V)), np.zeros(V)
+    for rows in np.split(np.arange(N), 8):
+        h, w, b = exact[0][rows], *exact[1:]
+        residual = oracle.rows_gradient(h @ w + b, oracle.one_hot(y[rows], V)) * S / N
+        of_hidden[rows] = residual @ w.T
+        of_weight += h.T @ residual
+        of_bias += residual.sum(0)
+    other = np.setdiff1d(np.arange(V), y)
+    pairs = list(zip(got, (of_hidden, of_weight, of_bias), strict=True))
+    pairs += [(got[1][:, other], of_weight[:, other]), (got[2][other], of_bias[other])]
+    for a, b in pairs:  # an ulp is 1e-3, and rounding errors of half of one average a quarter
+        assert np.linalg.norm(a - b) < 5e-4 * np.linalg.norm(b)
+
+
 def test_z_loss_and_counts_in_the_same_pass():
     hidden, weight, bias, labels, weights = problem(11, 13)
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from .blocks import BLOCK_BYTES
 from .classes import accumulator
 from .mesh import sum_over, vary, varying, zeros
-from .null import differentiated, null_safe_product
+from .null import differentiated, values_at
 
 # Cost model. A block of R rows reads and writes the accumulated weight gradient once, 8·D·V bytes, beside 6·R·D·V operations
 # of its three matrix products: with F operations and B bytes a second, the share of that is 4/3 · F/B / R, whatever D and V
@@ -44,15 +44,33 @@ class Matrix(NamedTuple):
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
         return self._dot(hidden, self.weight, (1, 1 - self.class_axis))
 
-    def hidden_gradient(self, residual: Float[Array, "R V"]) -> Float[Array, "R D"]:
-        return self._dot(residual.astype(self.weight.dtype), self.weight, (1, self.class_axis))
+    def rounded(self, residual: Float[Array, "R V"]) -> tuple[Array, Callable]:
+        """(2ᵏ · residual in the weight's dtype, what makes 2ᵏ · x of a product with it x).
 
-    def add_weight_gradient(self, total: Array, hidden: Float[Array, "R D"], residual: Float[Array, "R V"]) -> Array:
-        """total + hiddenᵀ residual, [D, V] or [V, D]; on CPUs in blocks of classes, for there the product is an array first."""
+        A residual has the rows' weights in it, 1/N each, and would underflow in a dtype with fewer exponents than float32: as
+        it is rounded, the largest is near the dtype's own. Powers of two round nothing themselves.
+        """
+        dtype = self.weight.dtype
+        if kept_in(dtype) == dtype:
+            return residual.astype(dtype), lambda x: x
+        largest = jnp.max(jnp.where(jnp.isfinite(residual), jnp.abs(residual), 0))
+        k = jnp.clip(jnp.finfo(dtype).maxexp - 1 - jnp.frexp(largest)[1], -100, 100)
+        power = lambda k: jnp.ldexp(jnp.ones((), residual.dtype), k)
+        return (residual * power(k)).astype(dtype), lambda x: x * power(-k)
+
+    def hidden_gradient(self, residual: Float[Array, "R V"]) -> Float[Array, "R D"]:
+        return self._dot(residual, self.weight, (1, self.class_axis))
+
+    def add_weight_gradient(
+        self, total: Array, hidden: Float[Array, "R D"], residual: Float[Array, "R V"], scale: Callable
+    ) -> Array:
+        """total + scale(hiddenᵀ residual), [D, V] or [V, D]; on CPUs in blocks of classes, for there the product is an array
+        first."""
         features, classes = hidden.shape[1], residual.shape[1]
         hidden = hidden.astype(self.weight.dtype)
-        residual = residual.astype(self.weight.dtype)
-        product = lambda residual: self._dot(*((hidden, residual) if self.class_axis else (residual, hidden)), (0, 0))
+        product = lambda residual: scale(
+            self._dot(*((hidden, residual) if self.class_axis else (residual, hidden)), (0, 0))
+        )
         size = max(1, BLOCK_BYTES // (4 * features))
 
         def in_blocks(total, residual):
@@ -162,19 +180,25 @@ def integral(
     sizes = block_rows(len(hidden), matrix, size)
     certain = certain and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
 
-    def present(weights, arrays):
-        """The rows, with zeros in the place of those of weight 0."""
-        null = lambda x: (weights == 0).reshape(-1, *(1,) * (x.ndim - 1))
-        return arrays if certain else jax.tree.map(lambda x: jnp.where(null(x), 0, x), arrays)
+    def present(null, arrays):
+        """The rows, with zeros in the place of those that are null."""
+        expand = lambda x: null.reshape(-1, *(1,) * (x.ndim - 1))
+        return arrays if certain else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
 
-    def weigh(weights, value, original):
-        return jax.tree.map(lambda v, o: jnp.sum(null_safe_product(weights, v, o)), value, original)
+    def weigh(weights, value):
+        return jax.tree.map(lambda v: jnp.sum(weights * v), value)
+
+    def known(null, value, held=0):
+        """The rows' values, those of null rows replaced."""
+        held = jax.tree.map(lambda _: held, value) if isinstance(held, int) else held
+        return value if certain else jax.tree.map(lambda v, h: jnp.where(null, h, v), value, held)
 
     def total(size, hidden, weight, weights, shared, rows, indices):
         def block(hidden, weights, rows, indices):
-            hidden, rows = present(weights, (hidden, rows))
+            null = weights == 0
+            hidden, rows = present(null, (hidden, rows))
             value = values(matrix._replace(weight=weight).logits(hidden), shared, rows, indices)
-            return weigh(weights, value, value)
+            return weigh(weights, known(null, value))
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
         first = jax.eval_shape(block, *jax.tree.map(lambda x: x[0], blocks))
@@ -189,22 +213,28 @@ def integral(
         def of_block(hidden, weights, rows, indices):
             # What a null row's weight has for its derivative; unless that is asked for, it is never computed.
             original = values(product.logits(hidden), shared, rows, indices)
-            hidden, rows = present(weights, (hidden, rows))
+            held = jax.tree.map(lambda o: jnp.where(jnp.isfinite(o), o, 0), original)
+            null = weights == 0
+            hidden, rows = present(null, (hidden, rows))
 
-            def function(logits, weights, smooth, rows):
+            def function(logits, smooth, rows):
                 value = values(logits, rebuild(smooth), rows, indices)
-                return weigh(weights, value, value if certain else original)
+                return weigh(weights, known(null, value)), value
 
-            value, pullback = jax.vjp(function, product.logits(hidden), weights, smooth, rows)
-            return hidden, value, [pullback(cotangent) for cotangent in _basis(value)]
+            total, pullback, value = jax.vjp(function, product.logits(hidden), smooth, rows, has_aux=True)
+            dweights = [x.astype(weights.dtype) for x in jax.tree.leaves(known(null, value, held))]
+            gradients = [pullback(cotangent) for cotangent in _basis(total)]
+            return hidden, total, [(dz, dw, *most) for (dz, *most), dw in zip(gradients, dweights, strict=True)]
 
         def step(sums, block):
             hidden, value, gradients = of_block(*block)
             kept, own = [], []
             for (dweight, dshared), (residual, dweights, new, drows) in zip(sums[1], gradients, strict=True):
-                dweight = product.add_weight_gradient(dweight, hidden, residual)
+                residual, scale = product.rounded(residual)
+                dweight = product.add_weight_gradient(dweight, hidden, residual, scale)
                 kept.append((dweight, jax.tree.map(jnp.add, dshared, new)))
-                own.append((product.hidden_gradient(residual).astype(hidden.dtype), dweights, drows))
+                dhidden = scale(product.hidden_gradient(residual)).astype(kept_in(hidden.dtype))
+                own.append((dhidden, dweights, drows))
             return (jax.tree.map(jnp.add, sums[0], value), kept), own
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
@@ -221,28 +251,43 @@ def integral(
 
     def plain(*arguments):
         """The same from operations that JAX differentiates, in blocks that it makes again."""
-        *most, shared, rows, indices = arguments
+        hidden, weight, weights, shared, rows, indices = arguments
         smooth, rebuild = _smooth(shared)
 
-        def total(hidden, weight, weights, smooth, rows):
-            row = lambda hidden, rows: per_row(
-                values, hidden, matrix._replace(weight=weight), rebuild(smooth), rows, indices, size
-            )
-            value = row(*present(weights, (hidden, rows)))
-            return weigh(weights, value, value if certain else row(hidden, rows))
+        def row(hidden, rows, weight, smooth):
+            return per_row(values, hidden, matrix._replace(weight=weight), rebuild(smooth), rows, indices, size)
 
-        value, pullback = jax.vjp(total, *most, smooth, rows)
-        wide = lambda gradient: (gradient[0], gradient[1].astype(accumulator(gradient[1].dtype)), *gradient[2:])
-        return value, [wide(pullback(cotangent)) for cotangent in _basis(value)]
+        def total(weights, *points):
+            if certain:
+                return weigh(weights, row(*points))
+            stand_in = lambda absent, hidden, rows, *shared: (*present(absent, (hidden, rows)), *shared)
+            return weigh(weights, values_at(row, weights, points, stand_in))
+
+        # Apart: the derivative in the weights is what looks at null rows, and need not be asked for.
+        points = hidden, rows, weight, smooth
+        value, pullback = jax.vjp(lambda *points: total(weights, *points), *points)
+        of_weights = jax.vjp(lambda weights: total(weights, *points), weights)[1]
+
+        def gradient(cotangent):
+            dhidden, drows, dweight, dsmooth = pullback(cotangent)
+            dhidden, dweight = dhidden.astype(kept_in(hidden.dtype)), dweight.astype(accumulator(weight.dtype))
+            return dhidden, dweight, *of_weights(cotangent), dsmooth, drows
+
+        return value, [gradient(cotangent) for cotangent in _basis(value)]
 
     @jax.custom_jvp
     def with_gradients(*arguments):
         return _on_platform(total_and_gradients, sizes, *arguments)
 
-    @with_gradients.defjvp
-    def _(primals, tangents):
+    def with_gradients_jvp(primals, tangents):
         # The blocked gradient is not made to be differentiated: its own derivative is that of the plain one.
-        return with_gradients(*primals), jax.jvp(plain, primals, tangents)[1]
+        leaves, tree = jax.tree.flatten(primals)
+        moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents)) if differentiated(t) is not None}
+        along = lambda *moved: plain(*tree.unflatten(_replaced(leaves, dict(zip(moving, moved, strict=True)))))
+        _, tangent = jax.jvp(along, [leaves[i] for i in moving], list(moving.values()))
+        return with_gradients(*primals), tangent
+
+    with_gradients.defjvp(with_gradients_jvp, symbolic_zeros=True)
 
     @jax.custom_jvp
     def value(*arguments):
@@ -264,7 +309,19 @@ def integral(
 
 def _inner(gradient, tangent):
     tangent = differentiated(tangent)
-    return 0 if tangent is None else jnp.sum(gradient * tangent.astype(gradient.dtype))
+    if tangent is None:
+        return 0
+    dtype = accumulator(gradient.dtype)
+    return jnp.sum(gradient.astype(dtype) * tangent.astype(dtype))
+
+
+def kept_in(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype that a gradient is kept in until its cotangent has come: wider for one with fewer exponents than float32."""
+    return accumulator(dtype) if jnp.finfo(dtype).minexp > jnp.finfo(jnp.float32).minexp else dtype
+
+
+def _replaced(leaves, new):
+    return [new.get(i, x) for i, x in enumerate(leaves)]
 
 
 def _is_smooth(x):

@@ -1,39 +1,106 @@
-"""Products in which an atom of weight 0 contributes exactly 0, whatever the integrand is there."""
+"""Null atoms: of weight 0, they contribute exactly 0, whatever they hold; the derivative in the weight is their value.
+
+Both at once want two looks at an atom. What it holds must not be read, for 0 · ±inf = NaN, in a value or on the way back of a
+derivative: another atom stands in for it. The derivative in its weight, with all further ones, is that of its own value. So
+which null atoms are *absent* depends on what is asked: all of them, until a derivative in the weights is taken. Then those
+whose value, or a derivative of it that is taken too, is not finite. A product of 0 and a finite number needs no care, and
+has every derivative. A derivative's own rule is where this shows, so a loss whose weights stay as they are never computes it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, PyTree, Shaped
+
+from .mesh import vary, varying, zeros
 
 
-@jax.custom_jvp
-def null_safe_product(
-    weight: Shaped[Array, "..."], value: Shaped[Array, "..."], original: Shaped[Array, "..."]
-) -> Shaped[Array, "..."]:
-    """weight · value, with 0 · ±inf = 0 · NaN = 0 in the value and in every derivative.
-
-    ``value`` may have been computed at a point that stands in for a null atom's own, so that no cotangent meets
-    an infinite derivative there; ``original`` is then the integrand at the atom itself (else pass ``value`` again).
-    Only the derivative in the weight reads it, for there d/dw *is* the integrand, also at weight 0; where no weight
-    is differentiated, a compiler drops its computation.
-    """
+def null_safe_product(weight: Shaped[Array, "..."], value: Shaped[Array, "..."], original: Any = None) -> Array:
+    """weight · value, with 0 · ±inf = 0 · NaN = 0, and the derivative in a weight of 0 the value where that is finite."""
     del original
-    return jnp.where(weight == 0, 0, weight * value)
+    weight, value = jnp.broadcast_arrays(weight, value)
+    absent, held = _null_atoms(lambda value: value, False, 0, weight, (value,))
+    return weight * jnp.where(absent, held, value)
 
 
-def _jvp(primals, tangents):
-    weight, value, original = primals
-    dweight, dvalue, doriginal = (differentiated(t) for t in tangents)
-    out = null_safe_product(*primals)
-    tangent = jnp.zeros_like(out)
-    if dvalue is not None:
-        # A product again, so that its derivative in the weight is that of the integrand also at weight 0.
-        tangent += null_safe_product(weight, dvalue, dvalue if doriginal is None else doriginal)
-    if dweight is not None:
-        tangent += jnp.where(weight == 0, jnp.where(jnp.isfinite(original), original, 0), value) * dweight
-    return out, tangent
+def values_at(function: Callable, weight: Shaped[Array, "*atoms"], points: tuple, stand_in: Callable) -> PyTree:
+    """``function(*points)`` as factors of the weights: a product with them is 0 at null atoms, with all derivatives.
+
+    Args:
+        function: the atoms' values, a pytree of arrays with the atoms' axes, or broadcasting with them, in front.
+        weight: the atoms' weights, with all of their axes.
+        points: what the function takes.
+        stand_in: ``stand_in(absent, *points)`` are points without what the absent atoms hold.
+    """
+    absent, held = null_atoms(function, weight, points)
+    return without(absent, function(*stand_in(absent, *points)), held)
 
 
-null_safe_product.defjvp(_jvp, symbolic_zeros=True)
+def null_atoms(
+    function: Callable, weight: Shaped[Array, "*atoms"], points: tuple
+) -> tuple[Bool[Array, "*atoms"], PyTree]:
+    """(which null atoms are absent, what the function's values are to be replaced by there)."""
+    function, closed = jax.closure_convert(function, *points)
+    arguments = (*points, *closed)
+    return _null_atoms(function, False, 0, vary(weight, varying(weight, arguments)), arguments)
+
+
+def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTree:
+    """The values, those of absent atoms replaced by what they held: their derivative in the weight, and no other."""
+    expand = lambda value: absent.reshape(absent.shape + (1,) * max(0, jnp.ndim(value) - absent.ndim))
+    return jax.tree.map(lambda value, held: jnp.where(expand(value), held, value), values, held)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _null_atoms(function, weighed, order, weight, arguments):
+    """``weighed`` says that a derivative in the weights is taken, ``order`` how many are in the arguments."""
+    null = weight == 0
+    if not weighed:
+        return null, jax.tree.map(zeros, jax.eval_shape(function, *arguments))
+    value = function(*arguments)
+    fit = _finite(value, weight.shape)
+    along = jax.tree.map(_ones, arguments)
+    for _ in range(order):
+        function = functools.partial(_along, function, along)
+        try:
+            fit &= _finite(function(*arguments), weight.shape)
+        except TypeError:  # a function with a rule of its own for reverse mode alone
+            break
+    return null & ~fit, jax.tree.map(lambda v: jnp.where(jnp.isfinite(v), v, 0), value)
+
+
+@functools.partial(_null_atoms.defjvp, symbolic_zeros=True)
+def _null_atoms_jvp(function, weighed, order, primals, tangents):
+    dweight, dpoints = ([differentiated(t) is not None for t in jax.tree.leaves(t)] for t in tangents)
+    out = _null_atoms(function, weighed or any(dweight), order + any(dpoints), *primals)
+    return out, jax.tree.map(functools.partial(jax.custom_derivatives.zero_from_primal, symbolic_zeros=True), out)
+
+
+def _along(function, tangents, *arguments):
+    return jax.jvp(function, arguments, tangents)[1]
+
+
+def _ones(x):
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return np.zeros(x.shape, jax.dtypes.float0)
+    return vary(jnp.ones(x.shape, x.dtype), varying(x))
+
+
+def _finite(values, shape):
+    """Where all values of an atom are finite, one answer for atoms with one weight."""
+    fit = jnp.ones((1,) * len(shape), bool)
+    for x in jax.tree.leaves(values):
+        if x.dtype != jax.dtypes.float0:
+            x = jnp.isfinite(x).reshape((1,) * (len(shape) - x.ndim) + x.shape)
+            x = jnp.all(x, axis=tuple(range(len(shape), x.ndim)))
+            one = tuple(i for i, n in enumerate(shape) if n == 1)
+            fit &= jnp.all(x, axis=one, keepdims=True)
+    return fit
 
 
 def differentiated(tangent):

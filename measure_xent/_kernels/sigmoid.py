@@ -22,7 +22,7 @@ def cross_entropy(
 
     ``outside`` is target mass on neither outcome: +inf if it is not 0, and a NaN gradient.
     """
-    total = null_safe_product(p0, _softplus(z), _softplus(z)) + null_safe_product(p1, _softplus(-z), _softplus(-z))
+    total = null_safe_product(p0, _softplus(z)) + null_safe_product(p1, _softplus(-z))
     return jnp.where(outside != 0, jnp.inf, total)
 
 
@@ -31,13 +31,15 @@ def _jvp(primals, tangents):
     dz, dp0, dp1, doutside = (differentiated(t) for t in tangents)
     value = cross_entropy(*primals)
     tangent = jnp.zeros_like(value)
+    # All derivatives of a null target are finite, but those at a NaN.
+    undefined = (p0 == 0) & (p1 == 0) & jnp.isnan(z)
+    z = jnp.where(undefined, 0, z)
     if dz is not None:
-        gradient = p0 * jax.nn.sigmoid(z) - p1 * jax.nn.sigmoid(-z)
-        gradient = jnp.where((p0 == 0) & (p1 == 0), 0, gradient)
+        gradient = jnp.where(undefined, 0, p0 * jax.nn.sigmoid(z) - p1 * jax.nn.sigmoid(-z))
         tangent += jnp.where(outside != 0, jnp.nan, gradient) * dz
     for p, dp, surprisal in ((p0, dp0, _softplus(z)), (p1, dp1, _softplus(-z))):
         if dp is not None:
-            tangent += jnp.where((p == 0) & ~jnp.isfinite(surprisal), 0, surprisal) * dp
+            tangent += jnp.where(undefined | ((p == 0) & ~jnp.isfinite(surprisal)), 0, surprisal) * dp
     if doutside is not None:
         tangent += jnp.where(outside == 0, 0, jnp.inf) * doutside
     return value, tangent

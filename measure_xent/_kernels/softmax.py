@@ -255,7 +255,7 @@ def _rows_jvp(asked, classes, primals, tangents):
             is_mode = classes.first + jnp.arange(z.shape[-1]) == out.mode[..., None]
             d = d._replace(surprisal=along(p - is_mode))
         if out.entropy is not None:
-            information = null_safe_product(p, *[-log_softmax(classes, defined)] * 2)
+            information = null_safe_product(p, -log_softmax(classes, defined))
             entropy = classes.all_parts(jnp.sum(information, axis=-1, keepdims=True))
             d = d._replace(entropy=along(information - entropy * p))
     clean = lambda: jnp.where(undefined, 0, z.astype(tangent.dtype))
@@ -307,19 +307,22 @@ def _residual_jvp(classes, primals, tangents):
     dz, _, *dmeasure, _, _ = (differentiated(t) for t in tangents)
     value = _residual(classes, *primals)
     total, _ = expand(classes, indices, *measure)
-    null = is_null(classes, *measure)
-    p = softmax(jnp.where(null & jnp.isnan(log_sum), 0, z.astype(log_sum.dtype)), classes)
+    # All derivatives against a null target are finite, but those at a NaN.
+    undefined = is_null(classes, *measure) & jnp.isnan(log_sum)
+    p = softmax(jnp.where(undefined, 0, z.astype(log_sum.dtype)), classes)
     tangent = jnp.zeros_like(value)
     if dz is not None:
         dz = dz.astype(log_sum.dtype)
         dp = p * (dz - _inner(classes, p, dz))
-        tangent += jnp.where(null, 0, total * dp)
+        tangent += jnp.where(undefined, 0, total * dp)
     if any(d is not None for d in dmeasure):
         # The parts that are not differentiated have tangent 0.
         still = lambda m: m if m is None else jnp.zeros_like(m)
         parts = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
+        if indices is not None:
+            parts[0] = jnp.where(classes.excludes(indices) & (measure[0] == 0), 0, parts[0])
         dtotal, dtarget = expand(classes, indices, *parts)
-        tangent += jnp.where(null & ~jnp.isfinite(p), 0, dtotal * p - dtarget)
+        tangent += jnp.where(undefined, 0, dtotal * p - dtarget)
     return value, tangent
 
 
@@ -327,7 +330,7 @@ _residual.defjvp(_residual_jvp, symbolic_zeros=True)
 
 
 def _pair(weight, surprisal):
-    return null_safe_product(weight, surprisal, surprisal)
+    return jnp.where(weight == 0, 0, weight * surprisal)
 
 
 def _at_weight(weight, surprisal):

@@ -13,7 +13,7 @@ from .._dispatch import rule
 from .._integrand import Integrand
 from .._kernels import sigmoid
 from .._kernels.classes import Classes, accumulator, class_index
-from .._kernels.null import null_safe_product, where_supported
+from .._kernels.null import values_at, where_supported
 from .._kernels.softmax import Rows, cross_entropy, log_softmax, rows, softmax
 from .._kernels.target import Target, expand, mass, mass_at
 from .._measure import Measure
@@ -425,13 +425,14 @@ class Row(NamedTuple):
 
     def integrate(self, function: Callable[["Row"], Any]) -> Any:
         """The integral of a function of the row alone, 0 against a null target."""
-        # A null row's figures may be anything: no derivative is taken there.
-        clean = lambda x: None if x is None else jnp.where(self.mass == 0, 0, x)
-        stand_in = self._replace(
-            log_partition=clean(self.log_partition), surprisal=clean(self.surprisal), entropy=clean(self.entropy)
-        )
-        product = lambda value, original: null_safe_product(self.mass, value, original)
-        return jax.tree.map(product, function(stand_in), function(self))
+
+        def stand_in(absent, row):  # a null row's figures may be anything
+            clean = lambda x: None if x is None else jnp.where(absent, 0, x)
+            figures = {"log_partition": row.log_partition, "surprisal": row.surprisal, "entropy": row.entropy}
+            return (row._replace(**{name: clean(x) for name, x in figures.items()}),)
+
+        values = values_at(function, self.mass, (self,), stand_in)
+        return jax.tree.map(lambda value: self.mass * value, values)
 
 
 def masses(P: Measure, classes: int, name: str) -> Float[Array, "*family V"]:
