@@ -46,7 +46,9 @@ def null_atoms(
     """(which null atoms are absent, what the function's values are to be replaced by there)."""
     function, closed = jax.closure_convert(function, *points)
     arguments = (*points, *closed)
-    return _null_atoms(function, False, 0, vary(weight, varying(weight, arguments)), arguments)
+    # Inside shard_map the mask varies as weights and values do; not as the arguments, which values may be sums over parts of.
+    like = jax.tree.map(zeros, jax.eval_shape(function, *arguments))
+    return _null_atoms(function, False, 0, vary(weight, varying(weight, like)), arguments)
 
 
 def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTree:
