@@ -54,7 +54,13 @@ def null_atoms(
 def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTree:
     """The values, those of absent atoms replaced by what they held: their derivative in the weight, and no other."""
     expand = lambda value: absent.reshape(absent.shape + (1,) * max(0, jnp.ndim(value) - absent.ndim))
-    return jax.tree.map(lambda value, held: jnp.where(expand(value), held, value), values, held)
+
+    def choose(value, held):
+        # Not jnp.where: JAX 0.12 makes one function of its calls on a member and on a family, under vmap of a derivative.
+        shape = jnp.broadcast_shapes(expand(value).shape, jnp.shape(value))
+        return jax.lax.select(*(jnp.broadcast_to(x, shape) for x in (expand(value), held, value)))
+
+    return jax.tree.map(choose, values, held)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
