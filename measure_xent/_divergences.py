@@ -17,6 +17,7 @@ from . import generators
 from ._density import RatioFunction, log
 from ._information import functional, kl_divergence, nats
 from ._integrand import Integrand, as_integrand
+from ._kernels.null import nan_where
 from ._measure import Measure, enumerable
 from ._measures.checks import check_values, real_array
 from ._normal_form import factors_at
@@ -262,7 +263,7 @@ def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
         return value
     # An overflow is not infinity: that takes an f that is infinite on some mass.
     infinite = P.expect(f.map(_is_infinite)) > 0
-    return jnp.where(jnp.isinf(value) & ~infinite, jnp.nan, value)
+    return nan_where(jnp.isinf(value) & ~infinite, value)
 
 
 def _finite_part(y: Array) -> Array:

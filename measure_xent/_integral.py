@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from ._kernels.null import nan_where
 from ._pytree import pytree
 
 
@@ -67,7 +68,7 @@ class Integral:
         if isinstance(self.status, int) and self.status == 0:
             return self.value
         failed = jnp.asarray(self.status) != 0
-        return jax.tree.map(lambda v: jnp.where(align(failed, v), jnp.nan, v), self.value)
+        return jax.tree.map(lambda v: nan_where(align(failed, v), v), self.value)
 
     @property
     def mean(self) -> PyTree[Shaped[Array, "..."]]:

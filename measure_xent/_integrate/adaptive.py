@@ -9,6 +9,9 @@ last node of one panel and the first of the next, Gauss's and Kronrod's do not s
 A node has no derivative; the density there has. So the derivative of an integral is the integral of a derivative, whatever
 jumps the integrand makes. What moves with the parameters are the ends of the support and known kinks: an end brings a panel
 of length 0, whose derivative is Leibniz's boundary term, and a kink moves the edges of its panels.
+
+A node at which the integrand is infinite or NaN, and its neighbours are not, is left out: panels close in on a pole until
+what is left of it is small, or until it is clear that it is not. An integrand that is infinite on a set of mass is.
 """
 
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from .._integrand import Integrand
 from .._kernels.null import null_safe_product
 from .._measures.laws import Continuous, Integers, kinks_of, marks_of
 from .._smooth_form import finite, fixed
+from .ends import Nodes, near_of, places, tail_of
 
 END = 3.8  # of t: exp(π/2 · sinh t) is 1e15 there, whose square float32 still holds
 WIDE = 5.0  # of t in float64: 1e50
@@ -51,29 +55,31 @@ def end_of(dtype: Any) -> float:
 
 
 def bend(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
-    """(t ↦ (x, log dx/dt), x ↦ t) for an interval and the size of what there is to see."""
+    """(t ↦ (x, log dx/dt, distances from the ends), x ↦ t) for an interval and the size of what there is to see."""
     half_pi = np.pi / 2
     log_cosh = lambda s: jnp.logaddexp(s, -s) - np.log(2)
     u_of = lambda t: (half_pi * jnp.sinh(t), np.log(half_pi) + log_cosh(t))
 
     def line(t):
         u, log_du = u_of(t)
-        return width * jnp.sinh(u), jnp.log(width) + log_cosh(u) + log_du
+        return width * jnp.sinh(u), jnp.log(width) + log_cosh(u) + log_du, (np.inf, np.inf)
 
     def ray(t):
         u, log_du = u_of(t)
-        return low + width * jnp.exp(u), jnp.log(width) + u + log_du
+        gap = width * jnp.exp(u)
+        return low + gap, jnp.log(width) + u + log_du, (gap, np.inf)
 
     def left_ray(t):
         u, log_du = u_of(t)
-        return high - width * jnp.exp(-u), jnp.log(width) - u + log_du
+        gap = width * jnp.exp(-u)
+        return high - gap, jnp.log(width) - u + log_du, (np.inf, gap)
 
     def interval(t):
         u, log_du = u_of(t)
         left, right = jax.nn.sigmoid(2 * u), jax.nn.sigmoid(-2 * u)
-        # Near an end, the distance from it keeps all its digits.
-        x = jnp.where(t < 0, low + (high - low) * left, high - (high - low) * right)
-        return x, jnp.log(high - low) + np.log(2) + jnp.log(left) + jnp.log(right) + log_du
+        gaps = (high - low) * left, (high - low) * right
+        x = jnp.where(t < 0, low + gaps[0], high - gaps[1])
+        return x, jnp.log(high - low) + np.log(2) + jnp.log(left) + jnp.log(right) + log_du, gaps
 
     from_low = lambda x: jnp.log(jnp.maximum(x - low, 0))
     from_high = lambda x: jnp.log(jnp.maximum(high - x, 0))
@@ -98,7 +104,6 @@ class Panels:
         column = lambda x: jnp.asarray(x)[..., None]
         kinks = [*P.kinks, *map(column, kinks_of(f))]
         marks = [jnp.atleast_1d(P.centre), *map(column, marks_of(f))]
-        self.ends = [(sign, end) for sign, end in zip((-1, 1), P.support, strict=True) if not isinstance(end, float)]
         self.dtype = jnp.result_type(float, P.width, *kinks, *marks)
         self.family = jnp.broadcast_shapes(
             (1,) * self.rank, P.shape[:-1], f.shape, *(jnp.shape(x)[:-1] for x in (*kinks, *marks))
@@ -109,48 +114,119 @@ class Panels:
         place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.end, self.end))
         self.kinks = [place(x) for x in kinks]
         grid = self.spread(jnp.linspace(-self.end, self.end, PANELS + 1))
-        cuts = [stop(x) for x in (grid, *self.kinks, *map(place, marks))]
+        self.tails = self._tails(tuple(map(move, P.support)), P.width, place)
+        self.movable = [tail for tail, end in self.tails if not isinstance(end, float)]
+        self.tails = [tail for tail, _ in self.tails]
+        layers = [place(self.origin + tail.edge) for tail in self.movable]
+        cuts = [stop(x) for x in (grid, *self.kinks, *layers, *map(place, marks))]
         edges = jnp.sort(jnp.concatenate(cuts, axis=-1), axis=-1)
         self.start = edges[..., :-1], edges[..., 1:]
 
     def spread(self, t: Any) -> Float[Array, "*family n"]:
         return jnp.broadcast_to(jnp.asarray(t, self.dtype), (*self.family, jnp.shape(t)[-1]))
 
+    def nodes(self, t: Array, lengths: Any) -> Nodes:
+        u, log_slope, gaps = self.forward(t)
+        return Nodes(u, log_slope, lengths, tuple(jnp.broadcast_to(gap, u.shape) for gap in gaps))
+
+    def _tails(self, support: tuple[Any, Any], width: Any, place: Callable) -> list[tuple[Any, Any]]:
+        """What is beside each end, and the end."""
+        stop = lax.stop_gradient
+        ends = [(sign, end) for sign, end in zip((-1, 1), support, strict=True) if finite(end)]
+        if not ends:
+            return []
+        size = stop(self.spread(jnp.minimum(width, ends[1][1] - ends[0][1]) if len(ends) == 2 else width))
+        known, points = [], []
+        for sign, end in ends:
+            end = self.spread(jnp.reshape(end, jnp.shape(end) or (1,)))
+            near, layer = near_of(stop(end), size)
+            edge, _, gaps = self.forward(stop(place(self.origin + stop(end) - sign * layer)))
+            tip = self.forward(self.spread(jnp.full(1, sign * self.end)))[0]
+            known.append((sign, end, near, gaps[sign > 0], edge))
+            points.append(places(sign, stop(end), near, tip))
+        u = jnp.concatenate(points, axis=-1)
+        flat = stop(flattened(self.f.values(self.origin + u, self.rank + 1), jnp.ones_like(u))[0])
+        log_p = stop(self._log_density(u))
+        halves = (jnp.split(values, len(ends), axis=-1) for values in (flat, log_p))
+        return [
+            (tail_of(*of, *at), end) for of, (_, end), at in zip(known, ends, zip(*halves, strict=True), strict=True)
+        ]
+
+    def _log_density(self, u: Array) -> Array:
+        return self.law.log_density_of(u + (self.origin - self.c))
+
     def terms(
-        self, u: Array, log_slope: Any, lengths: Array, ends: int = 0
-    ) -> tuple[Float[Array, "*family leaves n"], Array, Callable]:
-        """lengths · slope · p(x) · f(x) at x = origin + u, f's leaves flat; all but f(x); and how the leaves were. The last few
-        nodes are at the ends."""
-        density = lambda u: jnp.exp(self.law.log_density_of(u + (self.origin - self.c)) + log_slope)
-        p = density(u)  # far out the density alone underflows
-        # Where the density is 0 no derivative is taken: the integrand is looked at where the density is greatest.
-        here = jnp.take_along_axis(u, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
+        self, nodes: Nodes, ends: int = 0, row: int = 0
+    ) -> tuple[Float[Array, "*family leaves n"], Array, Array, Callable]:
+        """lengths · slope · p(x) · f(x) at x = origin + u, f's leaves flat; all but f(x); what they are off by beside the ends,
+        [*family, leaves]; and how the leaves were. The last few nodes are at the ends. Up to the last full row of nodes, those
+        where f alone is not finite are left out."""
+        n, u = nodes.u.shape[-1], nodes.u
+        elsewhere = self.forward(jnp.asarray(0.0137, self.dtype))[0]  # inside, where nothing is known to happen
+        depths = [tail.depth(nodes.gaps) for tail in self.tails]
+        for tail, depth in zip(self.tails, depths, strict=True):
+            u = tail.place(u, nodes.gaps, depth)
+        probes = [self.spread(tail.probes(elsewhere)) for tail in self.tails]
+        with_probes = lambda u: jnp.concatenate([u, *probes], axis=-1)
+        apart = lambda x: [x[..., :n], *jnp.split(x[..., n:], max(1, len(probes)), axis=-1)[: len(probes)]]
+
+        def density(u):
+            log_p, *at_probes = apart(self._log_density(with_probes(u)))
+            for tail, at, depth in zip(self.tails, at_probes, depths, strict=True):
+                log_p = log_p + tail.log_density_rise(at, depth)
+            return jnp.exp(log_p + nodes.log_slope)  # far out the density alone underflows
+
+        p = density(u)
         fine = jnp.isfinite(p) & (p > 0)
-        inside = jnp.where(fine, u, here)
-        values = self.f.values(self.origin + inside, self.rank + 1)
+        # Where the density is 0 no derivative is taken: the integrand is looked at where the density is greatest.
+        here = lambda p: jnp.take_along_axis(u, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
+        if row:
+            x = self.origin + jnp.where(fine, u, here(p))
+            known = jnp.isfinite(lax.stop_gradient(flattened(self.f.values(x, self.rank + 1), p)[0]))
+            fine &= ~_alone(x, ~known, row)
+            inside = jnp.where(fine, u, here(jnp.where(known.all(-2), p, 0)))
+        else:
+            inside = jnp.where(fine, u, here(p))
+        values = self.f.values(self.origin + with_probes(inside), self.rank + 1)
         if not self.law.tame:
             p = density(inside)
-        n, mass = u.shape[-1] - ends, jnp.where(fine, p, 0) * lengths
-        flat, w, back = flattened(values, mass)
-        terms = null_safe_product(w[..., :n], flat[..., :n], flat[..., :n])
+        mass = jnp.where(fine, p, 0) * nodes.lengths
+        flat, w, back = flattened(values, with_probes(mass))
+        (flat, *at_probes), w, off = apart(flat), w[..., :n], jnp.zeros(flat.shape[:-1], flat.dtype)
+        for tail, at, depth in zip(self.tails, at_probes, depths, strict=True):
+            rise = tail.rise(at, depth)
+            flat = flat + rise
+            error = jnp.where(depth[..., None, :] < 0, tail.off + tail.relative * jnp.abs(rise), 0)
+            off += lax.stop_gradient(null_safe_product(jnp.abs(w), error, error).sum(-1))
+        m = n - ends
+        terms = null_safe_product(w[..., :m], flat[..., :m], flat[..., :m])
         # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
-        known = jnp.where(jnp.isfinite(flat[..., n:]), flat[..., n:], 0)
-        return jnp.concatenate([terms, w[..., n:] * known], axis=-1) if ends else terms, mass, back
+        known = jnp.where(jnp.isfinite(flat[..., m:]), flat[..., m:], 0)
+        return jnp.concatenate([terms, w[..., m:] * known], axis=-1) if ends else terms, mass, off, back
 
-    def _nodes(self, a: Array, b: Array) -> tuple[Array, Array, Array]:
-        """(u, log du/dt, lengths) of the nodes in all panels."""
+    def boundary(self) -> list[Nodes]:
+        """Panels of length 0 at the ends that may move, or where the layer is that moves with them."""
+        made = []
+        for tail in self.movable:
+            half = (tail.end - lax.stop_gradient(tail.end)) / 2
+            x = self.spread(lax.stop_gradient(tail.edge) + half + half * jnp.asarray(POINTS, self.dtype))
+            lengths = self.spread(tail.sign * half * jnp.asarray(WEIGHTS, self.dtype))
+            made.append(Nodes(x, jnp.zeros_like(x), lengths, (jnp.full_like(x, jnp.inf),) * 2))
+        return made
+
+    def _nodes(self, a: Array, b: Array) -> Nodes:
+        """The nodes in all panels."""
         half = ((b - a) / 2)[..., None]
         # Just inside of the ends, where known jumps are.
         inside = 1 - 16 * float(jnp.finfo(self.dtype).eps)
         t = ((a + b) / 2)[..., None] + half * jnp.asarray(inside * POINTS, self.dtype)
         flat = lambda x: x.reshape(*self.family, -1)
-        u, log_slope = self.forward(flat(t))
-        return u, log_slope, flat(half * jnp.asarray(WEIGHTS, self.dtype))
+        return self.nodes(flat(t), flat(half * jnp.asarray(WEIGHTS, self.dtype)))
 
     def search(self, goal: float, rounds: int) -> tuple[Array, Array]:
         """Halves the panels that are furthest off, beside the whole, until together they are within the goal."""
         a, b = self.start
-        m, leaves = a.shape[-1], jax.eval_shape(lambda a, b: self.terms(*self._nodes(a, b))[0], a, b).shape[-2]
+        m, leaves = a.shape[-1], jax.eval_shape(lambda a, b: self.terms(self._nodes(a, b))[0], a, b).shape[-2]
         rounds += -(-m // HALVED)  # those that nobody has looked at yet
         room = self.spread(jnp.full(HALVED * rounds, self.end))
         a, b = (jnp.concatenate([x, room], axis=-1) for x in (a, b))
@@ -171,7 +247,7 @@ class Panels:
             left, right = (jnp.take_along_axis(x, worst, axis=-1) for x in (a, b))
             middle = (left + right) / 2
             a2, b2 = jnp.concatenate([left, middle], -1), jnp.concatenate([middle, right], -1)
-            _, gap, size = _rules(self.terms(*self._nodes(a2, b2))[0])
+            _, gap, size = _rules(self.terms(self._nodes(a2, b2))[0])
 
             def store(x, new):
                 old, fresh = jnp.split(new, 2, axis=-1)
@@ -190,34 +266,27 @@ class Panels:
         for t in self.kinks:
             fixed, beside = lax.stop_gradient(t), 1e-4
             both = jnp.concatenate([fixed - beside, fixed + beside], axis=-1)
-            u, log_slope = self.forward(both)
-            left, right = jnp.split(self.terms(u, log_slope, jnp.ones_like(both))[0], 2, axis=-1)
+            left, right = jnp.split(self.terms(self.nodes(both, jnp.ones_like(both)))[0], 2, axis=-1)
             smooth = jnp.all(jnp.abs(left - right) <= 0.05 * (jnp.abs(left) + jnp.abs(right)), axis=-2)
             a, b = (x + jnp.where((x == fixed) & lax.stop_gradient(smooth), t - fixed, 0) for x in (a, b))
         return a, b
 
     def result(self, a: Array, b: Array, tolerance: float | None) -> Integral:
-        u, log_slope, lengths = self._nodes(*self.moved(a, b))
-        tips, tip_slope = self.forward(self.spread(jnp.asarray([-self.end, self.end])))
+        nodes, boundary = self._nodes(*self.moved(a, b)), self.boundary()
+        n, ends = nodes.u.shape[-1], len(POINTS) * len(boundary)
         # At the tips is what is cut off there, about.
-        parts = [(u, log_slope, lengths), (tips, tip_slope, jnp.ones_like(tips))]
-        for sign, end in self.ends:
-            fixed, end = lax.stop_gradient(end), jnp.asarray(end, self.dtype)
-            half = (end - fixed) / 2
-            x = self.spread((fixed + end) / 2 - self.origin + half * jnp.asarray(POINTS, self.dtype))
-            parts.append((x, jnp.zeros_like(x), self.spread(sign * half * jnp.asarray(WEIGHTS, self.dtype))))
-        n, all_ = u.shape[-1], [jnp.concatenate(x, axis=-1) for x in zip(*parts, strict=True)]
-        terms, mass, back = self.terms(*all_, ends=all_[0].shape[-1] - n - 2)
+        tips = self.spread(jnp.asarray([-self.end, self.end]))
+        every = Nodes.join([nodes, self.nodes(tips, jnp.ones_like(tips)), *boundary])
+        terms, mass, beside, back = self.terms(every, ends, len(POINTS))
         sums, gaps, sizes = _rules(terms[..., :n])
         cut_off = jnp.abs(lax.stop_gradient(terms[..., n : n + 2])).sum(-1)
-        boundary = [terms[..., n + 2 :].sum(-1)] if self.ends else []
-        value = sum(boundary, sums.sum(-1))
+        value = sums.sum(-1) + terms[..., n + 2 :].sum(-1)
         # Mass that no node can see, for it is within rounding of an end, has some part of the integral. Where the integrand
         # is 0 panels are wide, and what the mass is off by there is their own error.
         seen, off, _ = (x.sum(-1, keepdims=True) for x in _rules(mass[..., :n]))
         unseen = lax.stop_gradient(jnp.maximum(jnp.abs(seen - self.law.mass) - 3 * off, 0) / self.law.mass)
         unseen = jnp.where(jnp.isfinite(self.law.mass), jnp.where(jnp.isfinite(unseen), unseen, 1), 0)
-        error = 3 * gaps.sum(-1) + cut_off + unseen * sizes.sum(-1)
+        error = 3 * gaps.sum(-1) + cut_off + beside + unseen * sizes.sum(-1)
         total = judged(value, error, sizes.sum(-1), back, self.f, tolerance)
         return Integral(total.value, total.error, total.status | (unseen[..., 0] > 0.1).astype(jnp.int32))
 
@@ -230,6 +299,18 @@ def _rules(terms: Float[Array, "*family leaves n"]) -> tuple[Array, Array, Array
     gap = jnp.abs(known @ jnp.asarray(1 - COARSE / WEIGHTS, known.dtype)) / jnp.where(size == 0, 1, size)
     # QUADPACK's estimate, which is wary of what is not smooth, but no less than the gap itself.
     return terms.sum(-1), size * jnp.minimum(1, jnp.maximum(gap, (200 * gap) ** 1.5)), size
+
+
+def _alone(x: Float[Array, "*family n"], bad: Array, row: int) -> Array:
+    """Nodes where f is not finite beside others where it is: an infinity at one place, as far as x can tell places apart."""
+    n, m = x.shape[-1], x.shape[-1] // row * row
+    x, bad = (a[..., :m].reshape(*a.shape[:-1], -1, row) for a in (x, bad))
+    apart = jnp.abs(jnp.diff(x)) > 64 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x[..., 1:]), jnp.abs(x[..., :-1]))
+    both = bad[..., 1:] & bad[..., :-1] & apart[..., None, :, :]
+    no = jnp.zeros_like(both[..., :1])
+    believed = jnp.concatenate([both, no], axis=-1) | jnp.concatenate([no, both], axis=-1)
+    alone = (bad & ~believed).any(-3).reshape(*bad.shape[:-3], m)
+    return jnp.concatenate([alone, jnp.zeros((*alone.shape[:-1], n - m), bool)], axis=-1)
 
 
 def over_the_line(P: Continuous, f: Integrand, tolerance: float | None, rounds: int | None) -> Integral:

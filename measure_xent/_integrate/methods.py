@@ -23,8 +23,9 @@ from .._kernels.null import null_safe_product
 from .._measure import Indicator
 from .._measures.laws import Continuous, Integers, Law, Nested, Vectors, count
 from .._pytree import pytree, set_fields, static
-from .._smooth_form import Inner, Smooth, carry, fixed, iterated
-from .adaptive import END, bend, flattened, judged, over_the_integers, over_the_line, weighted
+from .._smooth_form import Inner, Smooth, carry, iterated
+from .adaptive import END, Panels, flattened, judged, over_the_integers, over_the_line, weighted
+from .ends import Nodes
 
 
 class Method(abc.ABC):
@@ -149,7 +150,7 @@ class Quadrature(Deterministic):
         each = law.at_rank(rank).each()
         rule = each.gauss(self.nodes)
         if rule is None:
-            return self._tanh_sinh(each, f, rank)
+            return self._tanh_sinh(law, f)
         x, w, tail = rule
         flat, w, back = flattened(f.values(x, rank + 1), w)
         # A product that need not look for weights of 0 becomes one pass with its sum.
@@ -158,17 +159,14 @@ class Quadrature(Deterministic):
         left = jnp.einsum("...ln,...kn->...lk", known, tail.astype(known.dtype))
         return judged(terms.sum(-1), jnp.linalg.norm(left, axis=-1), jnp.abs(w * known).sum(-1), back, f, None, False)
 
-    def _tanh_sinh(self, each, f, rank):
-        origin = lax.stop_gradient(each.bounds_centre())
-        t = jnp.linspace(-END, END, self.nodes + 1 - self.nodes % 2)
-        u, log_slope = bend(*map(fixed, each.bounds()))[0](t)
-        x = origin + u
-        log_p = each.log_density_of(x)
-        w = lax.stop_gradient(jnp.exp(log_p + log_slope)) * (t[1] - t[0])
-        w = carry(w, jnp.where(w == 0, 0, log_p))
-        terms, back = weighted(f.values(jnp.broadcast_to(x, w.shape), rank + 1), w)
-        known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))
-        gap = jnp.abs(known.sum(-1) - 2 * known[..., ::2].sum(-1))
+    def _tanh_sinh(self, law, f):
+        line, n = Panels(law, f), self.nodes + 1 - self.nodes % 2
+        t = line.spread(jnp.linspace(-END, END, n))
+        boundary = line.boundary()
+        nodes = Nodes.join([line.nodes(t, jnp.full_like(t, 2 * END / (n - 1))), *boundary])
+        terms, _, beside, back = line.terms(nodes, nodes.u.shape[-1] - n, n)
+        known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))[..., :n]
+        gap = jnp.abs(known.sum(-1) - 2 * known[..., ::2].sum(-1)) + beside
         return judged(terms.sum(-1), gap, jnp.abs(known).sum(-1), back, f, None, False)
 
 

@@ -116,6 +116,11 @@ def differentiated(tangent):
     return None if isinstance(tangent, jax.custom_derivatives.SymbolicZero) else tangent
 
 
+def nan_where(failed: Bool[Array, "..."], value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """The value, NaN with all its derivatives where something failed. A selection would have derivative 0 there."""
+    return value * jnp.where(failed, jnp.nan, 1.0)
+
+
 @jax.custom_jvp
 def where_supported(valid: Bool[Array, "..."], density: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """The density, but 0 at points outside a measure's space, with derivative NaN there so that no run trains on."""

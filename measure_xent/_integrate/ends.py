@@ -1,0 +1,132 @@
+"""Integrands beside an end of the support that floating-point numbers blur.
+
+A node knows its distance d from an end with all digits, but its place x = high − d has few of them left where d is near the
+rounding of the end. A singular integrand is infinite there, or a flight of steps. So within a small δ of such an end the
+integrand goes on as it does at δ, 2δ and 4δ, which differ from the end exactly (Sterbenz 1974): f as a + b·dᵅ and log p as
+log p(δ) + β·log(d/δ). Powers and logarithms of d are of this form, and what else there is, is O(δ) on a mass of O(δ); δ is
+the geometric mean of the end's rounding and the law's width. How far f(8δ) is from the form tells the error.
+
+Where an end moves with the parameters and f is infinite at it, f has a derivative at the distance d from the end, and none
+at x. So in a layer beside such an end nodes move with the end, and what the layer leaves or takes is Leibniz's boundary term.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+PROBES = 1, 2, 4  # δ that f and log p are known from
+LOG_2 = np.log(2)
+
+
+class Nodes(NamedTuple):
+    """Places u, with log du/dt, the length of t that each stands for, and its distances from both ends."""
+
+    u: Float[Array, "*family n"]
+    log_slope: Array
+    lengths: Array
+    gaps: tuple[Array, Array]
+
+    @classmethod
+    def join(cls, parts: Any) -> "Nodes":
+        *fields, gaps = (list(field) for field in zip(*parts, strict=True))
+        along = lambda xs: jnp.concatenate(xs, axis=-1)
+        return cls(*map(along, fields), tuple(map(along, zip(*gaps, strict=True))))
+
+
+class Tail(NamedTuple):
+    """What is beside one end."""
+
+    sign: int  # −1 of the low end, 1 of the high one
+    end: Float[Array, "*family 1"]
+    near: Float[Array, "*family 1"]  # δ
+    use: Bool[Array, "*family 1"]  # whether f is singular at the end, and so goes on from δ as it is there
+    off: Float[Array, "*family leaves 1"]  # |f(8δ)| more than it should be, and the same beside f(δ) − f(2δ)
+    relative: Float[Array, "*family leaves 1"]
+    layer: Float[Array, "*family 1"]  # up to this distance nodes move with the end
+    edge: Float[Array, "*family 1"]  # where it is
+
+    def probes(self, elsewhere: Array) -> Float[Array, "*family 3"]:
+        at = self.end - self.sign * self.near * jnp.asarray(PROBES, self.near.dtype)
+        return jnp.where(self.use, at, elsewhere)
+
+    def depth(self, gaps: tuple[Array, Array]) -> Float[Array, "*family n"]:
+        """log(d/δ) within δ, 0 elsewhere."""
+        near = self.use & (self._of(gaps) < self.near)
+        return jnp.where(near, jnp.log(jnp.where(near, self._of(gaps), self.near) / self.near), 0)
+
+    def place(self, u: Array, gaps: tuple[Array, Array], depth: Array) -> Array:
+        """Where to look at the integrand: δ from the end within δ, and in the layer with the end's derivative."""
+        moved = u + jnp.where(self._of(gaps) < self.layer, self.end - lax.stop_gradient(self.end), 0)
+        return jnp.where(depth < 0, self.end - self.sign * self.near, moved)
+
+    def log_density_rise(self, at_probes: Array, depth: Array) -> Array:
+        """log p(d) − log p(δ)."""
+        one, two = at_probes[..., :1], at_probes[..., 1:2]
+        known = self.use & jnp.isfinite(one) & jnp.isfinite(two)
+        return jnp.where(known, two - one, 0) / LOG_2 * depth
+
+    def rise(self, at_probes: Float[Array, "*family leaves 3"], depth: Array) -> Float[Array, "*family leaves n"]:
+        """f(d) − f(δ)."""
+        return rise(at_probes, depth[..., None, :])
+
+    def _of(self, gaps):
+        return gaps[self.sign > 0]
+
+
+def rise(at_probes: Array, depth: Array) -> Array:
+    """f(d) − f(δ) of f = a + b·dᵅ, by its values at δ, 2δ and 4δ; depth = log(d/δ)."""
+    one, two, four = (at_probes[..., i : i + 1] for i in range(3))
+    step, next_step = one - two, two - four
+    # What turns, or does not change but for rounding, or is not finite, is left as it is at δ.
+    known = jnp.isfinite(step) & jnp.isfinite(next_step) & (step * next_step > 0)
+    step, next_step = jnp.where(known, step, 0), jnp.where(known, next_step, 1)
+    power = jnp.clip(-jnp.log(jnp.where(known, step, 1) / next_step) / LOG_2, -1, 2)
+    return -step * (depth / LOG_2) * _exprel(power * depth) / _exprel(power * LOG_2)
+
+
+def _exprel(z: Array) -> Array:
+    """(exp z − 1)/z, with its derivatives at 0."""
+    small = jnp.abs(z) < 0.03
+    near, far = jnp.where(small, z, 0), jnp.where(small, 1, z)
+    series: Any = 1.0
+    for n in (7, 6, 5, 4, 3, 2):
+        series = 1 + near / n * series
+    return jnp.where(small, series, jnp.expm1(far) / far)
+
+
+def near_of(end: Array, width: Array) -> tuple[Array, Array]:
+    """(δ, the width of the layer that moves with an end), by the rounding of places beside the end and the law's width."""
+    grain = jnp.finfo(end.dtype).eps * jnp.maximum(jnp.abs(end) / width, 1)
+    near = jnp.minimum(jnp.sqrt(grain), 1 / 64) * width
+    # A power of 2: the probes' distance from the end is exact.
+    return near / (2 * jnp.frexp(near)[0]), jnp.minimum(grain**0.25, 1 / 8) * width
+
+
+def places(sign: int, end: Array, near: Array, tip: Array) -> Array:
+    """Where ``tail_of`` needs f and log p: at the probes, at 8δ, at the last node and at the end."""
+    return jnp.concatenate([*(end - sign * k * near for k in (*PROBES, 8)), tip, end], axis=-1)
+
+
+def tail_of(
+    sign: int, end: Array, near: Array, layer: Array, edge: Array, flat: Float[Array, "*family leaves 6"], log_p: Array
+) -> Tail:
+    """What is beside an end, by f and log p at the ``places``; ``layer`` is the distance of ``edge`` from the end."""
+    blurred = lax.stop_gradient(end) != 0
+
+    def singular(values, blurred):
+        # Far more happens up to the end than from 2δ to δ. An end of 0 is not blurred, but for what f adds to it.
+        one, two, tip = (values[..., i : i + 1] for i in (0, 1, 4))
+        known = jnp.isfinite(values[..., :3]).all(-1, keepdims=True)
+        return known & (~jnp.isfinite(tip) | (blurred & (jnp.abs(tip - one) > 4 * jnp.abs(one - two))))
+
+    use = singular(flat, blurred[..., None, :]).any(-2) | singular(log_p, blurred)
+    one, two, eight = (flat[..., i : i + 1] for i in (0, 1, 3))
+    off = jnp.abs(eight - one - rise(flat, jnp.full_like(one, 3 * LOG_2)))
+    off = jnp.where(jnp.isfinite(off), off, 0)
+    relative = jnp.minimum(off / jnp.where(one == two, jnp.inf, jnp.abs(one - two)), 1)
+    moving = use | ~jnp.isfinite(flat[..., 5:]).all(-2)
+    layer, edge = jnp.where(moving, layer, 0), jnp.where(moving, edge, lax.stop_gradient(end))
+    return Tail(sign, end, near, use, off, relative, layer, edge)
