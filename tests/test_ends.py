@@ -90,7 +90,8 @@ def test_divergences_from_what_vanishes_at_the_ends(x64):
         np.testing.assert_allclose(mx.kl_divergence(U, mx.Beta(1.0, 1.0)), 0, atol=rtol)
         # ½ log 2π + log s + (π²/3) / 2s² − 2
         expected = np.log(2 * np.pi) / 2 + np.log(1.5) + np.pi**2 / 6 / 1.5**2 - 2
-        np.testing.assert_allclose(mx.kl_divergence(U, Q), expected, rtol=10 * rtol)
+        # log² is not of the form that goes on beside an end: off by a part of δ there, as quadrature's tolerance is, √eps.
+        np.testing.assert_allclose(mx.kl_divergence(U, Q), expected, atol=10 * rtol)
 
 
 @pytest.mark.parametrize("x64", [False, True])
