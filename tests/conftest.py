@@ -18,7 +18,7 @@ COMPILE_MUCH = {
     "test_ctc",
     "test_divergences",
     "test_edges",
-    "test_ends",
+    "test_singular_ends",
     "test_external",
     "test_families",
     "test_information",
