@@ -19,6 +19,7 @@ COMPILE_MUCH = {
     "test_divergences",
     "test_edges",
     "test_singular_ends",
+    "test_ends",
     "test_external",
     "test_families",
     "test_information",

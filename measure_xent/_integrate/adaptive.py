@@ -330,10 +330,13 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
         1, jnp.ceil(32 * sd / WINDOW)
     )  # a pmf this wide is a smooth curve: every so many integers will do
     k = jnp.maximum(0, jnp.floor(mean - stride * WINDOW / 2)) + stride * jnp.arange(WINDOW)
-    p = jax.nn.softmax(P.each().log_density_of(k), axis=-1)  # log p is large, and its rounding error too
+    p = P.each().density_of(k)
+    p = p / p.sum(-1, keepdims=True)  # of so many integers, or with a rounding error of its own
     outside = jnp.abs(k - mean) > stride * (WINDOW // 4)
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
-    terms, back = weighted(f.values(jnp.where(p > 0, k, here).astype(int), rank + 1), p)
+    flat, w, back = flattened(f.values(jnp.where(p > 0, k, here).astype(int), rank + 1), p)
+    there = flattened(f.values(jnp.broadcast_to(k, p.shape).astype(int), rank + 1), p)[0]
+    terms = null_safe_product(w, flat, there)  # a mass of 0 has a derivative at the end of a parameter's range
     known = jnp.abs(lax.stop_gradient(terms))
     between = jnp.abs(lax.stop_gradient(2 * terms[..., ::2].sum(-1) - terms.sum(-1)))
     error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(stride > 1, between, 0)

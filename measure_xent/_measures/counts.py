@@ -2,13 +2,17 @@
 
 import jax
 import jax.numpy as jnp
-from jax.scipy import special, stats
+from jax.scipy import special
 from jaxtyping import Array, Float
 
 from .._pytree import pytree
-from .checks import a_probability, parameters, positive
+from .checks import a_probability, parameters
 from .laws import Integers, Natural
-from .statistics import Identity, LogFactorial, moments
+from .special import factorial_rest, tilt, whole_power, x_log1p
+from .statistics import Exponent, Identity, LogFactorial, moments
+
+# At the end of a parameter's range, where only one count has mass, the logarithms of the others' masses are −∞ and have no
+# derivatives. The masses have: beside those of another parameter they are powers of it.
 
 
 @pytree
@@ -24,7 +28,7 @@ class Poisson(Integers):
     rate: Float[Array, "*family"] = 1.0  # type: ignore[assignment]
 
     def __post_init__(self):
-        parameters(self, rate=positive)
+        parameters(self, rate=not_negative)
 
     @property
     def mean(self):
@@ -35,7 +39,18 @@ class Poisson(Integers):
         return self.rate
 
     def log_density_of(self, x):
-        return stats.poisson.logpmf(x, self.rate)
+        return self._log_density(x, self.rate)
+
+    def _log_density(self, x, rate):
+        x = jnp.asarray(x, float)
+        whole = (x >= 0) & (x == jnp.floor(x))
+        x = jnp.where(whole, x, 0)
+        return jnp.where(whole, tilt(x, rate, 1) - factorial_rest(x), -jnp.inf)
+
+    def density_of(self, x):
+        at_end = self.rate == 0
+        rate, end = jnp.where(at_end, 1, self.rate), jnp.where(at_end, self.rate, 1)
+        return jnp.exp(self._log_density(x, rate) + 1 - end) * whole_power(end, x)
 
     def sample(self, key, shape=()):
         return jax.random.poisson(key, self.rate, (*shape, *self.shape), int)
@@ -46,6 +61,10 @@ class Poisson(Integers):
     @property
     def natural(self):
         return Natural((jnp.log(self.rate),), (Identity(),), self.rate, (-LogFactorial(),))
+
+    @property
+    def affine(self):
+        return None  # E log x! has no closed form, and nearly cancels
 
     def closest_to(self, P):
         P = P.normalize()
@@ -81,7 +100,13 @@ class Geometric(Integers):
     def log_density_of(self, x):
         x = jnp.asarray(x, float)
         whole = (x >= 0) & (x == jnp.floor(x))
-        return jnp.where(whole, special.xlog1py(x, -self.probs) + jnp.log(self.probs), -jnp.inf)
+        x = jnp.where(whole, x, 0)
+        return jnp.where(whole, x_log1p(x, -self.probs) + jnp.log(self.probs), -jnp.inf)
+
+    def density_of(self, x):
+        at_end = self.probs == 1
+        probs, end = jnp.where(at_end, 0.5, self.probs), jnp.where(at_end, self.probs, 0.5)
+        return jnp.exp(x_log1p(x, -probs)) * self.probs * whole_power((1 - end) / 0.5, x)
 
     def sample(self, key, shape=()):
         return jax.random.geometric(key, self.probs, (*shape, *self.shape)) - 1
@@ -92,6 +117,10 @@ class Geometric(Integers):
     @property
     def natural(self):
         return Natural((jnp.log1p(-self.probs),), (Identity(),), -jnp.log(self.probs))
+
+    @property
+    def affine(self):
+        return Exponent(-self.probs) + jnp.log(self.probs)  # 0 · log 0 = 0
 
     def closest_to(self, P):
         P = P.normalize()
@@ -130,12 +159,25 @@ class Binomial(Integers):
         return self.mean * (1 - self.probs)
 
     def log_density_of(self, x):
+        return self._log_density(x, self.probs)
+
+    def _log_density(self, x, probs):
         n, x = self.total_count, jnp.asarray(x, float)
         inside = (x >= 0) & (x <= n) & (x == jnp.floor(x))
         x = jnp.where(inside, x, 0)
-        ways = special.gammaln(n + 1) - special.gammaln(x + 1) - special.gammaln(n - x + 1)
-        log_density = ways + special.xlogy(x, self.probs) + special.xlog1py(n - x, -self.probs)
-        return jnp.where(inside, log_density, -jnp.inf)
+        gap = n * probs - x  # and less that of the failures
+        tilts = tilt(x, probs, n, 0, gap) + tilt(n - x, 1 - probs, n, 0, -gap)
+        rest = factorial_rest(n) - factorial_rest(n - x) - factorial_rest(x)
+        return jnp.where(inside, tilts + rest, -jnp.inf)
+
+    def density_of(self, x):
+        n, at_end = self.total_count, (self.probs == 0) | (self.probs == 1)
+        one = 1 / jnp.maximum(n, 2)  # about one success, or failure
+        other = jnp.where(self.probs == 1, 1 - one, one)
+        probs, end = jnp.where(at_end, other, self.probs), jnp.where(at_end, self.probs, other)
+        k = jnp.clip(x, 0, n)
+        powers = whole_power(end / other, k) * whole_power((1 - end) / (1 - other), n - k)
+        return jnp.exp(self._log_density(x, probs)) * powers
 
     def sample(self, key, shape=()):
         return jax.random.binomial(key, self.total_count, self.probs, (*shape, *self.shape)).astype(int)

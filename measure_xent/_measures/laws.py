@@ -7,6 +7,7 @@ P, whatever family P is of: no table of pairs.
 import abc
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,6 +79,10 @@ class Law(Measure):
     @abc.abstractmethod
     def log_density_of(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
         """log p, −inf off the support."""
+
+    def density_of(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
+        """p, of laws on the integers with its derivatives where it is 0 too."""
+        return jnp.exp(self.log_density_of(x))
 
     @abc.abstractmethod
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
@@ -170,8 +175,16 @@ class Continuous(Line):
         del nodes
         return None
 
+    def log_rise(self, x: Array, c: Array, gap: Array) -> Float[Array, "*family"]:
+        """log p(x) − log p(c), from the points and from x − c, which may have digits that x has not."""
+        del gap
+        return self.log_density_of(x) - self.log_density_of(c)
+
     def quantile(self, u):
-        """By bisection of the cdf, with the derivatives of the implicit function."""
+        return self.inverse(self.cdf, u)
+
+    def inverse(self, cdf: Callable, u: Float[Array, "*family"]) -> Float[Array, "*family"]:
+        """The quantile, by bisection of the cdf, with the derivatives of the implicit function."""
         from .._integrate.adaptive import bend, end_of
 
         forward, _ = bend(*map(fixed, self.bounds()))
@@ -179,7 +192,7 @@ class Continuous(Line):
         def halve(_, ends):
             low, high = ends
             middle = (low + high) / 2
-            above = self.cdf(forward(middle)[0] + centre) < u
+            above = cdf(forward(middle)[0] + centre) < u
             return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
         centre = jax.lax.stop_gradient(self.bounds_centre())
@@ -188,7 +201,7 @@ class Continuous(Line):
         low, high = jax.lax.stop_gradient(jax.lax.fori_loop(0, 50, halve, ends))
         x = jax.lax.stop_gradient(forward((low + high) / 2)[0] + centre)
         slope = jax.lax.stop_gradient(jnp.exp(self.log_density_of(x)))
-        return implicit(x, (u - self.cdf(x)) / jnp.where(slope > 0, slope, jnp.inf))
+        return implicit(x, (u - cdf(x)) / jnp.where(slope > 0, slope, jnp.inf))
 
     def bounds(self) -> tuple[Any, Any, Any]:
         """(low, high, width) of the law of x − centre."""
@@ -293,8 +306,15 @@ class Natural:
 
 @rule(Law, Statistic)
 def moment(P: Law, f: Statistic) -> Any:
-    """∫ T dP, from P's own table."""
-    return P.moment(f)
+    """∫ T dP, from P's own table: exact but for rounding, of which it tells."""
+    value = P.moment(f)
+    return NotImplemented if value is NotImplemented else Integral(value, rounding(value))
+
+
+def rounding(value: Any) -> Array:
+    """What a few operations may be off by."""
+    value = jax.lax.stop_gradient(jnp.asarray(value, float))
+    return jnp.where(jnp.isfinite(value), 16 * jnp.finfo(value.dtype).eps * jnp.abs(value), 0)
 
 
 @rule(Line, LogDensity, Line)
@@ -306,7 +326,8 @@ def pairing(P: Line, f: LogDensity) -> Any:
     (low, high), (a, b) = P.support, Q.support
     inside = (jnp.asarray(low) >= a) & (jnp.asarray(high) <= b)
     total = integrate(P, Q.affine)
-    return Integral(jnp.where(inside, total.value, -jnp.inf), total.error, jnp.where(inside, total.status, 0))
+    value = jnp.where(inside, total.value, -jnp.inf)
+    return Integral(value, total.error + rounding(value), jnp.where(inside, total.status, 0))
 
 
 def _nodes(f: Any) -> list[Any]:

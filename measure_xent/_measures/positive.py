@@ -1,5 +1,7 @@
 """Named families on x > 0, and Beta on (0, 1): exponential families in log x."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,8 @@ from .checks import parameters, positive
 from .fits import dirichlet_concentration, gamma_concentration
 from .laws import Continuous, Natural
 from .line import LOG_2PI, Normal
-from .statistics import Identity, Logarithm, LogarithmOfRest, SquaredLogDeviation, moments
+from .special import factorial_rest, log_gamma, log_less_digamma, tilt
+from .statistics import Identity, Logarithm, LogarithmOfRest, SquaredLogDeviation, Tilt, TiltOfRest, moments
 
 
 @pytree
@@ -72,12 +75,12 @@ class Exponential(Continuous):
 
     def moment(self, statistic):
         mean = 1 / self.rate
-        return moments(mean, mean**2, Logarithm=-np.euler_gamma - jnp.log(self.rate))(statistic)
+        return moments(mean, mean**2, gap=jnp.asarray(np.euler_gamma, mean.dtype))(statistic)
 
 
 @pytree
 class Gamma(Continuous):
-    """The gamma distribution, density ∝ x^(concentration − 1) · exp(−rate x) on x > 0.
+    """The gamma distribution, density ∝ x^(concentration − 1) · exp(−rate x) on x ≥ 0.
 
     Examples:
         >>> import measure_xent as mx
@@ -103,10 +106,16 @@ class Gamma(Continuous):
     def support(self):
         return 0.0, float("inf")
 
+    tame = False  # at 0 it may be infinite
+
+    @property
+    def _log_scale(self):
+        return jnp.log(self.rate) - factorial_rest(self.concentration)
+
     def log_density_of(self, x):
-        a, r = self.concentration, self.rate
-        log_density = special.xlogy(a - 1, jnp.where(x > 0, x, 1)) - r * x + a * jnp.log(r) - special.gammaln(a)
-        return jnp.where(x > 0, log_density, -jnp.inf)
+        inside, a = x >= 0, self.concentration
+        log_density = tilt(a, jnp.where(inside, x, 1), self.rate, -1) + self._log_scale
+        return jnp.where(inside, log_density, -jnp.inf)
 
     def sample(self, key, shape=()):
         a = jnp.broadcast_to(self.concentration, self.shape)
@@ -127,7 +136,11 @@ class Gamma(Continuous):
     @property
     def natural(self):
         a, r = self.concentration, self.rate
-        return Natural((a - 1, -r), (Logarithm(), Identity()), special.gammaln(a) - a * jnp.log(r))
+        return Natural((a - 1, -r), (Logarithm(), Identity()), log_gamma(a) - a * jnp.log(r))
+
+    @property
+    def affine(self):
+        return Tilt(self.concentration, self.rate) + self._log_scale
 
     def closest_to(self, P):
         P = P.normalize()
@@ -137,17 +150,17 @@ class Gamma(Continuous):
 
     def moment(self, statistic):
         a, r = self.concentration, self.rate
-        return moments(a / r, a / r**2, Logarithm=special.digamma(a) - jnp.log(r))(statistic)
+        return moments(a / r, a / r**2, gap=log_less_digamma(a))(statistic)
 
 
-def betaln(a: Array, b: Array) -> Array:
-    """log B(a, b). JAX's own is good to 1e-7 alone, in float64 too."""
-    return special.gammaln(a) + special.gammaln(b) - special.gammaln(a + b)
+def log_dirichlet_scale(a: Float[Array, "*family d"], total: Any) -> Float[Array, "*family"]:
+    """log of the density of Dirichlet(a) less its tilts."""
+    return (a.shape[-1] - 1) * jnp.log(total) + factorial_rest(total) - factorial_rest(a).sum(-1)
 
 
 @pytree
 class Beta(Continuous):
-    """The beta distribution, density ∝ x^(concentration1 − 1) · (1 − x)^(concentration0 − 1) on (0, 1).
+    """The beta distribution, density ∝ x^(concentration1 − 1) · (1 − x)^(concentration0 − 1) on [0, 1].
 
     Examples:
         >>> import measure_xent as mx
@@ -163,17 +176,19 @@ class Beta(Continuous):
     def __post_init__(self):
         parameters(self, concentration1=positive, concentration0=positive)
 
+    tame = False  # at the ends it may be infinite
+
     @property
-    def _mean(self):
-        return self.concentration1 / (self.concentration1 + self.concentration0)
+    def _total(self):
+        return self.concentration1 + self.concentration0
 
     @property
     def _variance(self):
-        return self._mean * (1 - self._mean) / (self.concentration1 + self.concentration0 + 1)
+        return self.centre * (self.concentration0 / self._total) / (self._total + 1)
 
     @property
     def centre(self):
-        return self._mean
+        return self.concentration1 / self._total
 
     @property
     def width(self):
@@ -183,11 +198,17 @@ class Beta(Continuous):
     def support(self):
         return 0.0, 1.0
 
+    @property
+    def _log_scale(self):
+        both = jnp.broadcast_arrays(self.concentration1, self.concentration0)
+        return log_dirichlet_scale(jnp.stack(both, axis=-1), self._total)
+
     def log_density_of(self, x):
-        a, b = self.concentration1, self.concentration0
-        inside = (x > 0) & (x < 1)
+        a, b, n = self.concentration1, self.concentration0, self._total
+        inside = (x >= 0) & (x <= 1)
         x = jnp.where(inside, x, 0.5)
-        log_density = special.xlogy(a - 1, x) + special.xlog1py(b - 1, -x) - betaln(a, b)
+        gap = b * x - a * (1 - x)  # n x − a, and less n (1 − x) − b
+        log_density = tilt(a, x, n, -1, gap) + tilt(b, 1 - x, n, -1, -gap) + self._log_scale
         return jnp.where(inside, log_density, -jnp.inf)
 
     def sample(self, key, shape=()):
@@ -209,7 +230,14 @@ class Beta(Continuous):
     @property
     def natural(self):
         a, b = self.concentration1, self.concentration0
-        return Natural((a - 1, b - 1), (Logarithm(), LogarithmOfRest()), betaln(a, b))
+        log_partition = -(a * jnp.log1p(b / a) + b * jnp.log1p(a / b)) + jnp.log(1 / a + 1 / b)
+        log_partition += factorial_rest(a) + factorial_rest(b) - factorial_rest(self._total)
+        return Natural((a - 1, b - 1), (Logarithm(), LogarithmOfRest()), log_partition)
+
+    @property
+    def affine(self):
+        n = self._total
+        return Tilt(self.concentration1, n) + TiltOfRest(self.concentration0, n) + self._log_scale
 
     def closest_to(self, P):
         P = P.normalize()
@@ -217,10 +245,9 @@ class Beta(Continuous):
         return Beta(*jnp.moveaxis(dirichlet_concentration(means), -1, 0))
 
     def moment(self, statistic):
-        a, b = self.concentration1, self.concentration0
-        log_sum = special.digamma(a + b)
-        others = dict(Logarithm=special.digamma(a) - log_sum, LogarithmOfRest=special.digamma(b) - log_sum)
-        return moments(self._mean, self._variance, **others)(statistic)
+        a, b, n = self.concentration1, self.concentration0, self._total
+        gap = lambda c: log_less_digamma(c) - log_less_digamma(n)
+        return moments(self.centre, self._variance, gap=gap(a), rest=(b / n, gap(b)))(statistic)
 
 
 @pytree
@@ -259,6 +286,10 @@ class LogNormal(Continuous):
         log_x = jnp.log(jnp.where(x > 0, x, 1))
         return jnp.where(x > 0, self._log.log_density_of(log_x) - log_x, -jnp.inf)
 
+    def log_rise(self, x, c, gap):
+        gap = jnp.log1p(gap / c)
+        return -gap * ((2 * (jnp.log(c) - self.loc) + gap) / (2 * self.scale**2) + 1)
+
     def sample(self, key, shape=()):
         return jnp.exp(self._log.sample(key, shape))
 
@@ -296,4 +327,6 @@ class LogNormal(Continuous):
         variance = jnp.expm1(self.scale**2) * jnp.exp(2 * self.loc + self.scale**2)
         deviation = lambda statistic: self.scale**2 + (self.loc - statistic.c) ** 2
         mean = jnp.exp(self.loc + self.scale**2 / 2)
-        return moments(mean, variance, Logarithm=self.loc, SquaredLogDeviation=deviation)(statistic)
+        # Where the mean overflows its logarithm does not.
+        log_mean = dict(gap=self.scale**2 / 2, Logarithm=self.loc)
+        return moments(mean, variance, **log_mean, SquaredLogDeviation=deviation)(statistic)

@@ -3,27 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jax.scipy import special
 from jaxtyping import Array, Float
 
 from .._pytree import pytree
 from .laws import Statistic
+from .special import log_gamma, tilt, x_log1p
 
 
-class Deviation(Statistic):
-    """A function of x − c, one c a member of a family."""
-
-    c: Float[Array, "*family"]
+class OfParameters(Statistic):
+    """A function with parameters, one of each a member of a family."""
 
     @property
     def shape(self):
-        return jnp.shape(self.c)
+        return jnp.broadcast_shapes(*map(jnp.shape, jax.tree.leaves(self)))
 
     def values(self, points, lead):
-        c = jnp.asarray(self.c)
-        shifted: Any = type(self)(c[..., None])  # type: ignore[call-arg]
-        return shifted(points)
+        return jax.tree.map(lambda c: jnp.asarray(c)[..., None], self)(points)
 
 
 @pytree
@@ -35,7 +32,7 @@ class Identity(Statistic):
 
 
 @pytree
-class SquaredDeviation(Deviation):
+class SquaredDeviation(OfParameters):
     """x ↦ (x − c)²."""
 
     c: Float[Array, "*family"]
@@ -45,7 +42,7 @@ class SquaredDeviation(Deviation):
 
 
 @pytree
-class AbsoluteDeviation(Deviation):
+class AbsoluteDeviation(OfParameters):
     """x ↦ |x − c|."""
 
     c: Float[Array, "*family"]
@@ -75,7 +72,7 @@ class LogarithmOfRest(Statistic):
 
 
 @pytree
-class SquaredLogDeviation(Deviation):
+class SquaredLogDeviation(OfParameters):
     """x ↦ (log x − c)²."""
 
     c: Float[Array, "*family"]
@@ -89,19 +86,69 @@ class LogFactorial(Statistic):
     """x ↦ log x!."""
 
     def __call__(self, *x):
-        return special.gammaln(x[0] + 1.0)
+        return log_gamma(x[0] + 1.0)
 
 
-def moments(mean: Any, variance: Any, **others: Any) -> Callable[[Statistic], Any]:
-    """Moments as a function of the statistic: those that a mean and a variance give, and others by the statistic's name."""
+@pytree
+class Exponent(OfParameters):
+    """x ↦ x log(1 + c), 0 at 0."""
+
+    c: Float[Array, "*family"]
+
+    def __call__(self, *x):
+        return x_log1p(x[0], self.c)
+
+
+@pytree
+class Tilt(OfParameters):
+    """x ↦ (a − 1) log(ux/a) − (ux − a): what log p of gamma laws has of x, about the mean and so without large numbers."""
+
+    a: Float[Array, "*family"]
+    u: Float[Array, "*family"]
+
+    def __call__(self, *x):
+        return tilt(self.a, x[0], self.u, -1)
+
+    def of_moments(self, mean: Any, gap: Any) -> Any:
+        """Its mean, from that of x and log E x − E log x."""
+        return tilt(self.a, mean, self.u, -1) - (self.a - 1) * gap
+
+
+@pytree
+class TiltOfRest(Tilt):
+    """The same of 1 − x."""
+
+    a: Float[Array, "*family"]
+    u: Float[Array, "*family"]
+
+    def __call__(self, *x):
+        return tilt(self.a, 1 - x[0], self.u, -1)
+
+
+def moments(mean: Any, variance: Any, gap: Any = None, rest: Any = None, **others: Any) -> Callable[[Statistic], Any]:
+    """Moments as a function of the statistic: those by the statistic's name, and others that a mean and a variance give.
+
+    ``gap`` is log E x − E log x, and ``rest`` the mean and the gap of 1 − x, of those who have them.
+    """
 
     def moment(statistic: Statistic) -> Any:
+        if (value := others.get(type(statistic).__name__)) is not None:
+            return value(statistic) if callable(value) else value
         match statistic:
             case Identity():
                 return mean
             case SquaredDeviation(c=c):
                 return variance + (mean - c) ** 2
-        value = others.get(type(statistic).__name__, NotImplemented)
-        return value(statistic) if callable(value) else value
+            case Exponent(c=c):
+                return x_log1p(mean, c)
+            case Logarithm() if gap is not None:
+                return jnp.log(mean) - gap
+            case LogarithmOfRest() if rest is not None:
+                return jnp.log(rest[0]) - rest[1]
+            case TiltOfRest():
+                return NotImplemented if rest is None else statistic.of_moments(*rest)
+            case Tilt():
+                return NotImplemented if gap is None else statistic.of_moments(mean, gap)
+        return NotImplemented
 
     return moment

@@ -22,7 +22,8 @@ from .checks import check_values, positive, real_array
 from .fits import dirichlet_concentration
 from .laws import Line, Statistic, Vectors
 from .line import LOG_2PI, Normal
-from .positive import Beta
+from .positive import Beta, log_dirichlet_scale
+from .special import log_less_digamma, tilt
 
 
 def _product(laws: Sequence[Line], transform: Integrand) -> Any:
@@ -334,6 +335,27 @@ class LogCoordinates(Statistic):
 
 
 @pytree
+class Tilts(Statistic):
+    """x ↦ Σ (aᵢ − 1) log(nxᵢ/aᵢ) − (nxᵢ − aᵢ), n = Σ a: what log p of a Dirichlet law has of x, without large numbers."""
+
+    a: Float[Array, "*family d"]
+
+    def __call__(self, *x):
+        return self.vector(self.a, x[0])
+
+    def vector(self, a, x):
+        return tilt(a, x, a.sum(-1, keepdims=True), -1).sum(-1)
+
+    @property
+    def shape(self):
+        return self.a.shape[:-1]
+
+    def values(self, points, lead):
+        rank = len(self.shape)
+        return self.vector(_behind(self.a, 1, rank, lead - rank), points)
+
+
+@pytree
 class Sticks(Transform):
     """(z₁, …, z_{d−1}) ↦ the pieces of a unit stick, of which zᵢ is broken off the rest each time."""
 
@@ -383,14 +405,12 @@ class Dirichlet(Vectors):
         return _product(self._betas(), Sticks())
 
     @property
-    def _log_partition(self):
-        return special.gammaln(self.concentration).sum(-1) - special.gammaln(self.concentration.sum(-1))
+    def _log_scale(self):
+        return log_dirichlet_scale(self.concentration, self.concentration.sum(-1))
 
     def log_density_of(self, x):
-        inside = jnp.all(x > 0, axis=-1) & (jnp.abs(x.sum(-1) - 1) < 1e-4)
-        log_density = (
-            special.xlogy(self.concentration - 1, jnp.where(inside[..., None], x, 0.5)).sum(-1) - self._log_partition
-        )
+        inside = jnp.all(x >= 0, axis=-1) & (jnp.abs(x.sum(-1) - 1) < 1e-4)
+        log_density = Tilts(self.concentration)(jnp.where(inside[..., None], x, 0.5)) + self._log_scale
         return jnp.where(inside, log_density, -jnp.inf)
 
     def sample(self, key, shape=()):
@@ -407,13 +427,16 @@ class Dirichlet(Vectors):
 
     @property
     def affine(self):
-        return LogCoordinates(self.concentration - 1) - self._log_partition
+        return Tilts(self.concentration) + self._log_scale
 
     def moment(self, statistic):
+        total = self.concentration.sum(-1, keepdims=True)
+        mean, gap = self.concentration / total, log_less_digamma(self.concentration) - log_less_digamma(total)
         match statistic:
             case LogCoordinates(c=c):
-                mean = special.digamma(self.concentration) - special.digamma(self.concentration.sum(-1, keepdims=True))
-                return (c * mean).sum(-1)
+                return (c * (jnp.log(mean) - gap)).sum(-1)
+            case Tilts(a=a):
+                return statistic.vector(a, mean) - ((a - 1) * gap).sum(-1)
         return NotImplemented
 
 

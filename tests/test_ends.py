@@ -1,0 +1,219 @@
+"""Laws with large and tiny parameters, at the ends of their supports and of their parameters.
+
+All against mpmath, which has the digits that the formulas of textbooks lose.
+"""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+
+import measure_xent as mx
+from measure_xent import log
+
+inf = np.inf
+both = pytest.mark.parametrize("x64", [False, True])
+rounded = lambda x, x64: float(x if x64 else np.float32(x))
+
+
+def close(got, expected, x64, ulps=64):
+    """To some units in the last place, of the value or of 1."""
+    eps = float(jnp.finfo(jnp.float64 if x64 else jnp.float32).eps)
+    np.testing.assert_allclose(np.asarray(got, float), np.asarray(expected, float), rtol=ulps * eps, atol=ulps * eps)
+
+
+def gamma_cross(a, r, b, s):
+    """H(Gamma(a, r), Gamma(b, s))."""
+    a, r, b, s = map(mp.mpf, (a, r, b, s))
+    return mp.loggamma(b) - b * mp.log(s) - (b - 1) * (mp.digamma(a) - mp.log(r)) + s * a / r
+
+
+def beta_cross(a, b, c, d):
+    a, b, c, d = map(mp.mpf, (a, b, c, d))
+    log_b = mp.loggamma(c) + mp.loggamma(d) - mp.loggamma(c + d)
+    return log_b - (c - 1) * mp.digamma(a) - (d - 1) * mp.digamma(b) + (c + d - 2) * mp.digamma(a + b)
+
+
+def poisson(k, rate):
+    return k * mp.log(mp.mpf(rate)) - mp.mpf(rate) - mp.loggamma(mp.mpf(k) + 1)
+
+
+def binomial(k, n, p):
+    p = mp.mpf(p)
+    return mp.log(mp.binomial(n, k)) + k * mp.log(p) + (n - k) * mp.log1p(-p)
+
+
+def sum_entropy(log_p, low, high):
+    return -mp.fsum(mp.exp(log_p(k)) * log_p(k) for k in range(low, high + 1))
+
+
+def student(z, df):
+    z, df = mp.mpf(z), mp.mpf(df)
+    scale = mp.loggamma((df + 1) / 2) - mp.loggamma(df / 2) - mp.log(df * mp.pi) / 2
+    return scale - (df + 1) / 2 * mp.log1p(z**2 / df)
+
+
+@both
+def test_entropies_at_large_and_tiny_parameters(x64):
+    """Nothing as large as the parameter cancels: gamma, beta and Dirichlet laws by their moments, counts by sums."""
+    with jax.enable_x64(x64), mp.workdps(40):
+        f = lambda x: rounded(x, x64)
+        a = np.array([f(x) for x in (1e-6, 1e-3, 0.5, 1, 2.6, 100, 1e3, 1e6, 1e8)])
+        b = np.array([f(x) for x in (2, 1e-3, 0.5, 8, 3.1, 1e-2, 2e3, 2e6, 1e8)])
+
+        def figures(a, b):
+            P, Q, D = mx.Gamma(a, 0.75), mx.Beta(a, b), mx.Dirichlet(jnp.stack([a, b], axis=-1))
+            other = mx.Gamma(1.25 * a, 0.5), mx.Beta(1.25 * a, 0.5 * b)
+            return (
+                *map(mx.entropy, (P, Q, D)), *map(mx.cross_entropy, (P, Q), other),
+                mx.cross_entropy(P, mx.Exponential(2.0)), jax.grad(lambda a: mx.entropy(mx.Gamma(a)).sum())(a),
+            )  # fmt: skip
+
+        got = jax.jit(figures)(jnp.asarray(a), jnp.asarray(b))
+        pairs = list(zip(a, b, strict=True))
+        betas = [beta_cross(*pair, *pair) for pair in pairs]
+        slope = [1 + (1 - mp.mpf(x)) * mp.polygamma(1, mp.mpf(x)) for x in a]
+        others = [(f(1.25 * x), f(0.5 * y)) for x, y in pairs]
+        expected = (
+            [gamma_cross(x, 0.75, x, 0.75) for x in a], betas, betas,
+            [gamma_cross(x, 0.75, y, 0.5) for x, (y, _) in zip(a, others, strict=True)],
+            [beta_cross(*pair, *other) for pair, other in zip(pairs, others, strict=True)],
+            [gamma_cross(x, 0.75, 1, 2) for x in a], slope,
+        )  # fmt: skip
+        for i, (x, y) in enumerate(zip(got, expected, strict=True)):
+            close(x, y, x64)
+            assert np.all(np.isfinite(x)), i
+
+
+@both
+def test_entropies_of_counts(x64):
+    with jax.enable_x64(x64), mp.workdps(30):
+        p, rates = rounded(0.3, x64), [rounded(1e-3, x64), 3.5, 700.0]
+        many = 1e6  # log 2πeλ / 2 − 1/12λ
+        P, Q = mx.Poisson(jnp.asarray([*rates, many])), mx.Binomial(jnp.array([10, 1000]), p)
+        one, two = jax.jit(lambda P, Q: (P.integrate(-log(P)), Q.integrate(-log(Q))))(P, Q)
+        sums = [sum_entropy(lambda k, r=r: poisson(k, r), 0, int(2 * r + 60)) for r in rates]
+        close(one.value, [*sums, mp.log(2 * mp.pi * mp.e * many) / 2 - 1 / (12 * many)], x64)
+        close(two.value, [sum_entropy(lambda k, n=n: binomial(k, n, p), 0, n) for n in (10, 1000)], x64)
+        gamma = mx.Gamma(1e3).integrate(-log(mx.Gamma(1e3)))
+        assert abs(float(gamma.value) - float(gamma_cross(1e3, 1, 1e3, 1))) <= gamma.error  # a closed form rounds, too
+        assert 0 < gamma.error < 1e-4
+
+
+@both
+def test_log_densities_at_large_and_tiny_parameters(x64):
+    """Near the bulk, where they are as small as the law is wide, and their derivatives in the parameters."""
+    with jax.enable_x64(x64), mp.workdps(40):
+        f = lambda x: rounded(x, x64)
+        rates = [f(x) for x in (1e-6, 0.5, 3.3, 1e4, 1e6)]
+        counts = [0, 1, 4, 10_100, 999_000]
+        n, p = [1000, 1000, 10**6, 10**6], [f(1e-6), f(0.3), 0.5, f(1e-3)]
+        k = [0, 310, 500_100, 1030]
+        df, z = np.meshgrid([f(x) for x in (0.5, 4.5, 1e4, 1e6, 1e8)], [0, f(0.1), 3, 1000])
+
+        def figures(rates, p, df, z):
+            of_poisson = lambda r: log(mx.Poisson(r))(jnp.asarray(counts, float))
+            of_student = lambda df: log(mx.StudentT(df))(z)
+            return (
+                of_poisson(rates), jax.grad(lambda r: of_poisson(r).sum())(rates),
+                log(mx.Binomial(jnp.asarray(n), p))(jnp.asarray(k)), of_student(df),
+                df * jax.grad(lambda df: of_student(df).sum())(df),
+            )  # fmt: skip
+
+        got = jax.jit(figures)(*map(jnp.asarray, (rates, p, df, z)))
+        slope = lambda z, df: mp.mpf(df) * mp.diff(lambda df: student(z, df), df)
+        expected = (
+            [poisson(*pair) for pair in zip(counts, rates, strict=True)],
+            [mp.mpf(c) / mp.mpf(r) - 1 for c, r in zip(counts, rates, strict=True)],
+            [binomial(*three) for three in zip(k, n, p, strict=True)],
+            np.vectorize(student, otypes=[float])(z, df), np.vectorize(slope, otypes=[float])(z, df),
+        )  # fmt: skip
+        for x, y in zip(got, expected, strict=True):
+            close(x, y, x64)
+        # Relative accuracy where the probability is nearly 1.
+        for x, y in ((got[0], expected[0]), (got[2], expected[2])):
+            np.testing.assert_allclose(float(x[0]), float(y[0]), rtol=1e-6)
+
+
+@both
+def test_densities_at_the_ends_of_supports(x64):
+    """Value, derivatives in the parameters and in the point: those of the formula, as far as it has them."""
+    with jax.enable_x64(x64):
+        of = lambda make: lambda *theta: log(make(*theta[:-1]))(theta[-1])
+        cases = (
+            (of(mx.Exponential), (2.0, 0.0), np.log(2), (0.5, -2)),
+            (of(mx.Gamma), (1.0, 2.0, 0.0), np.log(2), (-inf, 0.5, -2)),
+            (of(mx.Gamma), (2.0, 2.0, 0.0), -inf, (-inf, 1, inf)),
+            (of(mx.Gamma), (0.5, 2.0, 0.0), inf, (-inf, 0.25, -inf)),
+            (of(mx.Beta), (1.0, 8.0, 0.0), np.log(8), (-inf, 1 / 8, -7)),
+            (of(mx.Beta), (8.0, 1.0, 1.0), np.log(8), (1 / 8, -inf, 7)),
+            (of(mx.Beta), (2.0, 1.0, 0.0), -inf, None),
+            (of(lambda a: mx.Beta(a, 1.0)), (1.0, 1.0), 0, None),
+            (of(lambda a, b: mx.Dirichlet(jnp.stack([a, b, 3.0]))), (1.0, 2.0, jnp.array([0.0, 0.5, 0.5])), np.log(7.5), None),
+            (of(mx.Uniform), (0.0, 2.0, 2.0), -np.log(2), (0.5, -0.5, 0)),
+            (of(mx.LogNormal), (0.0, 1.0, 0.0), -inf, (0, 0, 0)),
+        )  # fmt: skip
+        for f, theta, value, slopes in cases:
+            theta = tuple(map(jnp.asarray, theta))
+            got, gradient = jax.jit(lambda *theta, f=f: (f(*theta), jax.grad(f, range(len(theta)))(*theta)))(*theta)
+            close(got, value, x64)
+            if slopes is not None:
+                close(jnp.stack(gradient), slopes, x64)
+
+
+@both
+def test_counts_at_the_ends_of_parameters(x64):
+    """Where one count has all mass: values, divergences, derivatives of every order through the masses of the others."""
+    kl, square = mx.kl_divergence, lambda k: k**2.0
+
+    def figures(zero, one):
+        P, B, G = mx.Poisson, lambda p: mx.Binomial(5, p), mx.Geometric
+        second = lambda make: lambda theta: make(theta).expect(square)
+        derivatives = lambda make, at: (jax.grad(second(make))(at), jax.hessian(second(make))(at))
+        return {
+            "poisson": (log(P(zero))(jnp.arange(2)), [0, -inf]),
+            "its slope": (jax.grad(lambda r: log(P(r))(0))(zero), -1),
+            "its entropy, divergences": ((mx.entropy(P(zero)), kl(P(zero), P(one)), kl(P(one), P(zero))), (0, 1, inf)),
+            "slope of kl": (jax.grad(lambda r: kl(P(zero), P(r)))(one), 1),
+            "second moment": (derivatives(P, zero), (1, 2)),
+            "never": (log(B(zero))(jnp.arange(3)), [0, -inf, -inf]),
+            "always": (log(B(one))(jnp.array([5, 4])), [0, -inf]),
+            "slopes": ((jax.grad(lambda p: log(B(p))(0))(zero), jax.grad(lambda p: log(B(p))(5))(one)), (-5, 5)),
+            "entropies": ((mx.entropy(B(zero)), mx.entropy(B(one))), (0, 0)),
+            "kl": ((kl(B(zero), B(one / 2)), kl(B(one), B(one / 2)), kl(B(one / 2), B(one))), (5 * np.log(2),) * 2 + (inf,)),
+            "second moments": (derivatives(B, zero) + derivatives(B, one), (5, 40, 45, 40)),
+            "geometric": ((kl(G(one), G(one / 2)), mx.entropy(G(one)), kl(G(one / 2), G(one))), (np.log(2), 0, inf)),
+            "slope": ((jax.grad(lambda p: log(G(p))(0))(one), jax.grad(lambda q: kl(G(one), G(q)))(one / 2)), (1, -2)),
+            "cosine": (jax.grad(lambda p: G(p).expect(lambda k: jnp.cos(1.0 * k)))(one), np.cos(0) - np.cos(1)),
+        }  # fmt: skip
+
+    with jax.enable_x64(x64):
+        expected = {}
+
+        def got(*ends):
+            table = figures(*ends)
+            expected.update({name: y for name, (_, y) in table.items()})
+            return {name: x for name, (x, _) in table.items()}
+
+        for name, x in jax.jit(got)(jnp.asarray(0.0), jnp.asarray(1.0)).items():
+            np.testing.assert_allclose(np.ravel(x), np.ravel(expected[name]), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@both
+@pytest.mark.parametrize("df", [1e6, 1e10, inf])
+def test_student_goes_to_the_normal(df, x64):
+    with jax.enable_x64(x64):
+        T, N, x = mx.StudentT(df, 0.3, 1.25), mx.Normal(0.3, 1.25), jnp.array([0.0, 3.0, -5.0])
+        of = lambda P: (log(P)(x), P.cdf(x), P.quantile(jnp.asarray(0.3)), mx.entropy(P))
+        mine, its, divergence, slope, draws = jax.jit(
+            lambda T, N: (
+                of(T), of(N), mx.kl_divergence(T, N), jax.grad(lambda T: log(T)(2.0))(T), T.sample(jax.random.key(0), (1000,))
+            )
+        )(T, N)  # fmt: skip
+        for a, b in zip(mine, its, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5 if x64 else 1e-4, atol=2e-6)
+        np.testing.assert_allclose(divergence, 0, atol=2e-6)
+        np.testing.assert_allclose(slope.loc, 1.7 / 1.25**2, rtol=1e-5)
+        assert abs(slope.df) < 1e-11
+        np.testing.assert_allclose([draws.mean(), draws.std()], [0.3, 1.25], atol=0.15)
