@@ -1,4 +1,4 @@
-"""Laws with large and tiny parameters, at the ends of their supports and of their parameters.
+"""Laws with large and tiny parameters, at the ends of their supports and of their parameters, and cut far in a tail.
 
 All against mpmath, which has the digits that the formulas of textbooks lose.
 """
@@ -217,3 +217,63 @@ def test_student_goes_to_the_normal(df, x64):
         np.testing.assert_allclose(slope.loc, 1.7 / 1.25**2, rtol=1e-5)
         assert abs(slope.df) < 1e-11
         np.testing.assert_allclose([draws.mean(), draws.std()], [0.3, 1.25], atol=0.15)
+
+
+TAILS = {  # a law, its log-density but for a constant, the interval, a point in it
+    "normal": (lambda: mx.Normal(0.0, 1.0), lambda u: -(u**2) / 2, -40, -39, -39.9375),
+    "normal, a ray": (lambda: mx.Normal(0.0, 1.0), lambda u: -(u**2) / 2, 14, None, 14.125),
+    "normal, very far": (lambda: mx.Normal(0.0, 1.0), lambda u: -(u**2) / 2, 100, None, 100.0078125),
+    "narrow": (lambda: mx.Normal(0.0, 1.0), lambda u: -(u**2) / 2, 3, 3 + 2**-10, 3 + 2**-11),
+    "narrow, in the bulk": (lambda: mx.Normal(0.0, 1.0), lambda u: -(u**2) / 2, -(2**-10), 2**-10, 2**-11),
+    "laplace": (lambda: mx.Laplace(0.0, 1.0), lambda u: -abs(u), 200, 203, 201),
+    "exponential": (lambda: mx.Exponential(2.0), lambda u: -2 * u, 100, None, 100.5),
+    "cauchy": (lambda: mx.Cauchy(0.0, 1.0), lambda u: -mp.log(1 + u**2), 10_000, 20_000, 15_000),
+    "gamma": (lambda: mx.Gamma(3.0), lambda u: 2 * mp.log(u) - u, 150, None, 151),
+    "gamma, below": (lambda: mx.Gamma(30.0), lambda u: 29 * mp.log(u) - u, 0, 0.25, 0.2421875),
+    "log-normal": (lambda: mx.LogNormal(0.0, 0.5), lambda u: -2 * mp.log(u) ** 2 - mp.log(u), 1e5, None, 1.1e5),
+    "student": (lambda: mx.StudentT(50.0), lambda u: -25.5 * mp.log1p(u**2 / 50), 100, None, 101),
+    "beta": (lambda: mx.Beta(2.0, 60.0), lambda u: mp.log(u) + 59 * mp.log1p(-u), 0.75, None, 0.7578125),
+    "beta, in the bulk": (lambda: mx.Beta(2.0, 3.0), lambda u: mp.log(u) + 2 * mp.log1p(-u), 0.25, 0.75, 0.5),
+}
+
+
+@both
+@pytest.mark.parametrize("name", TAILS)
+def test_truncated_far_in_a_tail(name, x64):
+    """The density at a point, the mean, and the derivative of the density in the end."""
+    make, log_p, low, high, x = TAILS[name]
+    with jax.enable_x64(x64), mp.workdps(30):
+        end = {"beta": 1}.get(name, high)
+        width = mp.mpf(10) / abs(mp.diff(log_p, low if low > 0 else 0.25)) if high is None else high - mp.mpf(low)
+        cuts = mp.linspace(low, min(low + 6 * width, end or inf) if high is None else high, 25)
+        top = log_p(mp.mpf(x))
+        mass, first = (mp.quad(lambda u, g=g: g(u) * mp.exp(log_p(u) - top), cuts) for g in (lambda u: 1, lambda u: u))
+
+        def figures(law, low, high):
+            P = mx.truncate(law, low, high)
+            return log(P)(x), P.expect(lambda x: x), jax.grad(lambda low: log(mx.truncate(law, low, high))(x))(low)
+
+        arguments = make(), jnp.asarray(low, float), None if high is None else jnp.asarray(high, float)
+        value, mean, slope = jax.jit(figures)(*arguments)
+        scale = 1e-10 if x64 else 2e-5
+        at_low = mp.exp(log_p(mp.mpf(low)) - top) / mass if low else 0
+        np.testing.assert_allclose(value, float(-mp.log(mass)), rtol=scale, atol=scale)
+        np.testing.assert_allclose(mean, float(first / mass), rtol=scale, atol=scale * float(width))
+        np.testing.assert_allclose(slope, float(at_low), rtol=20 * scale, atol=scale)
+
+
+def test_draws_and_derivatives_far_in_a_tail():
+    """Samples lie in the interval and have its mean; an optimiser sees finite derivatives in all parameters."""
+    P = mx.truncate(mx.Normal(0.0, 1.0), 30.0)
+    draws = P.sample(jax.random.key(0), (500,))
+    assert np.all(draws >= 30)
+    np.testing.assert_allclose(draws.mean() - 30, 1 / 30, rtol=0.15)
+    loss = lambda loc, scale: -log(mx.truncate(mx.Normal(loc, scale), -40.0, -39.0))(-39.5)
+    slopes = jax.grad(loss, (0, 1))(0.0, 1.0)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(slopes, jax.grad(loss, (0, 1))(0.0, 1.0), rtol=1e-3)
+        step = 1e-5
+        difference = (loss(step, 1.0) - loss(-step, 1.0)) / (2 * step)
+        np.testing.assert_allclose(jax.grad(loss)(0.0, 1.0), difference, rtol=1e-6)
+        mass = lambda a: log(mx.truncate(mx.Beta(a, 3.0), 0.25, 0.75))(0.5)
+        np.testing.assert_allclose(jax.grad(mass)(2.0), (mass(2 + step) - mass(2 - step)) / (2 * step), rtol=1e-6)

@@ -1,5 +1,6 @@
 """Measures on an interval: of constant density, and laws cut to one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,10 +11,12 @@ from jaxtyping import Array, Float
 
 from .._integrand import Constant
 from .._pytree import pytree, set_fields
-from .._smooth_form import finite
+from .._smooth_form import finite, fixed
 from . import gauss
 from .checks import check_values, parameters, real_array
 from .laws import Continuous
+from .line import LocationScale
+from .special import half_line
 from .statistics import moments
 
 
@@ -164,21 +167,98 @@ class Truncated(Continuous):
     def width(self):
         return self.P.width
 
-    def _between(self, low: Any, high: Any) -> Any:
-        """P's mass between two points, from the tail that they are in, so that it keeps its digits there."""
+    def centred(self):
+        if not isinstance(self.P, LocationScale):
+            return self, 0.0
+        c = self.centre  # in a tail, the law is this end's alone
+        low, high = (None if end is None else end - c for end in (self.low, self.high))
+        return Truncated(self.P.moved(c), low, high), c
+
+    # P's share in the interval is a difference of two cdfs, or, where those are nearly equal or nearly 0, an integral beside
+    # the density at the interval's point that is closest to the bulk: that density itself may underflow.
+
+    def _difference(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """P's mass between two points, from the tail that they are in, and whether it has its digits."""
         cdf = lambda x, at_infinity: self.P.cdf(x) if finite(x) else at_infinity
         survival = lambda x, at_infinity: self.P.survival(x) if finite(x) else at_infinity
-        lower, upper = cdf(high, 1.0) - cdf(low, 0.0), survival(low, 1.0) - survival(high, 0.0)
-        return jnp.where(jnp.asarray(low) > self.P.centre, upper, lower)
+        above = jnp.asarray(low) > self.P.centre
+        tail = jnp.where(above, survival(low, 1.0), cdf(high, 1.0))
+        share = tail - jnp.where(above, survival(high, 0.0), cdf(low, 0.0))
+        return share, share > jnp.maximum(0.1 * tail, 1e-3)
+
+    def _relative(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """(e, log P([low, high]) / p(e)), e the point of the interval that is closest to the centre."""
+        start = jnp.clip(self.P.centre, low, high)
+        _, slope = jax.jvp(self.P.log_density_of, (start,), (jnp.ones_like(start),))
+        size = self.P.width + jnp.abs(start - self.P.centre)
+        reach = jax.lax.stop_gradient(1 / (jnp.abs(slope) + 1 / size))  # how far the density goes on as it is
+        r, w = half_line(start + jnp.zeros_like(reach))
+
+        def beside(sign: int, end: Any) -> Any:
+            rise = lambda x, gap: jnp.exp(self.P.log_rise(x, start, gap))
+            if not finite(end):
+                seen = (r < jnp.finfo(r.dtype).max ** 0.33).ravel()  # where squares do not overflow
+                gap = sign * reach * r[seen]
+                return jnp.sum(w[seen] * rise(start + gap, gap), axis=0) * reach
+            length = sign * (end - start)
+            bent = jax.lax.stop_gradient(jnp.maximum(1, length / reach))
+            near, far = length * (r / (r + bent)), length * (bent / (r + bent))
+            x = jnp.where(r < bent, start + sign * near, end - sign * far)
+            # At the end of P's own support the density, or its derivative, may be infinite.
+            seen = True if self.P.tame else (x != end) | (end != self.P.support[sign > 0])
+            terms = w * bent / (r + bent) ** 2 * rise(jnp.where(seen, x, start), sign * near)
+            return jnp.sum(jnp.where(seen, terms, 0), axis=0) * length
+
+        return start, jnp.log(beside(-1, low) + beside(1, high))
+
+    @property
+    def _share(self) -> tuple[Any, Any, Any]:
+        """(e, log share / p(e), whether a difference has its digits) of the whole interval."""
+        start, relative = self._relative(*self.support)
+
+        fine = jax.tree.map(jax.lax.stop_gradient, self)._difference(*map(fixed, self.support))[1]
+
+        def known(law):
+            share = jnp.where(fine, law._difference(*law.support)[0], 1)
+            return jnp.log(share) - law.P.log_density_of(jnp.clip(law.P.centre, *law.support))
+
+        return start, jnp.where(fine, self._smooth(known, lambda: relative), relative), fine
+
+    def _smooth(self, exact: Callable, integral: Callable) -> Array:
+        """The values of a function of this law, with the derivatives of an integral where its cdf has none."""
+        if self.P.smooth_transport:
+            return exact(self)
+        smooth = integral()
+        return exact(jax.tree.map(jax.lax.stop_gradient, self)) + smooth - jax.lax.stop_gradient(smooth)
 
     def log_density_of(self, x):
         low, high = self.support
-        share = self._between(low, high)
-        return jnp.where((x >= low) & (x <= high), self.P.log_density_of(x) - jnp.log(share), -jnp.inf)
+        inside = (x >= low) & (x <= high)
+        start, relative, _ = self._share
+        x = jnp.where(inside, x, start)
+        return jnp.where(inside, self.P.log_rise(x, start, x - start) - relative, -jnp.inf)
+
+    def _integrated_cdf(self, x):
+        low, high = self.support
+        start, relative = self._relative(low, high)
+        other, part = self._relative(low, jnp.clip(x, low, high))
+        return jnp.exp(part - relative + self.P.log_rise(other, start, other - start))
+
+    def _differenced_cdf(self, x):
+        def exact(law):
+            low, high = law.support
+            x_ = x if law is self else jax.lax.stop_gradient(x)
+            return law._difference(low, jnp.clip(x_, low, high))[0] / law._difference(low, high)[0]
+
+        return self._smooth(exact, lambda: self._integrated_cdf(x))
 
     def cdf(self, x):
-        low, high = self.support
-        return self._between(low, jnp.clip(x, low, high)) / self._between(low, high)
+        share = jnp.where(self._share[2], self._differenced_cdf(x), self._integrated_cdf(x))
+        return jnp.clip(share, 0, 1)
+
+    def quantile(self, u):
+        by = lambda cdf: lambda: self.inverse(cdf, u)
+        return jax.lax.cond(jnp.all(self._share[2]), by(self._differenced_cdf), by(self._integrated_cdf))
 
     def sample(self, key, shape=()):
         return self.quantile(jax.random.uniform(key, (*shape, *self.shape)))
