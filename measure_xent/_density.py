@@ -1,6 +1,7 @@
 """Functions of measures that ``expect`` can look into: log(Q), log_partition(Q), confidence(Q), correct(Q), P / Q."""
 
 import abc
+import functools
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._integrand import Integrand, at
+from ._integrand import Integrand, at, density_terms, in_blocks, room_for
 from ._pytree import as_node, pytree, set_fields
 from ._scaled import Ratio, ScaledNumber
 
@@ -173,15 +174,9 @@ class OfDensities(Integrand):
         """The ratio at a point: of masses where either measure has an atom, else of densities."""
         if self.Q is None:
             return Ratio.of(_density(self.P, x), ScaledNumber.of(jnp.asarray(1.0)))
-        known = self.P.ratio_to(self.Q, *x)
-        if known is not None:
-            return known
-        pairs = [pair for pair in zip(self.P.split(), self.Q.split(), strict=True) if pair != (None, None)]
-        first, *rest = (Ratio.of(*(_density(R, x) for R in pair)) for pair in pairs)
-        if not rest:
-            return first
-        at_atom = (first.p != 0) | (first.q != 0)
-        return Ratio(*(jnp.where(at_atom, atom, density) for atom, density in zip(first, rest[0], strict=True)))
+        parts = self.P.parts(), self.Q.parts()
+        ratio_of = lambda kind: Ratio.of(*(_density(own.get(kind), x) for own in parts))
+        return functools.reduce(_either, map(ratio_of, sorted({*parts[0], *parts[1]}, reverse=True)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -211,6 +206,21 @@ class RadonNikodym(OfDensities):
     def of(self, ratio):
         return ratio.value
 
+    def scaled(self, *x):
+        ratio = self.at(*x)
+        return ratio.log_scale, ratio.p / ratio.q
+
+
+@pytree
+class LogRatio(OfDensities):
+    """x ↦ log dP/dQ(x), in nats."""
+
+    P: Any
+    Q: Any
+
+    def of(self, ratio):
+        return ratio.log
+
 
 @pytree
 class RatioFunction(OfDensities):
@@ -228,10 +238,19 @@ class RatioFunction(OfDensities):
 
 
 def values_by_point(f, points, lead):
-    """The values of a function that broadcasts its family against points by itself: all but the atoms' axis."""
-    if not f.shape:
+    """The values of a function that broadcasts its family against points by itself: all but the atoms' axis.
+
+    Those of mixtures take a number a part at every point: they are made of as many points at a time as there is room for.
+    """
+    function, terms = lambda point: at(f, point), density_terms(f)
+    if not f.shape and terms == 0:
         return Integrand.values(f, points, lead)
-    return jax.vmap(lambda point: at(f, point), in_axes=lead - 1, out_axes=-1)(points)
+    if f.shape:
+        x = jax.tree.map(lambda x: jnp.moveaxis(x, lead - 1, 0), points)
+        return jnp.moveaxis(in_blocks(function, x, room_for(terms * math.prod(f.shape))), 0, -1)
+    axes = jax.tree.leaves(points)[0].shape[:lead]
+    x = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), points)
+    return jax.tree.map(lambda v: v.reshape(*axes, *v.shape[1:]), in_blocks(function, x, room_for(terms)))
 
 
 def log(Q: Any, base: float | None = None) -> Integrand:
@@ -260,8 +279,7 @@ def log(Q: Any, base: float | None = None) -> Integrand:
     if base is not None:
         return log(Q) / nats(base)
     if isinstance(Q, RadonNikodym):
-        # On one kind of space the logarithm of the ratio is the difference of two functions that rules know.
-        return log(Q.P) - log(Q.Q) if Q.P.kind == Q.Q.kind and _unmixed(Q.P.kind) else RatioFunction(Q.P, Q.Q, _log)
+        return LogRatio(Q.P, Q.Q)
     if hasattr(Q, "log_density"):
         return LogDensity(Q)
     raise TypeError(f"log(Q): Q must be a Measure, a Conditional or a ratio P / Q, got {type(Q).__name__}")
@@ -274,11 +292,6 @@ def nats(base: float | None) -> float:
     if not isinstance(base, int | float) or not 0 < base < math.inf or base == 1:
         raise ValueError(f"base: a number above 0 other than 1, such as 2 for bits, got {base!r}")
     return math.log(base)
-
-
-def _unmixed(kind: tuple) -> bool:
-    """Whether nothing has both atoms and a density."""
-    return all(map(_unmixed, kind)) if isinstance(kind[0], tuple) else True in kind
 
 
 def log2(Q: Any) -> Integrand:
@@ -347,6 +360,12 @@ def model_of(name: str, Q: Any) -> Any:
 
 def _log(ratio: Ratio) -> Float[Array, "*family"]:
     return ratio.log
+
+
+def _either(atom: Ratio, density: Ratio) -> Ratio:
+    """The ratio at an atom of either measure, else of the densities."""
+    at_atom = (atom.p != 0) | (atom.q != 0)
+    return Ratio(*(jnp.where(at_atom, a, d) for a, d in zip(atom, density, strict=True)))
 
 
 def _density(P: Any, x: tuple) -> ScaledNumber:

@@ -12,10 +12,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional
-from ._density import Entropy, log, nats
-from ._integrand import Integrand
-from ._joint import Bind, bind, marginal, product
+from ._density import Entropy, log, measure_at, nats
+from ._integrand import Integrand, density_terms, room_for
+from ._integrate.mixtures import NODES
+from ._joint import Bind, Joint, bind, by_coordinates, dimensions, joint, marginal, product
 from ._measure import Measure, enumerable
+from ._measures.laws import count
+from ._measures.vectors import Vectors
+from ._smooth_form import Smooth
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -42,6 +46,11 @@ def _checked(functional: Callable[_P, _R]) -> Callable[_P, _R]:
             kinds = tuple(k for k in typing.get_args(kind) or (kind,) if isinstance(k, type) and issubclass(k, _KINDS))
             if kinds and not isinstance(argument, kind):
                 takes = " or ".join(kind.__name__.removeprefix("Abstract") for kind in kinds)
+                if hasattr(argument, "log_prob"):
+                    raise TypeError(
+                        f"{functional.__name__}: {name} must be a {takes}, got {type(argument).__name__}: distributions of "
+                        f"numpyro, distrax and TFP are from_distribution({name})"
+                    )
                 raise TypeError(
                     f"{functional.__name__}: {name} must be a {takes}, got {type(argument).__name__}; labels are "
                     "Dirac(labels), logits Categorical(logits), a batch Empirical((x, labels)), a table p[x, y] "
@@ -102,10 +111,13 @@ def entropy(P: Measure | AbstractConditional, *, base: float | None = None) -> F
 
 
 @functional(r"\mathrm{KL}(P \,\|\, Q) = \int \log \frac{dP}{dQ} \, dP + Q(1) - P(1)")
-def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
+def kl_divergence(
+    P: Measure, Q: Measure | AbstractConditional, *, base: float | None = None
+) -> Float[Array, "*family"]:
     """KL(P‖Q) = ∫ log(dP/dQ) dP + Q(1) − P(1), in nats or units of ``base``.
 
-    At least 0, of finite measures too, and +inf unless P ≪ Q.
+    At least 0, of finite measures too, and +inf unless P ≪ Q. Of a P on tuples (x…, y) and a Conditional Q it is
+    ∫ KL(P(· | x) ‖ Q(x)) dP(x), what P's marginal followed by Q is off by: the loss of distillation.
     Source: mathlib's ``InformationTheory.klDiv``; for probability measures the mass terms cancel.
 
     Examples:
@@ -116,7 +128,22 @@ def kl_divergence(P: Measure, Q: Measure, *, base: float | None = None) -> Float
         >>> mx.kl_divergence(2 * P, P).item()  # 2 log 2 − 1
         0.3863
     """
+    if isinstance(Q, AbstractConditional):
+        return conditional_divergence(P, Q) / nats(base)
     return P.expect(log(P / Q, base)) + (Q.mass - P.mass) / nats(base)
+
+
+def conditional_divergence(P: Measure, Q: AbstractConditional) -> Float[Array, "*family"]:
+    """∫ KL(P(· | x) ‖ Q(x)) dP(x)."""
+    n = P.coordinates - 1
+    if n < 1:
+        raise TypeError(
+            f"kl_divergence(P, Q): Q is a Conditional, so P must be a measure on tuples (x…, y), got {type(P).__name__}"
+        )
+    match P:
+        case Joint(P=A, K=AbstractConditional() as K):
+            return A.expect(Partial(_gain, K, Q))
+    return kl_divergence(P, joint(marginal(P, *range(n)), Q))
 
 
 @functional(r"e^{H(P, Q)}")
@@ -141,11 +168,12 @@ def mutual_information(
     Source: Cover & Thomas, §2.3. In nats or units of ``base``.
 
     Args:
-        P: a measure on tuples, or with a K the measure of x.
+        P: a measure on tuples, or of vectors, whose entries are then the coordinates; or with a K the measure of x.
         X, Y: the numbers of the coordinates from 0, each one or a tuple of them.
 
     Raises:
         ValueError: P has not the coordinates.
+        NotImplementedError: x and y have densities of more than two dimensions together, and no closed form is known.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -154,24 +182,38 @@ def mutual_information(
         (0.50008, 0.50008)
     """
     if K is not None:
-        return P.expect(Partial(_gain, K, _law_of_y(P, K))) / nats(base)
+        M = bind(P, K)
+        if not isinstance(M, Bind) or not any(False in kind for kind in M.parts()):
+            return P.expect(Partial(_gain, K, M)) / nats(base)
+        if enumerable(P):
+            return P.expect(Partial(_gain, K, M), batch_size=room_for(NODES * density_terms(M))) / nats(base)
+        if any(count(form).laws > 2 for form in M.forms() if isinstance(form, Smooth)):
+            raise NotImplementedError(
+                "mutual_information(P, K): x and y have densities of more than two dimensions, and no closed form is known: "
+                "that of normal noise is LinearNormal(weight, bias, covariance_matrix), with a MultivariateNormal P; or give "
+                "P as atoms, such as the nodes and weights of a Gauss rule"
+            )
+        return entropy(M, base=base) - conditional_entropy(P, K, base=base)
     X, Y = sorted((_tuple(X), _tuple(Y)))  # it is symmetric
-    return kl_divergence(marginal(P, *X, *Y), product(marginal(P, *X), marginal(P, *Y)), base=base)
+    match P:
+        case Joint(P=A, K=AbstractConditional() as K) if not enumerable(P):
+            if (tuple(range(A.coordinates)), (A.coordinates,)) == (X, Y):
+                return mutual_information(A, K, base=base)
+    return kl_divergence(*_coupled(P, X, Y), base=base)
 
 
-def _law_of_y(P: Measure, K: AbstractConditional) -> Measure:
-    M = bind(P, K)
-    if isinstance(M, Bind) and M.has_density and not enumerable(P):
-        raise NotImplementedError(
-            "mutual_information(P, K): where x and y have densities and no closed form is known, the density of y is an "
-            "integral inside two others; give P as atoms, such as the nodes and weights of a Gauss rule"
-        )
-    return M
+def _coupled(P: Measure, *groups: tuple[int, ...]) -> tuple[Measure, Measure]:
+    """(the law of some coordinates of P, its groups' own laws as independent)."""
+    P = by_coordinates(P)
+    M = marginal(P, *(i for group in groups for i in group))
+    if isinstance(M, Vectors):
+        return M, M.uncoupled(tuple(map(len, groups)))
+    return M, functools.reduce(product, (marginal(P, *group) for group in groups))
 
 
 def _gain(K, M, *x):
-    """KL(K(x) ‖ M), what x says of y."""
-    return kl_divergence(K(*x), M)
+    """KL(K(x) ‖ M), what x says of y; of a Conditional M, KL(K(x) ‖ M(x))."""
+    return kl_divergence(K(*x), measure_at(M, x))
 
 
 @functional(r"i(x; y) = \log \frac{dP_{XY}}{d(P_X \otimes P_Y)}(x, y)")
@@ -186,8 +228,8 @@ def pointwise_mutual_information(P: Measure, *, X: Any = 0, Y: Any = 1, base: fl
         >>> mx.pointwise_mutual_information(P, base=2)(0, 0).item()
         1.0
     """
-    X, Y = _tuple(X), _tuple(Y)
-    return log(marginal(P, *X, *Y) / product(marginal(P, *X), marginal(P, *Y)), base)
+    M, independent = _coupled(P, _tuple(X), _tuple(Y))
+    return log(M / independent, base)
 
 
 @functional(r"H(Y \mid X) = -\int \log p(y \mid x) \, dP(x, y)")
@@ -235,7 +277,7 @@ def total_correlation(P: Measure, *, base: float | None = None) -> Float[Array, 
         >>> mx.total_correlation(mx.Empirical((x, x, x)), base=2).item()
         2.0
     """
-    return kl_divergence(P, functools.reduce(product, (marginal(P, i) for i in range(P.coordinates))), base=base)
+    return kl_divergence(*_coupled(P, *((i,) for i in range(dimensions(P)))), base=base)
 
 
 @functional(r"I(X; Y; Z) = I(X; Y \mid Z) - I(X; Y)")
@@ -250,7 +292,7 @@ def interaction_information(P: Measure, *, base: float | None = None) -> Float[A
         >>> mx.interaction_information(mx.Empirical((x, y, x ^ y)), base=2).item()
         1.0
     """
-    n = P.coordinates
+    n = dimensions(P)
     sets = (T for size in range(1, n + 1) for T in itertools.combinations(range(n), size))
     total: Any = sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), base=base) for T in sets)
     return -total

@@ -67,6 +67,10 @@ class Integrand(abc.ABC):
         """With a model: the same function of another Q, a family with one more axis."""
         raise NotImplementedError
 
+    def scaled(self, *x: Any) -> tuple[Any, Any]:
+        """(log_scale, factor): the value as factor · exp(log_scale), which need not underflow."""
+        return 0.0, self(*x)
+
     def values(self, points: Any, lead: int) -> Any:
         """The values at an array of points: ``lead`` axes, the family's and then the atoms', come first on every leaf."""
         function = lambda point: at(self, point)
@@ -388,6 +392,27 @@ class Tree(Integrand):
 
     def values(self, points, lead):
         return self.map_integrands(lambda f: f.values(points, lead))
+
+
+ROOM = 2**22  # numbers of an array that an integrand may need at its points
+
+
+def density_terms(f: Any) -> int:
+    """How many numbers a value of f takes, by the mixtures' densities in it."""
+    is_leaf = lambda node: hasattr(node, "density_terms")
+    return sum(node.density_terms for node in jax.tree.leaves(f, is_leaf=is_leaf) if is_leaf(node))
+
+
+def room_for(size: int) -> int:
+    """How many arrays of a size to hold at a time."""
+    return max(1, ROOM // max(1, size))
+
+
+def in_blocks(f: Callable, x: Any, size: int) -> Any:
+    """f mapped over the leading axis of x, ``size`` points at a time, forwards and backwards."""
+    if jax.tree.leaves(x)[0].shape[0] <= size:
+        return jax.vmap(f)(x)
+    return jax.lax.map(jax.checkpoint(f), x, batch_size=size)
 
 
 def with_model(f: Integrand, Q: Any) -> Any:

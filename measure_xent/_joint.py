@@ -1,6 +1,6 @@
 """Measures on tuples: product, joint, bind, and what Bayes and Chapman make of them."""
 
-import functools
+import itertools
 from typing import Any
 
 import jax
@@ -11,11 +11,24 @@ from ._conditional import AbstractConditional
 from ._density import LogDensity
 from ._dispatch import integrate, rule
 from ._integral import Integral
-from ._integrand import Integrand, as_integrand
-from ._kernels.null import null_safe_product
-from ._measure import Lowered, Measure, Scaled, Weighted, enumerable, family_of, pushforward
-from ._measures.laws import Always, Blank, MassOf, Nested, draw_of
-from ._normal_form import Disintegration, Form
+from ._integrate.mixtures import NODES, MixtureDensity, density_over, mixture
+from ._kernels.classes import class_index, out_of_range, take
+from ._kernels.null import null_safe_product, where_supported
+from ._measure import (
+    Combination,
+    Measure,
+    Normalized,
+    Scaled,
+    Sum,
+    Weighted,
+    enumerable,
+    family_of,
+    of_parts,
+    pushforward,
+    shapes_of,
+)
+from ._measures.laws import Always, Blank, MassOf, Nested, Vectors, draw_of
+from ._normal_form import Disintegration, Form, NormalForm, stand_in
 from ._pytree import pytree, static
 from ._scaled import ScaledNumber
 from ._smooth_form import Smooth, is_smooth
@@ -79,7 +92,7 @@ def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
 
 
 def marginal(P: Measure, *coordinates: int) -> Measure:
-    """The law of some coordinates of a measure on tuples.
+    """The law of some coordinates of a measure on tuples, or of some entries of a measure of vectors.
 
     Examples:
         >>> import measure_xent as mx
@@ -88,10 +101,50 @@ def marginal(P: Measure, *coordinates: int) -> Measure:
         0.5
     """
     _check_measure("marginal(P): P", P)
-    n = P.coordinates
+    n = dimensions(P)
     if not coordinates or not all(isinstance(i, int) and -n <= i < n for i in coordinates):
         raise ValueError(f"marginal(P, *coordinates): numbers of P's {n} coordinates, from 0, got {coordinates}")
-    return _marginal(P, tuple(i % n for i in coordinates))
+    which = tuple(i % n for i in coordinates)
+    return _marginal(P, which) if P.coordinates > 1 or n == 1 else _of_entries(P, which)
+
+
+def dimensions(P: Measure) -> int:
+    """How many coordinates a point of P has; of vectors, how many entries."""
+    return P.coordinates if P.coordinates > 1 else max(1, _entries(P) or 1)
+
+
+def _entries(P: Measure) -> int | None:
+    """The length of P's points, if they are vectors."""
+
+    def length() -> int | None:
+        x, weight = draw_of(P, Blank())
+        shape = x.shape[weight.ndim :] if hasattr(x, "shape") else ()
+        return shape[0] if len(shape) == 1 else None
+
+    try:
+        return shapes_of(length)
+    except NotImplementedError:  # without forms nobody knows: numbers
+        return None
+
+
+def by_coordinates(P: Measure) -> Measure:
+    """Atoms that are vectors as tuples of numbers; anything else as it is."""
+    if P.coordinates > 1 or (n := _entries(P)) is None or not enumerable(P):
+        return P
+    return pushforward(Entries(tuple(range(n)), True), P)
+
+
+def _of_entries(P: Measure, which: tuple[int, ...]) -> Measure:
+    match P:
+        case Vectors():
+            return P if which == tuple(range(_entries(P) or 1)) else P.marginal(which)
+        case Scaled(c=c, P=A):
+            return c * _of_entries(A, which)
+        case Normalized(P=A):
+            return _of_entries(A, which).normalize()
+        case Sum(terms=terms):
+            return Sum(tuple(_of_entries(A, which) for A in terms))
+    return pushforward(Entries(which), P)
 
 
 def _marginal(P: Measure, coordinates: tuple[int, ...]) -> Measure:
@@ -105,10 +158,10 @@ def _marginal(P: Measure, coordinates: tuple[int, ...]) -> Measure:
             if (*ours, *(i + n for i in theirs)) == coordinates:
                 parts: Any = [_marginal(R, own) if own else R.mass for R, own in ((A, ours), (B, theirs))]
                 return product(*parts) if ours and theirs else parts[0] * parts[1]
-        case Joint(P=A, K=AbstractConditional() as K) if not enumerable(P):
-            if coordinates == (A.coordinates,):
+        case Joint(P=A, K=K):
+            if coordinates == (A.coordinates,) and P.coordinates == A.coordinates + 1:
                 return bind(A, K)
-            if max(coordinates) < A.coordinates:
+            if max(coordinates) < A.coordinates and isinstance(K, AbstractConditional):
                 return _marginal(A.reweight(MassOf(K)), coordinates)
     return pushforward(Coordinates(coordinates), P)
 
@@ -179,7 +232,7 @@ def _check_here(name, Q):
 
 
 @pytree
-class ProductMeasure(Measure):
+class ProductMeasure(Combination):
     """P ⊗ Q."""
 
     P: Measure
@@ -213,15 +266,9 @@ class ProductMeasure(Measure):
     def mass(self):
         return jnp.broadcast_to(self.P.mass * self.Q.mass, self.shape)
 
-    @property
-    def kind(self):
-        return self.P.kind, self.Q.kind
-
-    def ratio_to(self, other, *x):
-        n = self.P.coordinates
-        if not isinstance(other, ProductMeasure) or other.P.coordinates != n:
-            return None
-        return (self.P / other.P).at(*x[:n]).times((self.Q / other.Q).at(*x[n:]))
+    def parts(self):
+        pairs = itertools.product(self.P.parts().items(), self.Q.parts().items())
+        return {(*p, *q): ProductMeasure(P, Q) for (p, P), (q, Q) in pairs}
 
     def scaled_density(self, *x):
         n = self.P.coordinates
@@ -232,12 +279,31 @@ def _product(a: tuple, b: tuple) -> ScaledNumber:
     return ScaledNumber(*a).times(ScaledNumber(*b))
 
 
-def _at(K: Any, x: tuple) -> Measure:
-    return K(*x)
+@pytree
+class PartOf(AbstractConditional):
+    """x ↦ a part of K(x)."""
+
+    K: AbstractConditional
+    kind: tuple[bool, ...] = static()
+
+    def __call__(self, *x):
+        return self.K(*x).parts()[self.kind]
+
+
+def _parts_of(K: AbstractConditional | Measure, P: Measure) -> dict[tuple[bool, ...], Any]:
+    """The parts of K(x), as told by their shapes at a point of P."""
+    if isinstance(K, Measure):
+        return K.parts()
+    kinds = shapes_of(lambda: [*K.family(_coordinates(draw_of(P, Blank())[0]), len(P.shape)).parts()])
+    return {kind: PartOf(K, kind) for kind in kinds} if len(kinds) > 1 else {kinds[0]: K}
+
+
+def _coordinates(x: Any) -> tuple:
+    return x if isinstance(x, tuple) else (x,)
 
 
 @pytree
-class Joint(Measure):
+class Joint(Combination):
     """P ⊗ K."""
 
     P: Measure
@@ -249,7 +315,7 @@ class Joint(Measure):
 
     @property
     def coordinates(self):
-        return self.forms()[0].coordinates
+        return shapes_of(lambda: self.forms()[0].coordinates)
 
     @property
     def mesh_axes(self):
@@ -270,15 +336,8 @@ class Joint(Measure):
         rows = tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
         return rows + tuple(_nested(form, self.K, self.shape) for form in laws_of_x)
 
-    @property
-    def kind(self):
-        return (False, True) if isinstance(self.K, Measure) else (self.P.kind,)
-
-    def ratio_to(self, other, *x):
-        if not isinstance(other, Joint) or any(isinstance(K, Measure) for K in (self.K, other.K)):
-            return None
-        n = self.P.coordinates
-        return (self.P / other.P).at(*x[:n]).times((_at(self.K, x[:n]) / _at(other.K, x[:n])).at(*x[n:]))
+    def parts(self):
+        return {(*p, *k): Joint(P, K) for p, P in self.P.parts().items() for k, K in _parts_of(self.K, P).items()}
 
     def scaled_density(self, *x):
         if isinstance(self.K, Measure):
@@ -294,8 +353,24 @@ class Coordinates:
     which: tuple[int, ...] = static()
 
     def __call__(self, *x: Any) -> Any:
-        chosen: list[Any] = [x[i] for i in self.which]
-        return tuple(chosen) if len(chosen) > 1 else chosen[0]
+        chosen = self.chosen(x)
+        return chosen if len(chosen) > 1 else chosen[0]
+
+    def chosen(self, x: tuple) -> tuple:
+        return tuple(x[i] for i in self.which)
+
+
+@pytree
+class Entries:
+    """x ↦ some entries of a vector: a number of one, a vector of several, or a tuple."""
+
+    which: tuple[int, ...] = static()
+    apart: bool = static(default=False)
+
+    def __call__(self, x: Any) -> Any:
+        if self.apart:
+            return tuple(x[i] for i in self.which)
+        return x[jnp.asarray(self.which)] if len(self.which) > 1 else x[self.which[0]]
 
 
 @pytree
@@ -308,6 +383,9 @@ class Composition(AbstractConditional):
     def __call__(self, *x):
         return bind(self.K(*x), self.L)
 
+    def family(self, x, lead):
+        return bind(self.K.family(x, lead), self.L)
+
 
 @pytree
 class Posterior(AbstractConditional):
@@ -317,50 +395,18 @@ class Posterior(AbstractConditional):
     K: AbstractConditional
 
     def __call__(self, *y):
+        return self.family(y, 0)
+
+    def family(self, y, lead):
         (y,) = y
-        weighted = Weighted(MixtureDensity(self.K, y, self._greatest(y)), self.P)
-        return Scaled(1 / weighted.mass, weighted)  # NaN, not null, where no likelihood is left
-
-    def _greatest(self, y):
-        """The greatest log-likelihood among atoms, to be divided by, so that not all of them underflow."""
-        atoms, _ = _sorted(self.P, len(self.P.shape))
-        logs = [ScaledNumber(*self.K.family(points, w.ndim).scaled_density(y)).log for points, w, _ in atoms]
-        greatest = [jnp.where(w == 0, -jnp.inf, log_k).max(-1) for (_, w, _), log_k in zip(atoms, logs, strict=True)]
-        return jax.lax.stop_gradient(functools.reduce(jnp.maximum, greatest)) if atoms else jnp.zeros(())
+        evidence = Bind(Joint(self.P, self.K)).scaled_density(y)
+        # Divided by the evidence's scale, the likelihood does not underflow where it matters.
+        weighted = Weighted(MixtureDensity(self.K, y, evidence.log_scale, jnp.ndim(y) - lead), self.P)
+        return Scaled(1 / evidence.factor, weighted)  # NaN, not null, where no likelihood is left
 
 
 @pytree
-class MixtureDensity(Integrand):
-    """x ↦ K(x)(y) / exp(scale)."""
-
-    K: Any
-    y: Any
-    log_scale: Any
-
-    def __call__(self, *x):
-        return self._relative(self.K(*x).scaled_density(self.y), self.log_scale)
-
-    @property
-    def shape(self):
-        return jnp.shape(self.log_scale)
-
-    @property
-    def marks(self):
-        """Where the likelihood may have its bulk: near y, if K is noise."""
-        return (self.y,) if jnp.ndim(self.y) == 0 else ()
-
-    def values(self, points, lead):
-        density = as_integrand(lambda *x: tuple(self.K(*x).scaled_density(self.y))).values(points, lead)
-        return self._relative(density, jnp.asarray(self.log_scale)[..., None])
-
-    @staticmethod
-    def _relative(density, log_scale):
-        log_density, factor = density
-        return factor * jnp.exp(log_density - jnp.where(jnp.isfinite(log_scale), log_scale, 0))
-
-
-@pytree
-class Bind(Measure):
+class Bind(Combination):
     """The law of the last coordinate of a joint."""
 
     joint: Joint
@@ -370,48 +416,99 @@ class Bind(Measure):
         return self.joint.shape
 
     @property
+    def coordinates(self):
+        return shapes_of(lambda: self.forms()[0].coordinates)
+
+    @property
     def mesh_axes(self):
         return self.joint.mesh_axes
 
-    def forms(self):
-        return tuple(part for form in self.joint.forms() for part in form.marginal())
+    @property
+    def mass(self):
+        return self.joint.mass
 
-    def split(self):
-        return (None, self) if self.has_density else (self, None)
+    def forms(self):
+        return tuple(part for form in self.joint.forms() for part in self._marginal(form))
+
+    @staticmethod
+    def _marginal(form):
+        law = mixture(form.law.outer, form.law.K) if isinstance(form, Smooth) else None
+        return form.marginal() if law is None else (Smooth(law, form.c),)
+
+    def parts(self):
+        kinds = _parts_of(self.joint.K, self.joint.P)
+        if len(kinds) == 1:
+            return dict.fromkeys(kinds, self)
+        return {kind: Bind(Joint(self.joint.P, K)) for kind, K in kinds.items()}
 
     @property
-    def has_density(self) -> bool:
-        """Whether y has one, which it may not have where x has."""
-        K = self.joint.K
-        if isinstance(K, Measure) or enumerable(self.joint):
-            return not enumerable(self.joint)
-        x, _ = draw_of(self.joint.P, Blank())
-        return not enumerable(K(*(x if isinstance(x, tuple) else (x,))))
+    def density_terms(self) -> int:
+        """How many numbers the density at a point takes, of classes none: one table serves all points."""
 
-    def scaled_density(self, *x):
-        if isinstance(self.joint.K, Measure) or enumerable(self.joint):
-            return super().scaled_density(*x)
-        y, event = jnp.asarray(x[0]), max(getattr(form, "event_rank", 0) for form in self._laws_of_y())
-        density = self._one_each
-        for _ in range(jnp.ndim(y) - event - len(self.shape)):  # points of each member
-            density = jax.vmap(density, in_axes=-1 - event, out_axes=-1)
-        return density(y)
+        def counted():
+            atoms, laws = _sorted(self.joint.P, 0)
+            return (sum(w.shape[-1] for _, w, _ in atoms) if self._space()[0] is None else 0) + NODES * len(laws)
 
-    def _laws_of_y(self):
-        return [getattr(form, "target", form) for form in self.joint.forms()]
+        return shapes_of(counted)
 
-    def _one_each(self, y):
-        """The mixture's density is the mean of its parts'; of atoms, as a sum of logarithms, which does not underflow."""
-        K: Any = self.joint.K
+    def scaled_density(self, *y):
+        """The mixture's density, the sum of its parts', as one of logarithms: where all underflow, their sum does not."""
+        if len(parts := self.parts()) > 1:
+            return of_parts(parts, y)
+        classes, events = shapes_of(self._space)
+        if classes is None:
+            return self._at(y, events).over_devices(self.mesh_axes)
+        # All classes at once, whichever is asked for: one table serves all the points that vmap may bring.
+        each = jax.vmap(lambda c: tuple(self._at((c,), [0])), out_axes=-1)(jnp.arange(classes))
+        each, y = ScaledNumber(*each).over_devices(self.mesh_axes), class_index(y[0])
+        log_p, factor = (take(row, y[..., None])[..., 0] for row in each)
+        return ScaledNumber(log_p, where_supported(~out_of_range(y, classes), factor))
+
+    def _space(self) -> tuple[int | None, list[int]]:
+        """(V, if y are classes and nothing else, how many axes of its own each coordinate of y has)."""
+        targets = [target for form in self.joint.forms() for target in _targets(form)]
+        counts = {t.classes if isinstance(t, NormalForm) and t.weights is None else None for t in targets}
+        events = [[t.event_rank] if is_smooth(t) else _events(t) for t in targets]
+        return counts.pop() if len(counts) == 1 else None, [max(each) for each in zip(*events, strict=True)]
+
+    def _at(self, y: tuple, events: list[int]) -> ScaledNumber:
         atoms, laws = _sorted(self.joint.P, len(self.shape))
-        event = max(getattr(form, "event_rank", 0) for form in self._laws_of_y())
-        terms = []
-        for points, weights, _ in atoms:
-            log_k, k = K.family(points, weights.ndim).scaled_density(jnp.expand_dims(y, jnp.ndim(y) - event))
-            terms.append(ScaledNumber(log_k, weights * k).total())
-        if laws:
-            terms.append(ScaledNumber.of(Lowered(tuple(laws)).expect(MixtureDensity(K, y, jnp.zeros(())))))
-        return ScaledNumber.sum(terms)
+        return ScaledNumber.sum(
+            [_of_atoms(self.joint, *group, y, events) for group in atoms]
+            + [density_over(form, self.joint.K, y[0], events[0]) for form in laws]
+        )
+
+
+def _of_atoms(joint: Joint, points: tuple, weights: Array, certain: bool, y: tuple, events: list[int]) -> ScaledNumber:
+    """Σ weight · K(point)(y)."""
+    K, axes = joint.K, joint.P.atoms if isinstance(joint.K, Measure) else weights.shape[-1:]
+    n = len(axes)
+    # The family's axes, then those of P's atoms, then y's own.
+    y = tuple(jnp.expand_dims(v, [*range(rest := jnp.ndim(v) - e, rest + n)]) for v, e in zip(y, events, strict=True))
+    one_axis = lambda v: jnp.broadcast_to(v, jnp.broadcast_shapes(v.shape, axes)).reshape(*v.shape[: v.ndim - n], -1)
+
+    def density(points):
+        family = K if isinstance(K, Measure) else K.family(points, weights.ndim)
+        return ScaledNumber(*(one_axis(jnp.asarray(v)) for v in family.scaled_density(*y)))
+
+    if certain or isinstance(K, Measure):
+        return density(points).total(weights)
+    return density(stand_in(points, weights == 0)).total(weights, density(points))
+
+
+def _targets(form: Any) -> Any:
+    """The forms of y given x, of a form of (x, y)."""
+    if not isinstance(form, Smooth):
+        return (form.target,)
+    x, weight = form.law.outer.draw(Blank())
+    return form.law.K.family(_coordinates(x), weight.ndim).forms()
+
+
+def _events(form: NormalForm) -> list[int]:
+    """How many axes of its own each coordinate of a point has."""
+    if form.weights is None:
+        return [0]
+    return [jax.tree.leaves(x)[0].ndim - form.weights.ndim for x in _coordinates(form.points)]
 
 
 def _sorted(P: Measure, rank: int) -> tuple[list[tuple[tuple, Float[Array, "*family k"], bool]], list[Any]]:

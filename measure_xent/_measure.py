@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
-from ._density import RadonNikodym
+from ._density import LogDensity, RadonNikodym
 from ._dispatch import integrate
 from ._integral import Integral
 from ._integrand import Integrand, as_integrand, is_number
+from ._kernels.classes import Classes
 from ._kernels.mesh import sum_over
 from ._kernels.null import null_atoms, null_safe_product, without
+from ._kernels.target import Target, expand
 from ._members import without_null
 from ._normal_form import Form, in_batches
 from ._pytree import as_node, pytree, set_fields
-from ._scaled import Ratio, ScaledNumber
-from ._smooth_form import Smooth, is_smooth
+from ._scaled import ScaledNumber
+from ._smooth_form import Smooth, has_density, is_smooth
 
 
 class Measure(abc.ABC):
@@ -56,17 +58,23 @@ class Measure(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} has no finite form")
 
     def split(self) -> tuple[Any, Any]:
-        """(the part made of atoms, the part with a density against Lebesgue measure); a part that is not there is None."""
-        return self, None
+        """(the part made of atoms, the part with a density against Lebesgue measure); a part that is not there is None.
 
-    @property
-    def kind(self) -> tuple:
-        """Which of the two parts are not there; of a measure on tuples, the kinds of its coordinates."""
-        return tuple(part is None for part in self.split())
+        The forms tell. What has none has a density: atoms are listed. A measure that is otherwise says so here.
+        """
+        try:
+            dense = shapes_of(lambda: [has_density(form) for form in self.forms()])
+        except NotImplementedError:
+            return None, self
+        if len({*dense}) < 2:
+            return (None, self) if True in dense else (self, None)
+        of_kind = lambda kind: Lowered(tuple(f for f, d in zip(self.forms(), dense, strict=True) if d == kind))
+        return of_kind(False), of_kind(True)
 
-    def ratio_to(self, other: "Measure", *x: Any) -> Ratio | None:
-        """dP/dQ at a point where the measures know better than by their densities, else None."""
-        return None
+    def parts(self) -> dict[tuple[bool, ...], "Measure"]:
+        """The parts of which each coordinate is at atoms, True, or has a density, False: all that there are."""
+        halves = zip((True, False), self.split(), strict=True)
+        return {(atoms,) * self.coordinates: part for atoms, part in halves if part is not None}
 
     def scaled_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """(log_scale, factor) at a point: the density is factor · exp(log_scale), and need not underflow.
@@ -88,8 +96,24 @@ class Measure(abc.ABC):
 
     @property
     def mode(self) -> Shaped[Array, "*family"]:
-        """The most probable point."""
-        raise NotImplementedError(f"{type(self).__name__} has no mode: Categorical and Bernoulli have")
+        """The point of the greatest mass, the first of several: the least class, or the first in the list of atoms."""
+        if not enumerable(self):
+            raise NotImplementedError(f"{type(self).__name__} has no mode: measures made of atoms have")
+        forms = [flat.written() for form in self.forms() for flat in form.flat()]
+        if classes := next((form.classes for form in forms if form.classes), None):
+            targets = [Target(form.points, form.weights, form.background, form.dense) for form in forms]
+            masses = sum(expand(Classes(classes), *target)[1] for target in targets)
+            masses = jnp.broadcast_to(self._sum_over_devices(masses), (*self.shape, classes))
+            return jnp.argmax(masses, axis=-1).astype(jnp.int32)
+        points, weights = zip(
+            *((x, w) for form in forms for x, w, _ in form.at_rank(len(self.shape)).parts()), strict=True
+        )
+        masses = [LogDensity(self).values(x, w.ndim) for x, w in zip(points, weights, strict=True)]
+        lead = len(self.shape)
+        join = lambda *x: jnp.concatenate([jnp.broadcast_to(a, (*self.shape, *a.shape[lead:])) for a in x], axis=lead)
+        at = jnp.argmax(join(*masses), axis=-1)
+        take = lambda *x: jnp.take_along_axis(y := join(*x), at.reshape(*at.shape, *(1,) * (y.ndim - lead)), axis=lead)
+        return jax.tree.map(lambda *x: jnp.squeeze(take(*x), axis=lead), *points)
 
     def closest_to(self, P: "Measure") -> Any:
         """The member of this one's family that is closest to P, where it is known how to get it, else NotImplemented."""
@@ -315,16 +339,38 @@ def family_of(*measures: Measure) -> tuple[int, ...]:
         raise ValueError(f"the families of {names} do not broadcast: {shapes}") from None
 
 
-def _of_parts(parts, x):
-    """The mass of {x} where the atoms have one, else the density."""
-    atom, density = (ScaledNumber(*part.scaled_density(*x)) for part in parts)
-    at_atom = (atom.factor != 0) & (atom.log_scale > -jnp.inf)
-    return ScaledNumber(*(jnp.where(at_atom, a, d) for a, d in zip(atom, density, strict=True)))
+def shapes_of(tell: Callable[[], Any]) -> Any:
+    """What a function tells that reads shapes and types alone, without computing anything."""
+    told: list[Any] = []
+    jax.eval_shape(lambda: told.append(tell()))
+    return told[0]
 
 
-def _each_part(P, make):
-    atoms, density = P.split()
-    return None if atoms is None else make(atoms), None if density is None else make(density)
+def of_parts(parts: dict[tuple[bool, ...], Measure], x: tuple) -> ScaledNumber:
+    """The mass of {x} where atoms have one, else the density."""
+
+    def of_two(atom, density):
+        at_atom = (atom.factor != 0) & (atom.log_scale > -jnp.inf)
+        return ScaledNumber(*(jnp.where(at_atom, a, d) for a, d in zip(atom, density, strict=True)))
+
+    return functools.reduce(of_two, (ScaledNumber(*parts[k].scaled_density(*x)) for k in sorted(parts, reverse=True)))
+
+
+class Combination(Measure):
+    """A measure made of others, by whose parts its own are told: a subclass gives ``parts``."""
+
+    def split(self):
+        parts = self.parts()
+        return tuple(parts.get((atoms,) * self.coordinates) for atoms in (True, False))
+
+    @abc.abstractmethod
+    def parts(self) -> dict[tuple[bool, ...], Measure]: ...
+
+
+def together(parts: Sequence[dict[tuple[bool, ...], Measure]]) -> dict[tuple[bool, ...], Measure]:
+    """The parts of a sum."""
+    kinds = dict.fromkeys(kind for each in parts for kind in each)
+    return {kind: Sum(tuple(each[kind] for each in parts if kind in each)) for kind in kinds}
 
 
 @pytree
@@ -341,7 +387,7 @@ class Indicator(Integrand):
 
 
 @pytree
-class Scaled(Measure):
+class Scaled(Combination):
     """c · P, one c a member of a family."""
 
     c: Float[ArrayLike, "*family"]
@@ -382,8 +428,8 @@ class Scaled(Measure):
         # Points and whatever else is not a mass are the measure's own.
         return tuple(own.with_masses(*without(absent, form.masses, known)).scale(c) for form, own, known in pairs)
 
-    def split(self):
-        return _each_part(self.P, lambda part: Scaled(self.c, part))
+    def parts(self):
+        return {kind: Scaled(self.c, part) for kind, part in self.P.parts().items()}
 
     def scaled_density(self, *x):
         log_p, p = self.P.scaled_density(*x)
@@ -391,7 +437,7 @@ class Scaled(Measure):
 
 
 @pytree
-class Sum(Measure):
+class Sum(Combination):
     """Σ Pᵢ, the superposition."""
 
     terms: tuple[Measure, ...]
@@ -423,22 +469,17 @@ class Sum(Measure):
             forms[-1:] = [merged] if merged is not None else [*forms[-1:], form]
         return tuple(forms)
 
-    def split(self):
-        def of_kind(parts):
-            parts = tuple(part for part in parts if part is not None)
-            return Sum(parts) if parts else None
-
-        atoms, densities = zip(*(P.split() for P in self.terms), strict=True)
-        return of_kind(atoms), of_kind(densities)
+    def parts(self):
+        return together([P.parts() for P in self.terms])
 
     def scaled_density(self, *x):
-        if None not in (parts := self.split()):
-            return _of_parts(parts, x)
+        if len(parts := self.parts()) > 1:
+            return of_parts(parts, x)
         return ScaledNumber.sum([P.scaled_density(*x) for P in self.terms])
 
 
 @pytree
-class Weighted(Measure):
+class Weighted(Combination):
     """f · P, the measure with density f against P."""
 
     f: Any  # any callable when given, an Integrand when kept
@@ -468,20 +509,20 @@ class Weighted(Measure):
     def forms(self):
         return tuple(form.reweight(self.f) for form in self.P.forms())
 
-    def split(self):
-        return _each_part(self.P, lambda part: Weighted(self.f, part))
+    def parts(self):
+        return {kind: Weighted(self.f, part) for kind, part in self.P.parts().items()}
 
     def scaled_density(self, *x):
         log_p, p = self.P.scaled_density(*x)
         # f need not exist where P has no mass: P / Q is NaN where neither lives.
         p = jnp.where(log_p == -jnp.inf, 0, p)
-        f = jnp.asarray(self.f(*x))
+        log_f, f = map(jnp.asarray, self.f.scaled(*x))
         f, p = jnp.broadcast_arrays(f.astype(jnp.promote_types(f.dtype, jnp.bfloat16)), p)
-        return ScaledNumber(log_p, null_safe_product(p, f, f))
+        return ScaledNumber(log_p + jnp.where(p == 0, 0, log_f), null_safe_product(p, f, f))
 
 
 @pytree
-class Normalized(Measure):
+class Normalized(Combination):
     """P / P.mass, null where P is."""
 
     P: Measure
@@ -505,8 +546,8 @@ class Normalized(Measure):
     def forms(self):
         return tuple(form.scale(self._scale()) for form in self.P.forms())
 
-    def split(self):
-        return _each_part(self.P, lambda part: Scaled(self._scale(), part))
+    def parts(self):
+        return {kind: Scaled(self._scale(), part) for kind, part in self.P.parts().items()}
 
     def scaled_density(self, *x):
         log_p, p = self.P.scaled_density(*x)
@@ -532,7 +573,7 @@ class Normalized(Measure):
 
 
 @pytree
-class Pushforward(Measure):
+class Pushforward(Combination):
     """T_* P, the law of T(x) for x ~ P."""
 
     T: Callable
@@ -548,7 +589,7 @@ class Pushforward(Measure):
 
     @property
     def coordinates(self):
-        return self.forms()[0].coordinates
+        return shapes_of(lambda: self.forms()[0].coordinates)
 
     @property
     def mesh_axes(self):
@@ -561,14 +602,18 @@ class Pushforward(Measure):
     def forms(self):
         return tuple(image for form in self.P.forms() for image in form.push(self.T))
 
-    def split(self):
-        return _each_part(self.P, lambda part: Pushforward(self.T, part, self.inverse))
+    def parts(self):
+        # Of a chosen coordinate what it had; of a function of them all a density, where any has one.
+        n = 1 if self.inverse else self.coordinates
+        kind_of = getattr(self.T, "chosen", lambda kind: (all(kind),) * n)
+        images = [{kind_of(kind): Pushforward(self.T, part, self.inverse)} for kind, part in self.P.parts().items()]
+        return together(images) if len(images) > 1 else {next(iter(images[0])): self}
 
     def scaled_density(self, *x):
         if enumerable(self.P):
             return super().scaled_density(*x)
-        if None not in (parts := self.split()):
-            return _of_parts(parts, x)
+        if len(parts := self.parts()) > 1:
+            return of_parts(parts, x)
         if not self.inverse:
             raise NotImplementedError(
                 "the density of a pushforward: pass pushforward(T, P, inverse=…), or one for each branch"

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from ._integral import Integral, align
 from ._integrand import Integrand, as_integrand, at
 from ._kernels.classes import accumulator, class_index
+from ._kernels.matching import mass_of
 from ._kernels.mesh import sum_over, zeros
 from ._kernels.null import null_atoms, null_safe_product, values_at, where_supported, without
 from ._members import without_null
@@ -186,8 +187,7 @@ class NormalForm:
         """The density against counting measure at x, the mass of {x}: this device's share, of a sum over ``mesh_axes``."""
         density, inside = jnp.asarray(0.0), jnp.asarray(False)
         if self.weights is not None:
-            hit = self._hits(x)
-            density, inside = jnp.where(hit, self.weights, 0).sum(-1), hit.any(-1)
+            density, inside = self._mass_of(x)
         if self.classes is not None:
             (y,) = x
             y = class_index(y)
@@ -201,18 +201,18 @@ class NormalForm:
         # Adding 0 times the masses ties the derivative of a point outside the space to every mass.
         return where_supported(inside, density + 0 * self.mass())
 
-    def _hits(self, x):
-        """Whether each atom is the point x, [*family, k]. Coordinates with axes of their own are equal as a whole."""
-        points = self.points if isinstance(self.points, tuple) else (self.points,)
-        lead = self.weights.ndim
+    def _mass_of(self, x):
+        """(the mass at x, whether an atom is there). Coordinates with axes of their own are equal as a whole."""
+        points, lead = self.points if isinstance(self.points, tuple) else (self.points,), self.weights.ndim
 
-        def equal(atoms, value):
-            event = atoms.ndim - lead
-            value = jnp.expand_dims(value, jnp.ndim(value) - event)  # the atoms' axis
-            return jnp.all(atoms == value, axis=tuple(range(-event, 0))) if event else atoms == value
+        def as_row(atoms, value):
+            event, value = atoms.shape[lead:], jnp.asarray(value)
+            value = jnp.broadcast_to(value, (*value.shape[: value.ndim - len(event)], *event))
+            return atoms.reshape(*atoms.shape[:lead], -1), value.reshape(*value.shape[: value.ndim - len(event)], -1)
 
-        hits = jax.tree.leaves(jax.tree.map(equal, points, tuple(x)))
-        return jnp.all(jnp.stack(jnp.broadcast_arrays(*hits)), axis=0)
+        rows = map(as_row, jax.tree.leaves(points), jax.tree.leaves(tuple(x)))
+        atoms, values = zip(*rows, strict=True)
+        return mass_of(atoms, self.weights, values)
 
     def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
         """A measure on tuples, disintegrated at the last coordinate; for a function ``of_x``, one of x alone will do."""

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._kernels.mesh import sum_over
+from ._kernels.null import null_safe_product
+
 
 class ScaledNumber(NamedTuple):
     """factor · exp(log_scale): a law's tail is all scale, a mass all factor, which unlike its logarithm is smooth at 0."""
@@ -27,12 +30,29 @@ class ScaledNumber(NamedTuple):
         parts = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in zip(*terms, strict=True))
         return cls(*parts).total()
 
-    def total(self) -> "ScaledNumber":
-        """The sum over the last axis, in units of the greatest scale."""
-        log_scale, factor = jnp.broadcast_arrays(*self)
-        top = jnp.max(log_scale, axis=-1, where=factor != 0, initial=-jnp.inf)
+    def total(
+        self, weights: Float[Array, "*family n"] | None = None, original: "ScaledNumber | None" = None
+    ) -> "ScaledNumber":
+        """The sum over the last axis, weighted or not, in units of the greatest scale. ``original`` is what the numbers are at
+        null atoms, where they may be a stand-in's: see ``null_safe_product``."""
+        number = self
+        if weights is not None:
+            number = ScaledNumber(self.log_scale, jnp.where(weights == 0, 0, weights * self.factor))
+        log_scale, factor = jnp.broadcast_arrays(*number)
+        top = jnp.max(log_scale, axis=-1, where=(factor != 0) & (log_scale < jnp.inf), initial=-jnp.inf)
         top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-        return ScaledNumber(top, jnp.sum(factor * jnp.exp(log_scale - top[..., None]), axis=-1))
+        relative = lambda n: n.factor * jnp.exp(n.log_scale - top[..., None])
+        if weights is None:
+            return ScaledNumber(top, jnp.sum(relative(self), axis=-1))
+        terms = jnp.broadcast_arrays(weights, relative(self), relative(original or self))
+        return ScaledNumber(top, jnp.sum(null_safe_product(*terms), axis=-1))
+
+    def over_devices(self, mesh_axes: frozenset[str]) -> "ScaledNumber":
+        """The sum over the devices of mesh axes."""
+        if not mesh_axes:
+            return self
+        top = jax.lax.pmax(jax.lax.stop_gradient(self.log_scale), tuple(sorted(mesh_axes)))
+        return ScaledNumber(top, sum_over(self.factor * jnp.exp(self.log_scale - top), mesh_axes))
 
     def times(self, other: "ScaledNumber") -> "ScaledNumber":
         return ScaledNumber(self.log_scale + other.log_scale, self.factor * other.factor)
@@ -59,9 +79,6 @@ class Ratio(NamedTuple):
         log_q = jnp.where(no_q, jnp.where(no_p, 0, p.log_scale), q.log_scale)
         factors = jnp.where(no_p, 0, p.factor), jnp.where(no_q, 0, q.factor)
         return cls(*jnp.broadcast_arrays(log_p - log_q, *factors))
-
-    def times(self, other: "Ratio") -> "Ratio":
-        return Ratio(self.log_scale + other.log_scale, self.p * other.p, self.q * other.q)
 
     @property
     def value(self) -> Float[Array, "*family"]:

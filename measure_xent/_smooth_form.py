@@ -160,6 +160,13 @@ def is_smooth(form: Any) -> bool:
     return isinstance(form, Smooth) or (hasattr(form, "target") and is_smooth(form.target))
 
 
+def has_density(form: Any) -> bool:
+    """Whether what a form lists or draws has a density against Lebesgue measure, and is no atoms."""
+    if isinstance(form, Smooth):
+        return form.law.split()[1] is not None
+    return hasattr(form, "target") and has_density(form.target)
+
+
 def finite(end: Any) -> bool:
     """Whether an end of a support is there: an infinite one is a float."""
     return not (isinstance(end, float) and math.isinf(end))

@@ -32,6 +32,7 @@ COMPILE_MUCH = {
     "test_methods",
     "test_null_rows",
     "test_null_weights",
+    "test_parts",
     "test_scores_and_codes",
     "test_sharding",
     "test_transforms",

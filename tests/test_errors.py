@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions
 import optax
 import pytest
 
@@ -43,7 +44,12 @@ CASES = {
     "labels for a measure": (lambda: mx.cross_entropy(labels, Q), TypeError, r"P must be a Measure.*Dirac\(labels\)"),
     "labels by keyword": (lambda: mx.cross_entropy(P=labels, Q=Q), TypeError, "P must be a Measure"),
     "logits for a measure": (lambda: mx.cross_entropy(mx.Dirac(0), jnp.ones(3)), TypeError, "Measure or Conditional"),
-    "kl to a conditional": (lambda: mx.kl_divergence(mx.Empirical((hidden, labels)), Q), TypeError, "LinearSoftmax"),
+    "kl to a conditional": (lambda: mx.kl_divergence(mx.Dirac(labels), Q), TypeError, "tuples.*Dirac"),
+    "entropy of another library's": (
+        lambda: mx.entropy(numpyro.distributions.Normal(0.0, 1.0)),
+        TypeError,
+        r"from_distribution\(P\)",
+    ),
     "class counts by probs": (
         lambda: mx.cross_entropy(mx.Categorical(probs=jnp.ones(3) / 3), mx.Categorical(probs=jnp.ones(5) / 5)),
         ValueError,

@@ -127,7 +127,7 @@ def _density(P: Measure, smooth: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         return everywhere, _members(P, [])
     grid = np.unique(np.concatenate([everywhere, np.linspace(everywhere.min(), everywhere.max(), GRID)]))
     grid = grid[:: -(-grid.size // (8 * GRID))]
-    density = P.split()[1].scaled_density
+    density = P.parts()[False,].scaled_density
 
     def at(x):
         log_scale, factor = density(x)

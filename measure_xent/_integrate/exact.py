@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from .._density import LogDensity
+from .._density import LogDensity, LogRatio, log
 from .._dispatch import integrate, rule
 from .._integral import Integral, together
 from .._integrand import Constant, Integrand, Multiple, Sum, Tree
@@ -27,6 +27,13 @@ def one_space(P, f):
     if p and q and p != q:
         raise ValueError(f"P is a measure on {p} classes, Q = {type(f.Q).__name__} on {q}")
     return NotImplemented
+
+
+@rule(Measure, LogRatio)
+def difference_of_logarithms(P, f):
+    """∫ log dP/dQ = ∫ log p − ∫ log q, functions that rules know, where both measures have one part, of one kind."""
+    kinds = [*f.P.parts(), *f.Q.parts()]
+    return integrate(P, log(f.P) - log(f.Q)) if len(kinds) == 2 and kinds[0] == kinds[1] else NotImplemented
 
 
 def _classes(measure):

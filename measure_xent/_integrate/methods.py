@@ -18,14 +18,15 @@ from jaxtyping import Array, Float
 from .._conditional import AbstractConditional
 from .._dispatch import rule
 from .._integral import Integral
-from .._integrand import Integrand, as_integrand
+from .._integrand import Integrand, as_integrand, density_terms
 from .._kernels.null import null_safe_product
 from .._measure import Indicator
 from .._measures.laws import Continuous, Integers, Law, Nested, Vectors, count
 from .._pytree import pytree, set_fields, static
-from .._smooth_form import Inner, Smooth, carry, iterated
+from .._smooth_form import Inner, Last, Seen, Smooth, carry, iterated
 from .adaptive import END, Panels, flattened, judged, over_the_integers, over_the_line, weighted
 from .ends import Nodes
+from .mixtures import NODES, Mixture
 
 
 class Method(abc.ABC):
@@ -44,6 +45,8 @@ class Deterministic(Method):
 
     def over(self, law: Law, f: Integrand) -> Integral:
         """∫ f against a law."""
+        if isinstance(law, Mixture) and density_terms(f) < NODES:
+            law, f = law.nested, Seen(f, Last())
         if isinstance(law, Nested):
             return iterated(law.outer.by(self).integrate(Inner(f, law.K, self)))
         if isinstance(law, Vectors):
@@ -81,7 +84,7 @@ class Adaptive(Deterministic):
     rounds: int | None = static(default=None)
 
     def over(self, law, f):
-        if isinstance(law, Nested | Vectors) and (n := count(Smooth(law, jnp.ones(()))).laws) > 2:
+        if isinstance(law, Nested | Mixture | Vectors) and (n := count(Smooth(law, jnp.ones(()))).laws) > 2:
             raise ValueError(
                 f"expect(f): {type(law).__name__} has {n} dimensions, and quadrature without a method is for up to 2; pass "
                 "method=QuasiMonteCarlo(key, n), MonteCarlo(key, n), or Quadrature(nodes) for nodes**dimensions nodes"
@@ -329,7 +332,7 @@ class Draws:
 
     def draw(self, law: Law) -> tuple[Any, Float[Array, "*family"]]:
         """A point of a law, and its weight: 1, with the derivative of the density where that of the point is not taken."""
-        if isinstance(law, Nested):
+        if hasattr(law, "draw"):
             return law.draw(self)
         weight = jnp.asarray(law.mass, float)
         if self.derivative != "score" and law.pathwise and self.differentiable(law):
@@ -389,5 +392,5 @@ def _estimator(form: Any, derivative: str | None) -> str | None:
 
 
 def _jumps(form: Any) -> bool:
-    inner = [form.law.outer] if isinstance(getattr(form, "law", None), Nested) else []
+    inner = [form.law.outer] if isinstance(getattr(form, "law", None), Nested | Mixture) else []
     return any(isinstance(f, Indicator) for f in getattr(form, "factors", ())) or any(map(_jumps, inner))

@@ -77,6 +77,9 @@ class Law(Measure):
         return jax.eval_shape(self.sample, jax.eval_shape(lambda: jax.random.key(0)))
 
     @abc.abstractmethod
+    def split(self) -> tuple[Any, Any]: ...
+
+    @abc.abstractmethod
     def log_density_of(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
         """log p, −inf off the support."""
 
@@ -225,6 +228,9 @@ class Integers(Line):
 
     pathwise = False
 
+    def split(self):
+        return self, None
+
     def one_point(self):
         return jax.ShapeDtypeStruct(self.shape, jnp.result_type(int))
 
@@ -271,6 +277,14 @@ class Vectors(Law):
     @abc.abstractmethod
     def base(self) -> Smooth:
         """The law as an image of a product of laws on the line."""
+
+    def marginal(self, which: tuple[int, ...]) -> Measure:
+        """The law of some entries: a number of one, a vector of several."""
+        raise NotImplementedError(f"marginal(P): the law of entries {which} of a {type(self).__name__} is not known")
+
+    def uncoupled(self, groups: tuple[int, ...]) -> Measure:
+        """The law of vectors whose groups of so many entries have the same laws, and are independent."""
+        raise NotImplementedError(f"{type(self).__name__} with independent entries is not known")
 
 
 class Statistic(Integrand):
@@ -370,6 +384,9 @@ class Nested(Law):
             return jnp.broadcast_to(self.outer.mass() * self.K.Q.mass, self.shape)
         return self.outer.integrate(MassOf(self.K)).checked
 
+    def split(self):
+        return None, self
+
     def sample(self, key, shape=()):
         raise NotImplementedError
 
@@ -434,7 +451,7 @@ class Blank:
         self.laws = self.uniforms = 0
 
     def draw(self, law: Law) -> tuple[Any, Array]:
-        if isinstance(law, Nested):
+        if hasattr(law, "draw"):
             return law.draw(self)
         self.laws, self.uniforms = self.laws + law.dimension, self.uniforms + law.dimension
         return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), law.one_point()), jnp.ones(law.shape)

@@ -72,6 +72,9 @@ class Independent(Vectors):
 
     P: Line
 
+    def split(self):
+        return tuple(None if part is None else self for part in self.P.split())
+
     @property
     def dimension(self):  # type: ignore[override]
         return self.P.shape[-1]
@@ -97,6 +100,15 @@ class Independent(Vectors):
         whole = self.P.at_rank(len(self.P.shape))
         take = lambda i: lambda x: jnp.take(x, 0 if x.shape[-1] == 1 else i, axis=-1)
         return [jax.tree.map(take(i), whole) for i in range(self.dimension)]
+
+    def marginal(self, which):
+        members = self.members
+        if len(which) == 1:
+            return members[which[0]]
+        return Independent(jax.tree.map(lambda *x: jnp.stack(x, axis=-1), *(members[i] for i in which)))
+
+    def uncoupled(self, groups):
+        return self
 
     def closest_to(self, P):
         known = NotImplemented if not isinstance(P, Independent) else self.P.closest_to(P.P)
@@ -267,6 +279,19 @@ class MultivariateNormal(Vectors):
         standard = Normal(jnp.zeros(self.shape), jnp.ones(self.shape))
         return _product([standard] * self.dimension, Affine(self.loc, self.scale_tril))
 
+    def marginal(self, which):
+        i = jnp.asarray(which)
+        loc, covariance = self.loc[..., i], self.covariance_matrix[..., i[:, None], i]
+        return (
+            Normal(loc[..., 0], jnp.sqrt(covariance[..., 0, 0]))
+            if len(which) == 1
+            else MultivariateNormal(loc, covariance)
+        )
+
+    def uncoupled(self, groups):
+        group = jnp.repeat(jnp.arange(len(groups)), jnp.asarray(groups), total_repeat_length=self.dimension)
+        return MultivariateNormal(self.loc, jnp.where(group[:, None] == group, self.covariance_matrix, 0))
+
     @property
     def _log_scale(self):
         return jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
@@ -403,6 +428,12 @@ class Dirichlet(Vectors):
     @property
     def base(self):
         return _product(self._betas(), Sticks())
+
+    def marginal(self, which):
+        if len(which) > 1:
+            return super().marginal(which)
+        a = self.concentration[..., which[0]]
+        return Beta(a, self.concentration.sum(-1) - a)
 
     @property
     def _log_scale(self):
