@@ -399,10 +399,10 @@ class Posterior(AbstractConditional):
 
     def family(self, y, lead):
         (y,) = y
-        evidence = Bind(Joint(self.P, self.K)).scaled_density(y)
         # Divided by the evidence's scale, the likelihood does not underflow where it matters.
-        weighted = Weighted(MixtureDensity(self.K, y, evidence.log_scale, jnp.ndim(y) - lead), self.P)
-        return Scaled(1 / evidence.factor, weighted)  # NaN, not null, where no likelihood is left
+        log_scale = Bind(Joint(self.P, self.K)).scaled_density(y).log_scale
+        weighted = Weighted(MixtureDensity(self.K, y, log_scale, jnp.ndim(y) - lead), self.P)
+        return Scaled(1 / weighted.mass, weighted)  # NaN, not null, where no likelihood is left
 
 
 @pytree
