@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._integrand import Integrand, at, density_terms, in_blocks, room_for
+from ._kernels.ratio import valued
 from ._pytree import as_node, pytree, set_fields
 from ._scaled import Ratio, ScaledNumber
+from .generators import kl
 
 
 class RowFunction(Integrand):
@@ -172,6 +174,8 @@ class OfDensities(Integrand):
 
     def at(self, *x: Any) -> Ratio:
         """The ratio at a point: of masses where either measure has an atom, else of densities."""
+        if self.Q is not None and (near := self.P.relative_to(self.Q, *x)) is not None:
+            return near
         if self.Q is None:
             return Ratio.of(_density(self.P, x), ScaledNumber.of(jnp.asarray(1.0)))
         parts = self.P.parts(), self.Q.parts()
@@ -235,6 +239,24 @@ class RatioFunction(OfDensities):
 
     def of(self, ratio):
         return self.function(ratio)
+
+
+@pytree
+class KullbackLeibler(OfDensities):
+    """x ↦ q (t log t − t + 1) / (p + q) with t = dP/dQ: against P + Q the integral is KL(P‖Q). It is nowhere negative.
+
+    Rules for it match on both measures, as ``rule(Sum, KullbackLeibler, Normal, Normal)``.
+    """
+
+    P: Any
+    Q: Any
+
+    @property
+    def pattern(self):
+        return self, self.P, self.Q
+
+    def of(self, ratio):
+        return kl.of(ratio)
 
 
 def values_by_point(f, points, lead):
@@ -366,6 +388,26 @@ def _either(atom: Ratio, density: Ratio) -> Ratio:
     """The ratio at an atom of either measure, else of the densities."""
     at_atom = (atom.p != 0) | (atom.q != 0)
     return Ratio(*(jnp.where(at_atom, a, d) for a, d in zip(atom, density, strict=True)))
+
+
+def along_the_path(P: Any, Q: Any, x: tuple) -> Ratio | None:
+    """dP/dQ at a point of measures that are alike but for their parameters θ, with the digits that log p − log q has not.
+
+    log p − log q is the integral of ∂/∂s log p(θ_Q + s (θ_P − θ_Q)), of numbers as small as it is. Near equality Gauss's rule
+    of two points has it: where the middle point's agrees to the root of the precision, the two points' has all digits.
+    """
+    (ours, tree), (theirs, other) = jax.tree.flatten(P), jax.tree.flatten(Q)
+    ours, theirs = (list(map(jnp.asarray, leaves)) for leaves in (ours, theirs))
+    if tree != other or not all(jnp.issubdtype(a.dtype, jnp.inexact) for a in ours + theirs):
+        return None
+    fixed = [jax.lax.stop_gradient((a, b)) for a, b in zip(ours, theirs, strict=True)]
+    point = jax.lax.stop_gradient(x)
+    log_density = lambda s: tree.unflatten([b + s * (a - b) for a, b in fixed]).log_density(*point)
+    nodes = 0.5 + jnp.asarray([-(3**-0.5), 0, 3**-0.5]) / 2
+    low, middle, high = jax.vmap(lambda s: jax.jvp(log_density, (s,), (jnp.ones_like(s),))[1])(nodes)
+    near, far = (low + high) / 2, Ratio.of(_density(P, x), _density(Q, x))
+    close = jnp.abs(near - middle) <= jnp.finfo(near.dtype).eps ** 0.5 * jnp.abs(near)
+    return far.with_log(valued(near, far.log_inside, close & jnp.isfinite(far.log_inside)))
 
 
 def _density(P: Any, x: tuple) -> ScaledNumber:

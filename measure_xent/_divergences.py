@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy import special
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -18,6 +19,7 @@ from ._density import RatioFunction, log
 from ._information import functional, kl_divergence, nats
 from ._integrand import Integrand, as_integrand
 from ._kernels.null import nan_where
+from ._kernels.ratio import excess
 from ._measure import Measure, enumerable
 from ._measures.checks import check_values, real_array
 from ._normal_form import factors_at
@@ -27,7 +29,7 @@ from .generators import Generator
 
 @functional(r"D_f(P \,\|\, Q) = \int f\left(\frac{dP}{dQ}\right) dQ + f'(\infty) \, P(Q = 0)")
 def f_divergence(
-    P: Measure, Q: Measure, f: Generator | Callable, *, slope: float | None = None
+    P: Measure, Q: Measure, f: Generator | Callable, *, slope: float | None = None, method: Any = None
 ) -> Float[Array, "*family"]:
     """D_f(P‖Q) = ∫ f(dP/dQ) dQ + f′(∞) · P(Q = 0), of a convex f with f(1) = 0.
 
@@ -37,6 +39,7 @@ def f_divergence(
     Args:
         f: one of ``measure_xent.generators``, or a function of t = p/q.
         slope: f′(∞) of a function, what a unit of P's mass outside Q costs; by default its derivative at ∞.
+        method: how to integrate what has a density, as for ``expect``: ``MonteCarlo(key, n)`` in many dimensions.
 
     Raises:
         ValueError: f is not convex, f(1) is not 0, or f′(∞) cannot be told.
@@ -49,67 +52,77 @@ def f_divergence(
         >>> mx.f_divergence(P, Q, mx.generators.kl).item()  # log 2
         0.6931
     """
-    if f is generators.kl or f is generators.reverse_kl:  # where one density underflows their logarithms do not
-        return kl_divergence(P, Q) if f is generators.kl else kl_divergence(Q, P)
-    perspective = f.perspective if isinstance(f, Generator) else generators.from_function(f, slope).perspective
-    return (P + Q).expect(RatioFunction(P, Q, Partial(_of_shares, perspective)))
+    if f is generators.kl or f is generators.reverse_kl:  # there are rules for them
+        return kl_divergence(*((P, Q) if f is generators.kl else (Q, P)), method=method)
+    generator = f if isinstance(f, Generator) else generators.from_function(f, slope)
+    return (P + Q).expect(RatioFunction(P, Q, Partial(_of_ratio, generator)), method=method)
 
 
-def _of_shares(perspective: Callable, ratio: Ratio) -> Array:
-    return perspective(*ratio.shares)
+def _of_ratio(generator: Generator, ratio: Ratio) -> Array:
+    return generator.of(ratio)
 
 
 @functional(r"\mathrm{TV}(P, Q) = \tfrac{1}{2} \int |dP - dQ|")
-def total_variation(P: Measure, Q: Measure) -> Float[Array, "*family"]:
-    """½ ∫ |dP − dQ|, in [0, 1] for probability measures: the most that P(A) and Q(A) differ by.
+def total_variation(P: Measure, Q: Measure, *, method: Any = None) -> Float[Array, "*family"]:
+    """½ ∫ |dP − dQ|, in [0, 1] for probability measures: the most that P(A) and Q(A) differ by. ``method`` as for ``expect``.
 
     Examples:
         >>> import measure_xent as mx
         >>> mx.total_variation(mx.Dirac(0), 0.75 * mx.Dirac(0) + 0.25 * mx.Dirac(1)).item()
         0.25
     """
-    return f_divergence(P, Q, generators.total_variation)
+    return f_divergence(P, Q, generators.total_variation, method=method)
 
 
 @functional(r"\sqrt{\tfrac{1}{2} \int \left(\sqrt{dP} - \sqrt{dQ}\right)^2}")
-def hellinger(P: Measure, Q: Measure) -> Float[Array, "*family"]:
+def hellinger(P: Measure, Q: Measure, *, method: Any = None) -> Float[Array, "*family"]:
     """√(½ ∫ (√dP − √dQ)²), Hellinger's distance, √(1 − ∫ √(dP dQ)) for probability measures; its derivative where P = Q is 0.
+
+    ``method`` as for ``expect``.
 
     Examples:
         >>> import measure_xent as mx
         >>> mx.hellinger(mx.Dirac(0), mx.Dirac(1)).item()
         1.0
     """
-    square = f_divergence(P, Q, generators.squared_hellinger)
+    square = f_divergence(P, Q, generators.squared_hellinger, method=method)
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 @functional(r"\chi^2(P \,\|\, Q) = \int \left(\frac{dP}{dQ} - 1\right)^2 dQ")
-def chi2(P: Measure, Q: Measure) -> Float[Array, "*family"]:
-    """Pearson's ∫ (dP/dQ − 1)² dQ, +inf unless P ≪ Q.
+def chi2(P: Measure, Q: Measure, *, method: Any = None) -> Float[Array, "*family"]:
+    """Pearson's ∫ (dP/dQ − 1)² dQ, +inf unless P ≪ Q. ``method`` as for ``expect``.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
         >>> mx.chi2(mx.Dirac(0), mx.DiscreteUniform(4)).item()
         3.0
     """
-    return f_divergence(P, Q, generators.chi2)
+    return f_divergence(P, Q, generators.chi2, method=method)
 
 
 @functional(r"\mathrm{KL}(P \,\|\, Q) + \mathrm{KL}(Q \,\|\, P)")
-def jeffreys(P: Measure, Q: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
-    """KL(P‖Q) + KL(Q‖P), the symmetrised divergence, in nats or units of ``base``. Source: Jeffreys (1946).
+def jeffreys(P: Measure, Q: Measure, *, base: float | None = None, method: Any = None) -> Float[Array, "*family"]:
+    """KL(P‖Q) + KL(Q‖P), the symmetrised divergence, in nats or units of ``base``; ``method`` as for ``expect``.
+
+    Source: Jeffreys (1946).
 
     Examples:
         >>> import measure_xent as mx
         >>> mx.jeffreys(mx.Normal(0., 1.), mx.Normal(1., 1.)).item()
         1.0
     """
-    return kl_divergence(P, Q, base=base) + kl_divergence(Q, P, base=base)
+    kl: Any = functools.partial(kl_divergence, base=base, method=method)
+    return kl(P, Q) + kl(Q, P)
 
 
 def jensen_shannon(
-    P: Measure, Q: Measure, *others: Measure, weights: Sequence[float] | None = None, base: float | None = None
+    P: Measure,
+    Q: Measure,
+    *others: Measure,
+    weights: Sequence[float] | None = None,
+    base: float | None = None,
+    method: Any = None,
 ) -> Float[Array, "*family"]:
     """Σ wᵢ KL(Pᵢ‖M), M = Σ wᵢ Pᵢ: the divergence, not its root; of n measures with equal weights at most log n.
 
@@ -117,6 +130,7 @@ def jensen_shannon(
 
     Args:
         weights: one a measure, equal by default.
+        method: how to integrate what has a density, as for ``expect``.
 
     Raises:
         ValueError: there is not one weight a measure.
@@ -134,16 +148,27 @@ def jensen_shannon(
     weights = [1 / len(measures)] * len(measures) if weights is None else list(weights)
     if len(weights) != len(measures):
         raise ValueError(f"jensen_shannon(weights): one a measure, got {len(weights)} for {len(measures)} measures")
-    weighted: Any = [
-        (w, R) for w, R in zip(weights, measures, strict=True) if not (isinstance(w, int | float) and w == 0)
-    ]
-    M: Any = sum(w * R for w, R in weighted)
-    total: Any = sum(w * kl_divergence(R, M, base=base) for w, R in weighted)
-    return total
+    (total, M), *rest = [(w, R) for w, R in zip(weights, measures, strict=True) if not _is_zero(w)] or [(0.0, P)]
+    value: Any = 0.0
+    # The grouping property: what tells the next one from the mixture M of those before it, whose weights have that total.
+    for w, R in rest:
+        both = total + w
+        share = total / jnp.where(both == 0, 1, both)
+        value = value + both * f_divergence(M, R, generators.mixed(share), method=method)
+        total, M = both, share * M + (1 - share) * R
+    # Weights of another sum W make KL(Pᵢ‖W M) of KL(Pᵢ‖M).
+    unequal = total * (total - 1) - special.xlogy(total, total)
+    return (value + unequal * M.mass) / nats(base)
+
+
+def _is_zero(weight: Any) -> bool:
+    return isinstance(weight, int | float) and weight == 0
 
 
 @functional(r"D_\alpha(P \,\|\, Q) = \frac{1}{\alpha - 1} \log \int p^\alpha q^{1 - \alpha}")
-def renyi_divergence(P: Measure, Q: Measure, alpha: Any, *, base: float | None = None) -> Float[Array, "*family"]:
+def renyi_divergence(
+    P: Measure, Q: Measure, alpha: Any, *, base: float | None = None, method: Any = None
+) -> Float[Array, "*family"]:
     """D_α(P‖Q) = log E_P[(dP/dQ)^(α−1)] / (α − 1), in nats or units of ``base``.
 
     KL at 1, log sup dP/dQ at ∞, −log Q(P > 0) at 0; P and Q are probability measures.
@@ -151,6 +176,7 @@ def renyi_divergence(P: Measure, Q: Measure, alpha: Any, *, base: float | None =
 
     Args:
         alpha: the order, a number ≥ 0 or ∞, or an array that broadcasts with the family, finite.
+        method: how to integrate what has a density, as for ``expect``.
 
     Raises:
         ValueError: α < 0.
@@ -161,11 +187,12 @@ def renyi_divergence(P: Measure, Q: Measure, alpha: Any, *, base: float | None =
         >>> mx.renyi_divergence(mx.Normal(0., 1.), mx.Normal(1., 1.), 0.5).item()  # α/2
         0.25
     """
-    return _renyi(P, log(P / Q), alpha) / nats(base)
+    kl: Any = functools.partial(kl_divergence, P, Q, method=method)
+    return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method) / nats(base)
 
 
 @functional(r"H_\alpha(P) = \frac{1}{1 - \alpha} \log \int p^\alpha")
-def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None) -> Float[Array, "*family"]:
+def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None, method: Any = None) -> Float[Array, "*family"]:
     """H_α(P) = log E_P[p^(α−1)] / (1 − α), in nats or units of ``base``: log |supp P| at 0, Shannon's at 1, −log sup p at ∞.
 
     Source: Rényi (1961), *On measures of entropy and information*. Arguments and errors are those of ``renyi_divergence``.
@@ -176,11 +203,12 @@ def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None) -> Float
         >>> [mx.renyi_entropy(P, a, base=2).item() for a in (0, 1, 2, jnp.inf)]
         [1.585, 1.5, 1.415, 1.0]
     """
-    return -_renyi(P, log(P), alpha) / nats(base)
+    mean: Any = functools.partial(P.expect, log(P), method=method)
+    return -_renyi(P, log(P), alpha, mean, method) / nats(base)
 
 
 @functional(r"D_\alpha(P \,\|\, Q) = \frac{1}{\alpha - 1} \left(\int p^\alpha q^{1 - \alpha} - 1\right)")
-def tsallis_divergence(P: Measure, Q: Measure, alpha: Any) -> Float[Array, "*family"]:
+def tsallis_divergence(P: Measure, Q: Measure, alpha: Any, *, method: Any = None) -> Float[Array, "*family"]:
     """∫ ((dP/dQ)^(α−1) − 1) / (α − 1) dP: KL at 1, χ² at 2. Source: Tsallis (1998).
 
     Arguments are those of ``renyi_divergence``.
@@ -190,19 +218,21 @@ def tsallis_divergence(P: Measure, Q: Measure, alpha: Any) -> Float[Array, "*fam
         >>> mx.tsallis_divergence(mx.Dirac(0), mx.DiscreteUniform(4), 2).item()
         3.0
     """
-    return P.expect(RatioFunction(P, Q, Partial(_power_log, _order(alpha) - 1)))
+    return f_divergence(P, Q, generators.tsallis(_order(alpha) - 1), method=method) + (P.mass - Q.mass)
 
 
 @functional(r"H_\alpha(P) = \frac{1}{\alpha - 1} \left(1 - \int p^\alpha\right)")
-def tsallis_entropy(P: Measure, alpha: Any) -> Float[Array, "*family"]:
-    """(1 − ∫ p^α) / (α − 1), whose limit at 1 is Shannon's entropy in nats; 1 − Σ p² is Gini's. Source: Tsallis (1988).
+def tsallis_entropy(P: Measure, alpha: Any, *, method: Any = None) -> Float[Array, "*family"]:
+    """(1 − ∫ p^α) / (α − 1), whose limit at 1 is Shannon's entropy in nats; 1 − Σ p² is Gini's. ``method`` as for ``expect``.
+
+    Source: Tsallis (1988).
 
     Examples:
         >>> import measure_xent as mx
         >>> mx.tsallis_entropy(mx.DiscreteUniform(4), 2).item()
         0.75
     """
-    return -P.expect(RatioFunction(P, None, Partial(_power_log, _order(alpha) - 1)))
+    return -P.expect(RatioFunction(P, None, Partial(_power_log, _order(alpha) - 1)), method=method)
 
 
 def _power_log(r: Any, ratio: Ratio) -> Array:
@@ -212,19 +242,23 @@ def _power_log(r: Any, ratio: Ratio) -> Array:
     return jnp.where(near, log_t, jnp.expm1(r * log_t) / jnp.where(near, 1, r))
 
 
-def _renyi(P: Measure, log_ratio: Integrand, alpha: Any) -> Any:
+def _log(ratio: Ratio) -> Array:
+    return ratio.log
+
+
+def _renyi(P: Measure, log_ratio: Integrand, alpha: Any, mean: Callable[[], Any], method: Any) -> Any:
+    """log E_P[exp(r · log_ratio)] / r, by its limits where r = α − 1 has one; ``mean`` is E_P[log_ratio], with its digits."""
     r = _order(alpha) - 1
     if isinstance(r, float):
         if r == 0:
-            return P.expect(log_ratio)
+            return mean()
         if math.isinf(r):
             return supremum(P, log_ratio)
-        return cumulant(P, r * log_ratio) / r
-    at_one = r == 0
+        return _cumulant(P, r * log_ratio, r * mean(), method) / r
+    at_one, first = r == 0, mean()
     some = jnp.where(at_one, 1, r)
-    mean = P.expect(log_ratio)
-    variance = P.expect((log_ratio - jax.lax.stop_gradient(mean)) ** 2)
-    return jnp.where(at_one, mean + r * variance / 2, cumulant(P, some * log_ratio) / some)
+    variance = P.expect((log_ratio - jax.lax.stop_gradient(first)) ** 2, method=method)
+    return jnp.where(at_one, first + r * variance / 2, _cumulant(P, some * log_ratio, some * first, method) / some)
 
 
 def _order(alpha: Any) -> Any:
@@ -237,8 +271,8 @@ def _order(alpha: Any) -> Any:
     return alpha
 
 
-def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
-    """log E_P[eᶠ], the cumulant generating function of f under P, in nats.
+def cumulant(P: Measure, f: Any, *, method: Any = None) -> Float[Array, "*family"]:
+    """log E_P[eᶠ], the cumulant generating function of f under P, in nats. ``method`` as for ``expect``.
 
     By Jensen at least E_P[f], and about E_P[f] + Var f / 2 for a small f, with all its digits. NaN where eᶠ overflows under
     a density, which float64 puts off.
@@ -250,28 +284,36 @@ def cumulant(P: Measure, f: Any) -> Float[Array, "*family"]:
         >>> mx.cumulant(mx.DiscreteUniform(2), lambda x: 1000.0 * x).item()  # 1000 − log 2
         999.3069
     """
-    f = as_integrand(f)
+    return _cumulant(P, as_integrand(f), None, method)
+
+
+def _cumulant(P: Measure, f: Integrand, mean: Any, method: Any) -> Any:
+    """With E_P[f], if it is known with digits that a sum has not."""
     mass = jnp.where(P.mass == 0, 1, P.mass)
-    mean = lambda g: P.expect(f.map(g)) / mass
-    # Around the mean nothing cancels; where the sum would overflow there, around a little less than the greatest.
-    shift = mean(_finite_part)
-    if enumerable(P):
-        shift = jnp.maximum(shift, supremum(P, f) - 80)
-    shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
-    value = shift + jnp.log1p(P.expect((f - shift).map(jnp.expm1)) / mass)
+    expect = lambda g: jax.tree.map(lambda v: v / mass, P.expect(g, method=method))
+    finite, above, below = expect(f.map(_finite_and_not))
+    mean = finite if mean is None else jnp.where(jnp.isfinite(mean), mean / mass, finite)
+    # Around the mean nothing cancels: E[eᶠ⁻ᵐ] = 1 + E[eᶠ⁻ᵐ − 1 − (f − m)], a mean of what is nowhere negative.
+    centre, far = mean, jnp.asarray(False)
+    if enumerable(P):  # where the sum would overflow there, around a little less than the greatest
+        shift = jax.lax.stop_gradient(supremum(P, f) - 80)
+        far = jnp.isfinite(shift) & (shift > mean)
+        centre = jnp.where(far, shift, mean)
+    shifted, excess_ = expect((f - centre).map(_shifted))
+    value = centre + jnp.log1p(jnp.where(far, shifted, excess_ + below * (mean - 1)))
     if enumerable(P):
         return value
     # An overflow is not infinity: that takes an f that is infinite on some mass.
-    infinite = P.expect(f.map(_is_infinite)) > 0
-    return nan_where(jnp.isinf(value) & ~infinite, value)
+    return nan_where(jnp.isinf(value) & ~(above > 0), value)
 
 
-def _finite_part(y: Array) -> Array:
-    return jnp.where(jnp.isfinite(y), y, 0)
+def _finite_and_not(y: Array) -> tuple[Array, Array, Array]:
+    """What is finite; whether it is +∞; whether it is −∞."""
+    return jnp.where(jnp.isfinite(y), y, 0), *(jnp.where(y == end, 1.0, 0.0) for end in (jnp.inf, -jnp.inf))
 
 
-def _is_infinite(y: Array) -> Array:
-    return jnp.where(y == jnp.inf, 1.0, 0.0)
+def _shifted(y: Array) -> tuple[Array, Array]:
+    return jnp.expm1(y), jnp.where(y == -jnp.inf, 0, excess(jnp.where(y == -jnp.inf, 0, y)))
 
 
 def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:

@@ -12,12 +12,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from ._conditional import AbstractConditional
-from ._density import Entropy, log, measure_at, nats
+from ._density import Entropy, KullbackLeibler, log, nats
 from ._integrand import Integrand, density_terms, room_for
 from ._integrate.mixtures import NODES
-from ._joint import Bind, Joint, bind, by_coordinates, dimensions, joint, marginal, product
+from ._joint import Bind, Joint, ProductMeasure, bind, by_coordinates, dimensions, joint, marginal, product
 from ._measure import Measure, enumerable
 from ._measures.laws import count
+from ._measures.relative_entropy import against_the_first
 from ._measures.vectors import Vectors
 from ._smooth_form import Smooth
 
@@ -63,7 +64,7 @@ def _checked(functional: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @functional(r"H(P, Q) = -\int \log q \, dP")
 def cross_entropy(
-    P: Measure, Q: Measure | AbstractConditional, *, base: float | None = None
+    P: Measure, Q: Measure | AbstractConditional, *, base: float | None = None, method: Any = None
 ) -> Float[Array, "*family"]:
     """H(P, Q) = −∫ log q dP, in nats or units of ``base``: the average code length of words from P under a code made for Q.
 
@@ -74,6 +75,7 @@ def cross_entropy(
         P: the target: any measure, or a family of them.
         Q: the model: a measure or a family that broadcasts with P, or for P on tuples (x, y) a Conditional.
         base: of the logarithm, 2 for bits.
+        method: how to integrate what has a density, as for ``expect``: ``MonteCarlo(key, n)`` in many dimensions.
 
     Returns:
         One number a member of the family; +inf where P has mass that Q has not.
@@ -87,15 +89,17 @@ def cross_entropy(
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Categorical(logits)).tolist()
         [0.2395, 0.5514]
     """
-    return -P.expect(log(Q, base))
+    return -P.expect(log(Q, base), method=method)
 
 
 @functional(r"H(P) = -\int \log p \, dP")
-def entropy(P: Measure | AbstractConditional, *, base: float | None = None) -> Float[Array, "*family"] | Integrand:
+def entropy(
+    P: Measure | AbstractConditional, *, base: float | None = None, method: Any = None
+) -> Float[Array, "*family"] | Integrand:
     """H(P) = −∫ log p dP, with 0 · log 0 = 0, in nats or units of ``base``. Source: Shannon (1948).
 
-    Of a Conditional it is the function x ↦ H(P(x)) that ``expect`` looks into: of a softmax head it comes from the same pass
-    over the logits as the loss, and its mean over x is the conditional entropy.
+    ``method`` is as for ``expect``. Of a Conditional it is the function x ↦ H(P(x)) that ``expect`` looks into: of a softmax
+    head it comes from the same pass over the logits as the loss, and its mean over x is the conditional entropy.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -107,17 +111,20 @@ def entropy(P: Measure | AbstractConditional, *, base: float | None = None) -> F
     """
     if isinstance(P, AbstractConditional):
         return Entropy(P) if base is None else Entropy(P) / nats(base)
-    return -P.expect(log(P, base))
+    return -P.expect(log(P, base), method=method)
 
 
 @functional(r"\mathrm{KL}(P \,\|\, Q) = \int \log \frac{dP}{dQ} \, dP + Q(1) - P(1)")
 def kl_divergence(
-    P: Measure, Q: Measure | AbstractConditional, *, base: float | None = None
+    P: Measure, Q: Measure | AbstractConditional, *, base: float | None = None, method: Any = None
 ) -> Float[Array, "*family"]:
-    """KL(P‖Q) = ∫ log(dP/dQ) dP + Q(1) − P(1), in nats or units of ``base``.
+    """KL(P‖Q) = ∫ log(dP/dQ) dP + Q(1) − P(1), in nats or units of ``base``; ``method`` as for ``expect``.
 
-    At least 0, of finite measures too, and +inf unless P ≪ Q. Of a P on tuples (x…, y) and a Conditional Q it is
-    ∫ KL(P(· | x) ‖ Q(x)) dP(x), what P's marginal followed by Q is off by: the loss of distillation.
+    At least 0, of finite measures too, and +inf unless P ≪ Q. It is the integral of t log t − t + 1 against Q, t = dP/dQ, which
+    is nowhere negative, and of P's part outside Q; near equality it and its derivatives keep their digits. Of a P on tuples
+    (x…, y) and a Conditional Q it is ∫ KL(P(· | x) ‖ Q(x)) dP(x), what P's marginal followed by Q is off by: the loss of
+    distillation.
+    Of a null member P it is Q(1): masked rows are ``mask * kl_divergence(P, Q)``.
     Source: mathlib's ``InformationTheory.klDiv``; for probability measures the mass terms cancel.
 
     Examples:
@@ -129,11 +136,11 @@ def kl_divergence(
         0.3863
     """
     if isinstance(Q, AbstractConditional):
-        return conditional_divergence(P, Q) / nats(base)
-    return P.expect(log(P / Q, base)) + (Q.mass - P.mass) / nats(base)
+        return conditional_divergence(P, Q, method) / nats(base)
+    return (P + Q).expect(KullbackLeibler(P, Q), method=method) / nats(base)
 
 
-def conditional_divergence(P: Measure, Q: AbstractConditional) -> Float[Array, "*family"]:
+def conditional_divergence(P: Measure, Q: AbstractConditional, method: Any) -> Float[Array, "*family"]:
     """∫ KL(P(· | x) ‖ Q(x)) dP(x)."""
     n = P.coordinates - 1
     if n < 1:
@@ -142,13 +149,21 @@ def conditional_divergence(P: Measure, Q: AbstractConditional) -> Float[Array, "
         )
     match P:
         case Joint(P=A, K=AbstractConditional() as K):
-            return A.expect(Partial(_gain, K, Q))
-    return kl_divergence(P, joint(marginal(P, *range(n)), Q))
+            return A.expect(Partial(_gap, K, Q), method=method)
+    return kl_divergence(P, joint(marginal(P, *range(n)), Q), method=method)
+
+
+def _gap(K, Q, *x):
+    return kl_divergence(K(*x), Q(*x))
 
 
 @functional(r"e^{H(P, Q)}")
-def perplexity(P: Measure, Q: Measure | AbstractConditional | None = None) -> Float[Array, "*family"]:
+def perplexity(
+    P: Measure, Q: Measure | AbstractConditional | None = None, *, method: Any = None
+) -> Float[Array, "*family"]:
     """exp H(P, Q), of P alone exp H(P), P normalised: as many equally probable words would be as hard to guess.
+
+    ``method`` as for ``expect``.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -156,20 +171,27 @@ def perplexity(P: Measure, Q: Measure | AbstractConditional | None = None) -> Fl
         (8.0, 8.0)
     """
     P = P.normalize()
-    return jnp.exp(cross_entropy(P, P if Q is None else Q))
+    return jnp.exp(cross_entropy(P, P if Q is None else Q, method=method))
 
 
 @functional(r"I(X; Y) = \mathrm{KL}(P_{XY} \,\|\, P_X \otimes P_Y)")
 def mutual_information(
-    P: Measure, K: AbstractConditional | None = None, *, X: Any = 0, Y: Any = 1, base: float | None = None
+    P: Measure,
+    K: AbstractConditional | None = None,
+    *,
+    X: Any = 0,
+    Y: Any = 1,
+    base: float | None = None,
+    method: Any = None,
 ) -> Float[Array, "*family"]:
-    """I(X; Y) = KL(P_XY ‖ P_X ⊗ P_Y), of two coordinates of a joint measure, or of x from P and y from K given x.
+    """I(X; Y) = KL(P_XY ‖ P_X ⊗ P_Y), of two coordinates of a joint measure, or of x from P and y from K given x, P normalised.
 
     Source: Cover & Thomas, §2.3. In nats or units of ``base``.
 
     Args:
         P: a measure on tuples, or of vectors, whose entries are then the coordinates; or with a K the measure of x.
         X, Y: the numbers of the coordinates from 0, each one or a tuple of them.
+        method: how to integrate what has a density, as for ``expect``.
 
     Raises:
         ValueError: P has not the coordinates.
@@ -182,29 +204,41 @@ def mutual_information(
         (0.50008, 0.50008)
     """
     if K is not None:
+        P = P.normalize()
         M = bind(P, K)
         if not isinstance(M, Bind) or not any(False in kind for kind in M.parts()):
-            return P.expect(Partial(_gain, K, M)) / nats(base)
+            return P.expect(Partial(_gain, K, M), method=method) / nats(base)
         if enumerable(P):
-            return P.expect(Partial(_gain, K, M), batch_size=room_for(NODES * density_terms(M))) / nats(base)
-        if any(count(form).laws > 2 for form in M.forms() if isinstance(form, Smooth)):
+            size = room_for(NODES * density_terms(M))
+            return P.expect(Partial(_gain, K, M), batch_size=size, method=method) / nats(base)
+        if method is None and any(count(form).laws > 2 for form in M.forms() if isinstance(form, Smooth)):
             raise NotImplementedError(
                 "mutual_information(P, K): x and y have densities of more than two dimensions, and no closed form is known: "
                 "that of normal noise is LinearNormal(weight, bias, covariance_matrix), with a MultivariateNormal P; or give "
                 "P as atoms, such as the nodes and weights of a Gauss rule"
             )
-        return entropy(M, base=base) - conditional_entropy(P, K, base=base)
+        return entropy(M, base=base, method=method) - conditional_entropy(P, K, base=base, method=method)
     X, Y = sorted((_tuple(X), _tuple(Y)))  # it is symmetric
     match P:
         case Joint(P=A, K=AbstractConditional() as K) if not enumerable(P):
             if (tuple(range(A.coordinates)), (A.coordinates,)) == (X, Y):
-                return mutual_information(A, K, base=base)
-    return kl_divergence(*_coupled(P, X, Y), base=base)
+                return mutual_information(A, K, base=base, method=method)
+    return kl_divergence(*_coupled(P, X, Y), base=base, method=method)
+
+
+def _probability(P: Measure) -> Measure:
+    """P normalised, such as a table of counts, by its structure."""
+    match P:
+        case Joint(P=A, K=AbstractConditional() as K):
+            return joint(A.normalize(), K)
+        case ProductMeasure(P=A, Q=B):
+            return product(A.normalize(), B.normalize())
+    return P.normalize()
 
 
 def _coupled(P: Measure, *groups: tuple[int, ...]) -> tuple[Measure, Measure]:
     """(the law of some coordinates of P, its groups' own laws as independent)."""
-    P = by_coordinates(P)
+    P = by_coordinates(_probability(P))
     M = marginal(P, *(i for group in groups for i in group))
     if isinstance(M, Vectors):
         return M, M.uncoupled(tuple(map(len, groups)))
@@ -212,8 +246,8 @@ def _coupled(P: Measure, *groups: tuple[int, ...]) -> tuple[Measure, Measure]:
 
 
 def _gain(K, M, *x):
-    """KL(K(x) ‖ M), what x says of y; of a Conditional M, KL(K(x) ‖ M(x))."""
-    return kl_divergence(K(*x), measure_at(M, x))
+    """KL(K(x) ‖ M), what x says of y; K(x) ≪ M, so that all of it is an integral against K(x)."""
+    return against_the_first(K(*x), M)
 
 
 @functional(r"i(x; y) = \log \frac{dP_{XY}}{d(P_X \otimes P_Y)}(x, y)")
@@ -234,7 +268,13 @@ def pointwise_mutual_information(P: Measure, *, X: Any = 0, Y: Any = 1, base: fl
 
 @functional(r"H(Y \mid X) = -\int \log p(y \mid x) \, dP(x, y)")
 def conditional_entropy(
-    P: Measure, K: AbstractConditional | None = None, *, X: Any = 0, Y: Any = 1, base: float | None = None
+    P: Measure,
+    K: AbstractConditional | None = None,
+    *,
+    X: Any = 0,
+    Y: Any = 1,
+    base: float | None = None,
+    method: Any = None,
 ) -> Float[Array, "*family"]:
     """H(Y | X) = H(X, Y) − H(X), or ∫ H(K(x)) dP(x). Arguments and errors are those of ``mutual_information``.
 
@@ -243,16 +283,17 @@ def conditional_entropy(
         >>> mx.conditional_entropy(mx.product(mx.DiscreteUniform(6), mx.DiscreteUniform(2)), base=2).item()
         1.0
     """
+    P = _probability(P)
     if K is not None:
         mean_entropy: Any = entropy(K, base=base)
-        return P.expect(mean_entropy)
-    H: Any = functools.partial(entropy, base=base)
+        return P.expect(mean_entropy, method=method)
+    H: Any = functools.partial(entropy, base=base, method=method)
     return H(marginal(P, *sorted((*_tuple(X), *_tuple(Y))))) - H(marginal(P, *_tuple(X)))
 
 
 @functional(r"I(X; Y \mid Z) = H(X, Z) + H(Y, Z) - H(X, Y, Z) - H(Z)")
 def conditional_mutual_information(
-    P: Measure, *, X: Any = 0, Y: Any = 1, Z: Any = 2, base: float | None = None
+    P: Measure, *, X: Any = 0, Y: Any = 1, Z: Any = 2, base: float | None = None, method: Any = None
 ) -> Float[Array, "*family"]:
     """I(X; Y | Z) = I(X; Y, Z) − I(X; Z), the chain rule. Arguments and errors are those of ``mutual_information``.
 
@@ -263,13 +304,15 @@ def conditional_mutual_information(
         >>> mx.mutual_information(P, base=2).item(), mx.conditional_mutual_information(P, base=2).item()
         (0.0, 1.0)
     """
-    both = mutual_information(P, X=X, Y=(*_tuple(Y), *_tuple(Z)), base=base)
-    return both - mutual_information(P, X=X, Y=Z, base=base)
+    both = mutual_information(P, X=X, Y=(*_tuple(Y), *_tuple(Z)), base=base, method=method)
+    return both - mutual_information(P, X=X, Y=Z, base=base, method=method)
 
 
 @functional(r"\mathrm{KL}(P \,\|\, P_1 \otimes \cdots \otimes P_n)")
-def total_correlation(P: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
-    """KL(P ‖ ⊗ Pᵢ), of a joint measure and the product of its coordinates' own. Source: Watanabe (1960).
+def total_correlation(P: Measure, *, base: float | None = None, method: Any = None) -> Float[Array, "*family"]:
+    """KL(P ‖ ⊗ Pᵢ), of a joint measure and the product of its coordinates' own; ``method`` as for ``expect``.
+
+    Source: Watanabe (1960).
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -277,13 +320,14 @@ def total_correlation(P: Measure, *, base: float | None = None) -> Float[Array, 
         >>> mx.total_correlation(mx.Empirical((x, x, x)), base=2).item()
         2.0
     """
-    return kl_divergence(*_coupled(P, *((i,) for i in range(dimensions(P)))), base=base)
+    return kl_divergence(*_coupled(P, *((i,) for i in range(dimensions(P)))), base=base, method=method)
 
 
 @functional(r"I(X; Y; Z) = I(X; Y \mid Z) - I(X; Y)")
-def interaction_information(P: Measure, *, base: float | None = None) -> Float[Array, "*family"]:
+def interaction_information(P: Measure, *, base: float | None = None, method: Any = None) -> Float[Array, "*family"]:
     """−Σ (−1)^(n−|T|) H(P_T) over the sets T of P's n coordinates: of three, I(X; Y | Z) − I(X; Y); negative for redundancy.
 
+    ``method`` as for ``expect``.
     Source: McGill (1954), *Multivariate information transmission*.
 
     Examples:
@@ -292,9 +336,9 @@ def interaction_information(P: Measure, *, base: float | None = None) -> Float[A
         >>> mx.interaction_information(mx.Empirical((x, y, x ^ y)), base=2).item()
         1.0
     """
-    n = dimensions(P)
+    P, n = _probability(P), dimensions(P)
     sets = (T for size in range(1, n + 1) for T in itertools.combinations(range(n), size))
-    total: Any = sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), base=base) for T in sets)
+    total: Any = sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), base=base, method=method) for T in sets)
     return -total
 
 

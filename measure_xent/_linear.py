@@ -1,6 +1,7 @@
 """The linear head: softmax measures whose matrix of logits never exists."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +16,12 @@ from ._kernels.classes import Classes, accumulator
 from ._kernels.head import Matrix, integral, per_row
 from ._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from ._kernels.null import values_at
-from ._kernels.softmax import rows, softmax
-from ._kernels.target import Target, join, split
+from ._kernels.softmax import log_softmax, rows, softmax
+from ._kernels.target import Target, expand, join, split
 from ._measure import Measure
 from ._measures.checks import check_values, real_array
 from ._measures.finite import Categorical, Row, check_labels, target, written_target
+from ._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
 from ._normal_form import Disintegration, NormalForm
 from ._pytree import pytree, set_fields, static
 
@@ -174,11 +176,15 @@ class LinearCategorical(Measure):
 
     def row(self, against: Target, asked: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
         """Every row's figures against its target, of the classes here; the targets' family is this one's."""
+        return self.per_row(functools.partial(_row, asked=asked), against, deferred)
+
+    def per_row(self, function: Callable, against: Target, deferred: tuple) -> Any:
+        """A function of the head, hidden @ weight and the target, of every row, in blocks of rows."""
         lead = len(self.shape)
         flatten = lambda x: x.reshape(-1, *x.shape[lead:])
         (own, indices), shared = _operands(against, deferred, self.shape)
         arguments = (_rest(self.head), shared), *jax.tree.map(flatten, (own, indices))
-        row = functools.partial(_row, self.head, asked)
+        row = functools.partial(function, self.head)
         out = per_row(row, flatten(self.hidden), self.head.matrix, *arguments, size=self.head.batch_size)
         return jax.tree.map(lambda x: x.reshape(self.shape), out)
 
@@ -225,7 +231,9 @@ def _logits_of(hidden, head):
     return _logits(product, _rest(head)).reshape(*hidden.shape[:-1], -1)
 
 
-def _row(head: LinearSoftmax, asked: tuple[str, ...], product: Array, shared: tuple, own: Any, indices: Any) -> Row:
+def _row(
+    head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any, asked: tuple[str, ...] = ()
+) -> Row:
     """The figures of a block of rows, from hidden @ weight and what ``_operands`` took apart."""
     rest, parts = shared
     against = _target(own, indices, parts, head)
@@ -326,7 +334,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
 
     def values(product, shared, own, indices):
         function, head, parts = shared
-        value = function.over_row(_row(Q, f.asked, product, (head, parts), own, indices))
+        value = function.over_row(_row(Q, product, (head, parts), own, indices, f.asked))
         return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):
@@ -352,3 +360,24 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
 
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), map(one, pairs))
     return jax.tree.map(lambda v: sign * v, total)
+
+
+@between(Measure, LinearCategorical)
+def divergence_from_head(P: Measure, Q: LinearCategorical) -> Any:
+    """KL(P‖Q), one number a row, from blocks of logits."""
+    forms = P.forms()
+    if len(forms) > 1 or jnp.broadcast_shapes(forms[0].family, Q.shape) != Q.shape:
+        return divergence(P, Q.dense)
+    against = _here(target(forms[0], Q.head.classes, "LinearSoftmax"), Q.head)
+    return Q.per_row(_divergence, against, forms[0].deferred)  # type: ignore[union-attr]
+
+
+def _divergence(head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any) -> Array:
+    """The divergences of a block of rows' targets from their softmax."""
+    rest, parts = shared
+    against, classes = _target(own, indices, parts, head), head.parts
+    z = _logits(product, rest)
+    log_q = log_softmax(classes, z.astype(accumulator(z.dtype)))
+    p, q = jnp.broadcast_arrays(expand(classes, *against)[1], jnp.exp(log_q))
+    u = jnp.log(jnp.where(p == 0, 1, p)) - jnp.where(p == 0, 0, log_q)
+    return sum_over_classes(p, q, u, mass_outside(classes, against), classes)

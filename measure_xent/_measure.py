@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
-from ._density import LogDensity, RadonNikodym
+from ._density import LogDensity, RadonNikodym, along_the_path
 from ._dispatch import integrate
 from ._integral import Integral
 from ._integrand import Integrand, as_integrand, is_number
@@ -20,7 +20,7 @@ from ._kernels.target import Target, expand
 from ._members import without_null
 from ._normal_form import Form, in_batches
 from ._pytree import as_node, pytree, set_fields
-from ._scaled import ScaledNumber
+from ._scaled import Ratio, ScaledNumber
 from ._smooth_form import Smooth, has_density, is_smooth
 
 
@@ -84,6 +84,10 @@ class Measure(abc.ABC):
         share = {"mesh_axes": self.mesh_axes} if self.mesh_axes else {}
         densities = [form.density(*x, **share) for form in self.forms()]
         return ScaledNumber.of(self._sum_over_devices(functools.reduce(jnp.add, densities)))
+
+    def relative_to(self, other: "Measure", *x: Any) -> Ratio | None:
+        """dP/dQ at a point of measures that are alike, with the digits that their densities' difference has not, else None."""
+        return None
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""
@@ -431,6 +435,11 @@ class Scaled(Combination):
     def parts(self):
         return {kind: Scaled(self.c, part) for kind, part in self.P.parts().items()}
 
+    def relative_to(self, other, *x):
+        c, Q = (other.c, other.P) if isinstance(other, Scaled) else (1.0, other)
+        ratio = self.P.relative_to(Q, *x)
+        return None if ratio is None else ratio._replace(p=ratio.p * jnp.asarray(self.c), q=ratio.q * jnp.asarray(c))
+
     def scaled_density(self, *x):
         log_p, p = self.P.scaled_density(*x)
         return ScaledNumber(log_p, jnp.asarray(self.c) * p)
@@ -471,6 +480,10 @@ class Sum(Combination):
 
     def parts(self):
         return together([P.parts() for P in self.terms])
+
+    def relative_to(self, other, *x):
+        laws = all(isinstance(form, Smooth) and not form.factors for form in self.forms())
+        return along_the_path(self, other, x) if laws and self.coordinates == 1 else None
 
     def scaled_density(self, *x):
         if len(parts := self.parts()) > 1:

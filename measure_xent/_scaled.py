@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._kernels.mesh import sum_over
 from ._kernels.null import null_safe_product
+from ._kernels.ratio import log_ratio
 
 
 class ScaledNumber(NamedTuple):
@@ -86,8 +87,22 @@ class Ratio(NamedTuple):
 
     @property
     def log(self) -> Float[Array, "*family"]:
-        log = self.log_scale + jnp.log(jnp.abs(self.p)) - jnp.log(jnp.abs(self.q))
-        return jnp.where(self.p * self.q < 0, jnp.nan, log)
+        return jnp.where(self.p * self.q < 0, jnp.nan, self.log_scale + log_ratio(self.p, self.q))
+
+    @property
+    def inside(self) -> Bool[Array, "*family"]:
+        """Whether neither is 0."""
+        return (self.p != 0) & (self.q != 0)
+
+    def with_log(self, log: Float[Array, "*family"]) -> "Ratio":
+        """The ratio whose logarithm is known, where neither is 0."""
+        return Ratio(*(jnp.where(self.inside, a, b) for a, b in zip((log, 1, 1), self, strict=True)))
+
+    @property
+    def log_inside(self) -> Float[Array, "*family"]:
+        """The logarithm, of which no derivative is taken where it is infinite."""
+        p, q = (jnp.where(self.inside, x, 1) for x in (self.p, self.q))
+        return jnp.where(self.inside, self._replace(p=p, q=q).log, jnp.where(self.p == 0, -jnp.inf, jnp.inf))
 
     @property
     def shares(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:

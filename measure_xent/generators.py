@@ -17,7 +17,9 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from ._kernels.ratio import excess, log_ratio, relative
 from ._pytree import as_node, pytree, set_fields, static
+from ._scaled import Ratio
 
 
 @pytree
@@ -41,6 +43,11 @@ class Generator:
             raise TypeError(f"Generator(perspective): a function of p and q, got {type(self.perspective).__name__}")
         set_fields(self, perspective=as_node(self.perspective))
         _check("Generator(perspective): f", lambda t: self.perspective(t, np.ones_like(t)))
+
+    def of(self, ratio: Ratio) -> Array:
+        """φ(p, q) / (p + q), the density of the divergence against P + Q."""
+        known = isinstance(self.perspective, _OfLogRatio)
+        return self.perspective.of(*ratio.shares, ratio.log_inside) if known else self.perspective(*ratio.shares)
 
 
 def from_function(f: Callable, slope: float | None = None) -> Generator:
@@ -96,16 +103,38 @@ def _concrete(value: Callable) -> Any:
     return None if isinstance(result, jax.core.Tracer) else np.asarray(result)
 
 
-def _known(perspective: Callable) -> Generator:
-    """One that needs no check, which would start JAX's backend when this module is imported."""
+@pytree
+class _OfLogRatio:
+    """A perspective that reads u = log p/q too: near 1 nothing is left of p − q, while q · (eᵘ − 1) has all its digits."""
+
+    function: Callable
+
+    def __call__(self, p, q):
+        inside = (p != 0) & (q != 0)
+        u = log_ratio(jnp.where(inside, p, 1), jnp.where(inside, q, 1))
+        return self.of(p, q, jnp.where(inside, u, jnp.where(p == 0, -jnp.inf, jnp.inf)))
+
+    def of(self, p, q, u):
+        return self.function(p, q, u)
+
+
+def _known(function: Callable) -> Generator:
+    """One of p, q and log p/q that needs no check, which would start JAX's backend when this module is imported."""
     new = object.__new__(Generator)
-    set_fields(new, perspective=as_node(perspective))
+    set_fields(new, perspective=_OfLogRatio(as_node(function)))
     return new
 
 
-def _times_log(p: Array, q: Array) -> Array:
-    """p log(p/q), 0 where p is, +inf where only q is; no derivative in a p of 0, where it is −inf."""
-    return jnp.where(p == 0, 0, p * (jnp.log(jnp.where(p == 0, 1, p)) - jnp.log(q)))
+def _near(u: Array) -> tuple[Array, Array]:
+    """(whether p is near q, log p/q there and 0 elsewhere)."""
+    near = jnp.abs(u) < 1
+    return near, jnp.where(near, u, 0)
+
+
+def _difference(q: Array, p: Array, u: Array) -> Array:
+    """p − q."""
+    near, v = _near(u)
+    return jnp.where(near, q * jnp.expm1(v), p - q)
 
 
 def _sqrt(p: Array) -> Array:
@@ -114,52 +143,94 @@ def _sqrt(p: Array) -> Array:
 
 
 @_known
-def kl(p, q):
+def kl(p, q, u):
     """t log t − t + 1."""
-    return _times_log(p, q) - p + q
+    return relative(p, q, u)
 
 
 @_known
-def reverse_kl(p, q):
+def reverse_kl(p, q, u):
     """t − 1 − log t."""
-    return _times_log(q, p) - q + p
+    return relative(q, p, -u)
 
 
 @_known
-def total_variation(p, q):
+def total_variation(p, q, u):
     """|t − 1| / 2."""
-    return jnp.abs(p - q) / 2
+    return jnp.abs(_difference(q, p, u)) / 2
 
 
 @_known
-def squared_hellinger(p, q):
+def squared_hellinger(p, q, u):
     """(√t − 1)² / 2."""
-    return (_sqrt(p) - _sqrt(q)) ** 2 / 2
+    near, v = _near(u)
+    return jnp.where(near, q * jnp.expm1(v / 2) ** 2, (_sqrt(p) - _sqrt(q)) ** 2) / 2
 
 
 @_known
-def chi2(p, q):
+def chi2(p, q, u):
     """Pearson's (t − 1)²."""
-    return (p - q) ** 2 / q
+    return _difference(q, p, u) ** 2 / q
 
 
 @_known
-def neyman(p, q):
+def neyman(p, q, u):
     """(t − 1)² / t."""
-    return (p - q) ** 2 / p
+    return _difference(q, p, u) ** 2 / p
+
+
+@pytree
+class _JensenShannon:
+    """a KL(P‖M) + (1 − a) KL(Q‖M) of M = a P + (1 − a) Q."""
+
+    a: Any
+
+    def __call__(self, p, q, u):
+        a, b = self.a, 1 - self.a
+        near, v = _near(u)
+        middle = a * p + b * q
+        to_middle = lambda p, own, v, c: relative(p, middle, jnp.where(near, -jnp.log1p(c * jnp.expm1(v)), own))
+        # Logarithms of shares: of numbers below 1, one of which is not small.
+        own = lambda p: jnp.where(p == 0, -jnp.inf, log_ratio(jnp.where(p == 0, 1, p), middle))
+        return a * to_middle(p, own(p), -v, b) + b * to_middle(q, own(q), v, a)
 
 
 @_known
-def jensen_shannon(p, q):
+def jensen_shannon(p, q, u):
     """½ (t log t − (1 + t) log ((1 + t)/2))."""
-    middle = (p + q) / 2
-    return (_times_log(p, middle) + _times_log(q, middle)) / 2
+    return _JensenShannon(0.5)(p, q, u)
+
+
+def mixed(a: Any) -> Generator:
+    """a KL(P‖M) + (1 − a) KL(Q‖M) of M = a P + (1 − a) Q, a generator for each weight."""
+    return _known(_JensenShannon(a))
 
 
 @_known
-def le_cam(p, q):
+def le_cam(p, q, u):
     """(t − 1)² / (2 (t + 1))."""
-    return (p - q) ** 2 / (2 * (p + q))
+    return _difference(q, p, u) ** 2 / (2 * (p + q))
+
+
+@pytree
+class _Tsallis:
+    """(tʳ⁺¹ − (r + 1) t + r) / r: KL as r goes to 0."""
+
+    r: Any
+
+    def __call__(self, p, q, u):
+        r, (near, v) = self.r, _near(u)
+        tiny = jnp.abs(jnp.asarray(r)) < 1e-20
+        some = jnp.where(tiny, 1, r)
+        close = p * (excess(r * v) / some + excess(-v))
+        gain = jnp.where(tiny, u, jnp.expm1(some * u) / some)
+        # At a p of 0 the slope is finite for an r above 0, and infinite, so not taken, for others.
+        return jnp.where(near, close, p * (jnp.where((p == 0) & (r <= 0), 1, gain) - 1) + q)
+
+
+def tsallis(r: Any) -> Generator:
+    """(tʳ⁺¹ − (r + 1) t + r) / r, of an order r + 1 that may be an array."""
+    return _known(_Tsallis(r))
 
 
 def alpha(a: float) -> Generator:
@@ -185,12 +256,6 @@ def alpha(a: float) -> Generator:
 class _Alpha:
     a: float = static()
 
-    def __call__(self, p, q):
+    def __call__(self, p, q, u):
         a = self.a
-        if a < 0.5:
-            return _Alpha(1 - a)(q, p)
-        some = lambda p: jnp.where(p == 0, 1, p)
-        # pᵃ q¹⁻ᵃ − p with its digits where p is near q, or a near 1.
-        gain = p * jnp.expm1((a - 1) * (jnp.log(some(p)) - jnp.log(some(q)))) / (a - 1)
-        gain = jnp.where(p == 0, 0, jnp.where(q == 0, jnp.inf if a > 1 else p / (1 - a), gain))
-        return (gain - p + q) / a
+        return _Tsallis(-a)(q, p, -u) / (1 - a) if a < 0.5 else _Tsallis(a - 1)(p, q, u) / a

@@ -33,6 +33,7 @@ COMPILE_MUCH = {
     "test_null_rows",
     "test_null_weights",
     "test_parts",
+    "test_near_equality",
     "test_scores_and_codes",
     "test_sharding",
     "test_transforms",

@@ -284,3 +284,16 @@ def test_perplexity_is_of_the_normalised_measure():
     np.testing.assert_allclose(mx.perplexity(counts), np.exp(-np.sum(p * np.log(p))), rtol=1e-5)
     np.testing.assert_allclose(mx.perplexity(counts, mx.DiscreteUniform(3)), 3.0, rtol=1e-5)
     assert mx.perplexity(0 * counts, mx.DiscreteUniform(3)) == 1
+
+
+def test_information_is_of_the_normalised_measure():
+    """A table of counts has the information of its frequencies, not a divergence of masses n and n²."""
+    counts = np.array([[50.0, 10.0], [5.0, 35.0]])
+    p = counts / counts.sum()
+    expected = np.sum(p * np.log(p / (p.sum(1, keepdims=True) * p.sum(0))))
+    P = mx.Atoms(tuple(jnp.indices((2, 2)).reshape(2, -1)), weights=jnp.asarray(counts.ravel()))
+    np.testing.assert_allclose(mx.mutual_information(P), expected, rtol=1e-5)
+    np.testing.assert_allclose(mx.total_correlation(P), expected, rtol=1e-5)
+    np.testing.assert_allclose(mx.pointwise_mutual_information(P)(0, 0), np.log(0.5 / (0.6 * 0.55)), rtol=1e-5)
+    rows = p / p.sum(1, keepdims=True)
+    np.testing.assert_allclose(mx.conditional_entropy(P), -np.sum(p * np.log(rows)), rtol=1e-5)

@@ -14,12 +14,13 @@ from .._integrand import Integrand
 from .._kernels import sigmoid
 from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.null import values_at, where_supported
+from .._kernels.ratio import log_ratio_of_softmaxes
 from .._kernels.softmax import Rows, cross_entropy, log_softmax, rows, softmax
 from .._kernels.target import Target, expand, mass, mass_at
 from .._measure import Measure
 from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
-from .._scaled import ScaledNumber
+from .._scaled import Ratio, ScaledNumber
 from .._smooth_form import Smooth
 from .checks import check_values, real_array
 
@@ -250,6 +251,15 @@ class Categorical(Measure):
         x = class_index(x)
         target = Target(x[..., None], jnp.ones((*x.shape, 1), accumulator(self.logits.dtype)))
         return -cross_entropy(self.logits, target)
+
+    def relative_to(self, other, *x):
+        if not isinstance(other, Categorical) or self.logits is None or other.logits is None:
+            return None
+        if self.classes != other.classes:
+            return None
+        ratio = Ratio.of(self.scaled_density(*x), other.scaled_density(*x))
+        z, w = (R.logits.astype(accumulator(R.logits.dtype)) for R in (self, other))
+        return ratio.with_log(self._entry(log_ratio_of_softmaxes(z, w), class_index(x[0])))
 
     def _probability(self, x):
         probs = self.probs.astype(accumulator(self.probs.dtype))

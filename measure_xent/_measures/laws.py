@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._density import LogDensity
+from .._density import LogDensity, along_the_path
 from .._dispatch import integrate, rule
 from .._integral import Integral
 from .._integrand import Integrand
@@ -54,6 +54,9 @@ class Law(Measure):
     def scaled_density(self, *x):
         (x,) = x
         return ScaledNumber.exp(self.log_density_of(jnp.asarray(x)))
+
+    def relative_to(self, other, *x):
+        return along_the_path(self, other, x)
 
     def at_rank(self, rank: int) -> Any:
         """The same with at least ``rank`` family axes on every field."""

@@ -471,14 +471,19 @@ class Dirichlet(Vectors):
         return NotImplemented
 
 
-@rule(Vectors, LogDensity, Vectors)
-def pairing(P: Any, f: LogDensity) -> Any:
-    """∫ log q dP from P's moments, coordinate by coordinate where both have independent ones."""
-    Q: Any = f.Q
+def one_space(P: Any, Q: Any) -> None:
+    """Refuses vectors of different lengths or kinds."""
     if isinstance(P, Dirichlet) != isinstance(Q, Dirichlet):
         raise ValueError(f"P is a measure on {_space(P)}, Q on {_space(Q)}")
     if (p := _length(P)) != (q := _length(Q)):
         raise ValueError(f"P is a measure of vectors of length {p}, Q of length {q}")
+
+
+@rule(Vectors, LogDensity, Vectors)
+def pairing(P: Any, f: LogDensity) -> Any:
+    """∫ log q dP from P's moments, coordinate by coordinate where both have independent ones."""
+    Q: Any = f.Q
+    one_space(P, Q)
     if isinstance(P, Independent) and isinstance(Q, Independent):
         total = integrate(P.P, LogDensity(Q.P))
         add: Any = lambda x: (
