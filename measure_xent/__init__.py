@@ -24,10 +24,11 @@ Pictures     plot; a measure shows itself in Jupyter
 Extension    Measure, AbstractConditional, Integrand, Method, LogDensity, RadonNikodym, NormalForm, rule, pytree, static
 """
 
+import sys as _sys
 from importlib.metadata import version as _version
 
 from . import _integrate as _integrate
-from . import generators, losses
+from . import _strict, generators, losses
 from ._accumulation import accumulate, value_and_grad
 from ._calibration import Reliability, calibration_error, reliability
 from ._coding import code_length, decode, encode, quantize
@@ -199,3 +200,6 @@ __all__ = [
     "tsallis_entropy",
     "value_and_grad",
 ]
+
+_strict.settle(_sys.modules[__name__], __all__)
+_strict.settle(losses, losses.__all__)

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._integral import Integral
+from ._strict import of_user, promoting
 
 
 def value_and_grad(
@@ -45,7 +46,7 @@ def value_and_grad(
     """
 
     def of_value(*args):
-        given = integral(*args)
+        given = of_user(integral)(*args)
         result = given[0] if has_aux else given
         if not isinstance(result, Integral) or jax.tree.map(jnp.shape, result.value) != ():
             raise TypeError(
@@ -104,10 +105,14 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
         raise ValueError(f"accumulate(steps): a positive int, got {steps!r}")
     inner = optax.with_extra_args_support(optimizer)
 
+    @promoting
     def init(params):
         wide = lambda x: jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32))
-        return Accumulated(jax.tree.map(wide, params), jnp.zeros(()), jnp.zeros((), jnp.int32), inner.init(params))
+        return Accumulated(
+            jax.tree.map(wide, params), jnp.zeros(()), jnp.zeros((), jnp.int32), of_user(inner.init)(params)
+        )
 
+    @promoting
     def update(updates, state, params=None, **extra):
         if not isinstance(updates, Integral) or updates.mass is None:
             raise TypeError(
@@ -123,7 +128,7 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
 
         def step(_):
             mean = cast(Integral(gradient, 0.0, mass=mass).mean, updates.value)
-            new, after = inner.update(mean, state.inner, params, **extra)
+            new, after = of_user(inner.update)(mean, state.inner, params, **extra)
             zero = functools.partial(jax.tree.map, jnp.zeros_like)
             return new, Accumulated(zero(gradient), zero(mass), zero(count), after)
 

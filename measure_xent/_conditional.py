@@ -14,6 +14,7 @@ from ._integrand import Integrand
 from ._measure import Lowered, Measure
 from ._pytree import as_node, pytree, set_fields
 from ._smooth_form import Smooth
+from ._strict import of_user
 
 
 class AbstractConditional(abc.ABC):
@@ -110,7 +111,7 @@ class Conditional(AbstractConditional):
         set_fields(self, function=as_node(self.function))
 
     def __call__(self, *x):
-        K = self.function(*x)
+        K = of_user(self.function)(*x)
         if not isinstance(K, Measure):
             raise TypeError(f"Conditional(function): must give a Measure, gave {type(K).__name__}")
         return K

@@ -19,6 +19,7 @@ from ._kernels.classes import Classes, accumulator, class_index, first_maximum, 
 from ._kernels.null import where_supported
 from ._kernels.softmax import log_softmax, softmax
 from ._measures.checks import fitting, real_array
+from ._strict import custom_jvp
 
 
 def ctc_loss(
@@ -175,7 +176,7 @@ def _forward(
     return jnp.where(likely, -jnp.log1p(-lost), -log_q)[:, 0], *states
 
 
-@jax.custom_jvp
+@custom_jvp
 def _log_softmax(z: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
     """log softmax whose transpose gives the most probable class of a frame minus the sum of the others' gradients."""
     return log_softmax(Classes.of(z), z)

@@ -13,6 +13,7 @@ from ._integrand import Integrand, at, density_terms, in_blocks, room_for
 from ._kernels.ratio import valued
 from ._pytree import as_node, pytree, set_fields
 from ._scaled import Ratio, ScaledNumber
+from ._strict import of_user
 from .generators import kl
 
 
@@ -238,7 +239,7 @@ class RatioFunction(OfDensities):
         set_fields(self, function=as_node(self.function))
 
     def of(self, ratio):
-        return self.function(ratio)
+        return of_user(self.function)(ratio)
 
 
 @pytree

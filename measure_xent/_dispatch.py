@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._integral import Integral
+from ._strict import of_user
 
 _RULES: dict[tuple[type, ...], Callable] = {}
 
@@ -39,7 +40,7 @@ def rule(measure: type, *integrand: type) -> Callable[[Callable], Callable]:
 def integrate(P: Any, f: Any) -> Integral:
     """∫ f dP by the most specific rule that takes the pair."""
     for function in _matches(type(P), tuple(type(part) for part in f.pattern)):
-        result = function(P, f)
+        result = of_user(function)(P, f)
         if result is not NotImplemented:
             return result if isinstance(result, Integral) else Integral.exact(result)
     raise TypeError(f"expect: no rule integrates {type(f).__name__} against {type(P).__name__}; add one with @mx.rule")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Shaped
 
 from ._pytree import as_node, pytree, set_fields, static
+from ._strict import of_user
 
 
 class Integrand(abc.ABC):
@@ -182,7 +183,7 @@ class Function(Integrand):
         set_fields(self, f=as_node(self.f))
 
     def __call__(self, *x):
-        return self.f(*x)
+        return of_user(self.f)(*x)
 
 
 @pytree
@@ -312,7 +313,7 @@ class Composed(Integrand):
         set_fields(self, g=as_node(self.g))
 
     def __call__(self, *x):
-        return jax.tree.map(self.g, self.f(*x))
+        return jax.tree.map(of_user(self.g), self.f(*x))
 
     @property
     def shape(self):
@@ -336,13 +337,13 @@ class Composed(Integrand):
 
     def over_row(self, row):
         of_row = self.f.of_row  # type: ignore[attr-defined]
-        return row.integrate(lambda row: self.g(of_row(row)))
+        return row.integrate(lambda row: of_user(self.g)(of_row(row)))
 
     def given(self, Q):
         return Composed(self.g, self.f.given(Q))
 
     def values(self, points, lead):
-        return jax.tree.map(self.g, self.f.values(points, lead))
+        return jax.tree.map(of_user(self.g), self.f.values(points, lead))
 
 
 @pytree

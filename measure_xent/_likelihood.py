@@ -18,6 +18,7 @@ from ._joint import joint
 from ._measure import Measure
 from ._measures.atoms import Atoms
 from ._pytree import as_node, pytree, set_fields
+from ._strict import of_user, promoting
 
 
 def log_likelihood(
@@ -86,10 +87,12 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
     if start is None:
         return _descend(lambda Q: cross_entropy(P, Q), Q, steps, tolerance)
     family: Any = Q
-    best = _descend(lambda parameters: cross_entropy(P, family(parameters)), start, steps, tolerance)
-    member = family(best)
+    best = _descend(lambda parameters: cross_entropy(P, of_user(family)(parameters)), start, steps, tolerance)
+    member = of_user(family)(best)
     # Two closures are two structures: what such a Conditional closes over nobody could read, nor jit let out.
-    hidden = isinstance(member, AbstractConditional) and jax.tree.structure(member) != jax.tree.structure(family(best))
+    hidden = isinstance(member, AbstractConditional) and jax.tree.structure(member) != jax.tree.structure(
+        of_user(family)(best)
+    )
     return Conditional(Member(family, best)) if hidden else member
 
 
@@ -104,7 +107,7 @@ class Member:
         set_fields(self, family=as_node(self.family))
 
     def __call__(self, *x):
-        return self.family(self.parameters)(*x)
+        return of_user(self.family)(self.parameters)(*x)
 
 
 def _descend(loss: Callable, start: PyTree, steps: int, tolerance: float) -> PyTree:
@@ -196,7 +199,7 @@ def _inverse(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
 
 
 def _along(T, theta, *x):
-    return theta @ jnp.ravel(T(*x))
+    return theta @ jnp.ravel(of_user(T)(*x))
 
 
 def _tilt(T, theta, log_partition, *x):
@@ -215,7 +218,7 @@ def score(family: Callable, theta: PyTree) -> Callable:
         >>> mx.score(lambda m: mx.Normal(m, 2.), 0.)(3.).item()  # x/σ²
         0.75
     """
-    return lambda *x: jax.grad(lambda theta: log(family(theta))(*x))(theta)
+    return lambda *x: jax.grad(lambda theta: log(of_user(family)(theta))(*x))(theta)
 
 
 def fisher_information(family: Callable, theta: PyTree, P: Measure | None = None) -> Float[Array, "d d"]:
@@ -233,7 +236,7 @@ def fisher_information(family: Callable, theta: PyTree, P: Measure | None = None
 
 def _own(family: Callable, theta: PyTree, P: Measure | None) -> Measure:
     """The measure that the family says the points are from."""
-    Q = family(jax.lax.stop_gradient(theta))
+    Q = of_user(family)(jax.lax.stop_gradient(theta))
     if isinstance(Q, Measure):
         return Q
     if P is None:
@@ -253,7 +256,7 @@ def fisher_vector_product(family: Callable, theta: PyTree, P: Measure | None = N
         >>> [x.item() for x in F((1., 1.))]
         [0.25, 0.5]
     """
-    loss = lambda theta: cross_entropy(own, family(theta))
+    loss = lambda theta: cross_entropy(own, of_user(family)(theta))
     own = _own(family, theta, P)
     return lambda v: jax.jvp(jax.grad(loss), (theta,), (v,))[1]
 
@@ -270,15 +273,15 @@ def gauss_newton(P: Measure, family: Callable, theta: PyTree) -> Callable[[PyTre
         >>> mx.gauss_newton(mx.Dirac(1), family, 0.)(1.).item()  # ½ · ½
         0.25
     """
-    Q, pull = jax.vjp(family, theta)
-    if jax.tree.structure(family(theta)) != jax.tree.structure(family(theta)):
+    Q, pull = jax.vjp(of_user(family), theta)
+    if jax.tree.structure(of_user(family)(theta)) != jax.tree.structure(of_user(family)(theta)):
         raise TypeError(
             "gauss_newton(family): its measure must hold its parameters as leaves, such as Conditional(Partial(f, logits)), "
             "not close over them"
         )
 
     def product(v):
-        dz = jax.jvp(family, (theta,), (v,))[1]
+        dz = jax.jvp(of_user(family), (theta,), (v,))[1]
         return pull(jax.jvp(jax.grad(lambda Q: cross_entropy(P, Q)), (Q,), (dz,))[1])[0]
 
     return product
@@ -306,9 +309,11 @@ def natural_gradient(damping: float = 1e-3, iterations: int = 20) -> optax.Gradi
         (3.0, 0.5)
     """
 
+    @promoting
     def init(params):
         return optax.tree.zeros_like(params)
 
+    @promoting
     def update(
         updates: Any, state: Any, params: Any = None, *, curvature: Callable | None = None, **others: Any
     ) -> Any:
@@ -317,7 +322,7 @@ def natural_gradient(damping: float = 1e-3, iterations: int = 20) -> optax.Gradi
             raise TypeError(
                 "natural_gradient: update(…, curvature=C), such as C = fisher_vector_product(family, params, P)"
             )
-        damped = lambda v: optax.tree.add_scale(curvature(v), damping, v)
+        damped = lambda v: optax.tree.add_scale(of_user(curvature)(v), damping, v)
         solution, _ = jax.scipy.sparse.linalg.cg(damped, updates, x0=state, maxiter=iterations)
         return solution, solution
 

@@ -184,7 +184,7 @@ class LinearCategorical(Measure):
         flatten = lambda x: x.reshape(-1, *x.shape[lead:])
         (own, indices), shared = _operands(against, deferred, self.shape)
         arguments = (_rest(self.head), shared), *jax.tree.map(flatten, (own, indices))
-        row = functools.partial(function, self.head)
+        row = functools.partial(function, _shapes(self.head))
         out = per_row(row, flatten(self.hidden), self.head.matrix, *arguments, size=self.head.batch_size)
         return jax.tree.map(lambda x: x.reshape(self.shape), out)
 
@@ -254,6 +254,11 @@ def _target(own, indices, shared, head: LinearSoftmax) -> Target:
     dense = [_written(hidden, c, teacher, head.parts) for (hidden, c), teacher in zip(rows, heads, strict=True)]
     dense += [] if target.dense is None else [target.dense]
     return target._replace(dense=functools.reduce(jnp.add, dense)) if dense else target
+
+
+def _shapes(head: LinearSoftmax) -> LinearSoftmax:
+    """The head without its arrays, for functions that JAX keeps longer than those."""
+    return jax.tree.map(jax.typeof, head)
 
 
 def _rest(head: LinearSoftmax) -> tuple:
@@ -327,14 +332,16 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
     plain = lambda pair: isinstance(pair, Disintegration) and isinstance(pair.target, NormalForm)
     if f.shape or not all(plain(pair) and _one_batch(pair) for pair in pairs):
         return NotImplemented  # a family of integrals, or a law, is the tower's
-    function = jax.tree.map(jnp.asarray, with_model(f, None))
+    function, asked = jax.tree.map(jnp.asarray, with_model(f, None)), f.asked
     # What is minimised is −log q. With its sign inside, the cotangent of −P.expect(log(Q)) is 1 within, and the gradient that
     # was added up is the result as it is, not another array with the sign changed.
     sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
 
+    shapes = _shapes(Q)
+
     def values(product, shared, own, indices):
         function, head, parts = shared
-        value = function.over_row(_row(Q, product, (head, parts), own, indices, f.asked))
+        value = function.over_row(_row(shapes, product, (head, parts), own, indices, asked))
         return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):

@@ -22,6 +22,7 @@ from ._normal_form import Form, in_batches
 from ._pytree import as_node, pytree, set_fields
 from ._scaled import Ratio, ScaledNumber
 from ._smooth_form import Smooth, has_density, is_smooth
+from ._strict import of_user
 
 
 class Measure(abc.ABC):
@@ -387,7 +388,7 @@ class Indicator(Integrand):
         set_fields(self, A=as_node(self.A))
 
     def __call__(self, *x):
-        return jnp.where(self.A(*x), 1.0, 0.0)
+        return jnp.where(of_user(self.A)(*x), 1.0, 0.0)
 
 
 @pytree
@@ -632,7 +633,7 @@ class Pushforward(Combination):
                 "the density of a pushforward: pass pushforward(T, P, inverse=…), or one for each branch"
             )
         (y,) = x
-        return ScaledNumber.sum([self._branch(g, jnp.asarray(y)) for g in self.inverse])
+        return ScaledNumber.sum([self._branch(of_user(g), jnp.asarray(y)) for g in self.inverse])
 
     def _branch(self, g, y):
         """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""

@@ -5,6 +5,8 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
+from ._strict import settled
+
 _C = TypeVar("_C")
 
 
@@ -40,6 +42,7 @@ def pytree(cls: type[_C]) -> type[_C]:
         >>> jax.grad(lambda line: line(3.0))(Line(2.0))
         Line(slope=Array(3., dtype=float32, weak_type=True))
     """
+    settled(cls)
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     children = [f.name for f in fields if not f.metadata.get("static")]

@@ -28,6 +28,7 @@ from ._members import without_null
 from ._normal_form import stand_in
 from ._pytree import pytree
 from ._scaled import Ratio
+from ._strict import custom_jvp
 
 
 class Score(Integrand):
@@ -216,7 +217,7 @@ def sparsemax(logits: Float[ArrayLike, "*family V"]) -> Measure:
     return entmax(logits, 2)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _entmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     r, top = alpha - 1, jnp.max(z, axis=-1, keepdims=True)
     null = top == -jnp.inf
@@ -251,7 +252,7 @@ def _entmax_jvp(alpha, primals, tangents):
     return p, s * (dz - jnp.sum(s * dz, axis=-1, keepdims=True) / total)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _conjugate(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family"]:
     """max_Q [Q.expect(z) + H_α(Q)/α], whose derivative is the Q that reaches it (Danskin)."""
     Q = Categorical(probs=_argmax(alpha, z))

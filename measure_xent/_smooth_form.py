@@ -12,6 +12,7 @@ from ._integral import Integral
 from ._integrand import Integrand, as_integrand
 from ._kernels.null import null_safe_product
 from ._pytree import pytree, set_fields
+from ._strict import custom_jvp
 
 
 @pytree
@@ -293,7 +294,7 @@ def iterated(total: Integral) -> Integral:
     return Integral(value, error, total.status + jnp.asarray(failed != 0, jnp.int32))
 
 
-@jax.custom_jvp
+@custom_jvp
 def carry(weight: Float[Array, "..."], log_p: Float[Array, "..."]) -> Float[Array, "..."]:
     """The weight, with the derivative of weight · exp(log_p − log_p): a fixed point whose density moves."""
     del log_p

@@ -20,6 +20,7 @@ from jaxtyping import Array
 from ._kernels.ratio import excess, log_ratio, relative
 from ._pytree import as_node, pytree, set_fields, static
 from ._scaled import Ratio
+from ._strict import of_user
 
 
 @pytree
@@ -42,12 +43,14 @@ class Generator:
         if not callable(self.perspective):
             raise TypeError(f"Generator(perspective): a function of p and q, got {type(self.perspective).__name__}")
         set_fields(self, perspective=as_node(self.perspective))
-        _check("Generator(perspective): f", lambda t: self.perspective(t, np.ones_like(t)))
+        _check("Generator(perspective): f", lambda t: of_user(self.perspective)(t, np.ones_like(t)))
 
     def of(self, ratio: Ratio) -> Array:
         """φ(p, q) / (p + q), the density of the divergence against P + Q."""
         known = isinstance(self.perspective, _OfLogRatio)
-        return self.perspective.of(*ratio.shares, ratio.log_inside) if known else self.perspective(*ratio.shares)
+        return (
+            self.perspective.of(*ratio.shares, ratio.log_inside) if known else of_user(self.perspective)(*ratio.shares)
+        )
 
 
 def from_function(f: Callable, slope: float | None = None) -> Generator:
@@ -55,10 +58,10 @@ def from_function(f: Callable, slope: float | None = None) -> Generator:
     if not callable(f):
         raise TypeError(f"f_divergence(f): a Generator or a function of t = p/q, got {type(f).__name__}")
     _check("f_divergence(f): f", f)
-    derivative = jax.grad(lambda t: jnp.asarray(f(t), float))
+    derivative = jax.grad(lambda t: jnp.asarray(of_user(f)(t), float))
     if slope is None:
         slope = _slope_at_infinity([_concrete(lambda t=t: derivative(t)) for t in (1e12, 1e24, 1e36)])
-    at_zero = _concrete(lambda: f(jnp.asarray(0.0)))
+    at_zero = _concrete(lambda: of_user(f)(jnp.asarray(0.0)))
     # t log t has a limit at 0 that t · log(t) has not.
     least = float(np.finfo(np.float32).tiny) if at_zero is not None and np.isnan(at_zero) else 0.0
     return Generator(Partial(_perspective, as_node(f), least, slope))
@@ -77,14 +80,14 @@ def _slope_at_infinity(slopes: list[Any]) -> float:
 
 def _perspective(f, least, slope, p, q):
     inside = q != 0
-    value = jnp.where(inside, q, 1) * f(jnp.maximum(jnp.where(inside, p, 1) / jnp.where(inside, q, 1), least))
+    value = jnp.where(inside, q, 1) * of_user(f)(jnp.maximum(jnp.where(inside, p, 1) / jnp.where(inside, q, 1), least))
     return jnp.where(inside, value, jnp.where(p == 0, 0, slope))
 
 
 def _check(name: str, f: Callable) -> None:
     """f(1) = 0 and convexity on a grid, of an f whose values a trace can show."""
     t = np.logspace(-2, 2, 81)
-    values = _concrete(lambda: f(np.append(t, 1.0).astype(np.float32)))
+    values = _concrete(lambda: of_user(f)(np.append(t, 1.0).astype(np.float32)))
     if values is None:  # made of traced parameters
         return
     *values, at_one = np.asarray(values, np.float64)

@@ -40,6 +40,7 @@ from ._measures.atoms import Atoms
 from ._measures.checks import fitting, real_array
 from ._measures.finite import Bernoulli, Categorical, Dirac, Discrete, DiscreteUniform
 from ._scoring import fenchel_young_loss
+from ._strict import of_user
 
 __all__ = [
     "cross_entropy_loss",
@@ -369,7 +370,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Float[
 
     def loss(scores, targets, *args, **kwargs):
         scores = real_array("make_fenchel_young_loss: scores", scores, floating=True)
-        greatest = jnp.vectorize(lambda z: max_fun(z, *args, **kwargs), signature="(v)->()")(scores)
+        greatest = jnp.vectorize(lambda z: of_user(max_fun)(z, *args, **kwargs), signature="(v)->()")(scores)
         P, Q = Discrete(weights=targets), Categorical(scores)
         return greatest - P.expect(log(Q) + log_partition(Q))
 

@@ -24,6 +24,7 @@ from .._measure import Indicator
 from .._measures.laws import Continuous, Integers, Law, Nested, Vectors, count
 from .._pytree import pytree, set_fields, static
 from .._smooth_form import Inner, Last, Seen, Smooth, carry, iterated
+from .._strict import seen_by_user
 from .adaptive import END, Panels, flattened, judged, over_the_integers, over_the_line, weighted
 from .ends import Nodes
 from .mixtures import NODES, Mixture
@@ -100,7 +101,12 @@ def without_a_method(P: Law, f: Integrand) -> Integral:
     """∫ f dP by adaptive quadrature."""
     # One program also where nobody compiles: one for each of its operations would take longer than the integral. A user's
     # function is compiled anew, for what it closes over may have changed.
-    return (jax.jit(lambda P, f: Adaptive().over(P, f)) if _has_function_of_users((P, f)) else _compiled)(P, f)
+    compiled = (
+        jax.jit(lambda P, f, _: Adaptive().over(P, f), static_argnums=2)
+        if _has_function_of_users((P, f))
+        else _compiled
+    )
+    return compiled(P, f, seen_by_user())
 
 
 @rule(Law, Integrand, AbstractConditional)
@@ -109,7 +115,7 @@ def of_conditional(P: Law, f: Integrand) -> Integral:
     return without_a_method(P, f)
 
 
-_compiled = jax.jit(lambda P, f: Adaptive().over(P, f))
+_compiled = jax.jit(lambda P, f, _: Adaptive().over(P, f), static_argnums=2)
 
 
 def _has_function_of_users(node: Any) -> bool:

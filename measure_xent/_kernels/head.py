@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from .._strict import custom_jvp
 from .blocks import BLOCK_BYTES
 from .classes import accumulator
 from .mesh import sum_over, vary, varying, zeros
@@ -40,6 +41,11 @@ class Matrix(NamedTuple):
     @property
     def classes(self) -> int:
         return self.weight.shape[self.class_axis]
+
+    @property
+    def empty(self) -> "Matrix":
+        """The same without its weight, for rules of derivatives: JAX keeps these longer than the arrays that they may close over."""
+        return self._replace(weight=None)  # type: ignore[arg-type]
 
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
         return self._dot(hidden, self.weight, (1, 1 - self.class_axis))
@@ -179,6 +185,7 @@ def integral(
     arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
     sizes = block_rows(len(hidden), matrix, size)
     certain = certain and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
+    matrix = matrix.empty
 
     def present(null, arrays):
         """The rows, with zeros in the place of those that are null."""
@@ -275,7 +282,7 @@ def integral(
 
         return value, [gradient(cotangent) for cotangent in _basis(value)]
 
-    @jax.custom_jvp
+    @custom_jvp
     def with_gradients(*arguments):
         return _on_platform(total_and_gradients, sizes, *arguments)
 
@@ -289,7 +296,7 @@ def integral(
 
     with_gradients.defjvp(with_gradients_jvp, symbolic_zeros=True)
 
-    @jax.custom_jvp
+    @custom_jvp
     def value(*arguments):
         return _on_platform(total, sizes, *arguments)
 
@@ -350,16 +357,17 @@ def _differentiable_logits(matrix):
     """``matrix.logits`` as JAX differentiates it, with a gradient in a half-precision weight that adds up in float32."""
     if accumulator(matrix.weight.dtype) == matrix.weight.dtype:
         return matrix.logits
+    empty = matrix.empty
 
-    @jax.custom_jvp
+    @custom_jvp
     def logits(hidden, weight, wide):
-        return matrix._replace(weight=weight).logits(hidden)
+        return empty._replace(weight=weight).logits(hidden)
 
     @logits.defjvp
     def _(primals, tangents):
         (hidden, weight, wide), (dhidden, _, dwide) = primals, tangents
-        along_weight = matrix._replace(weight=dwide).logits(hidden.astype(wide.dtype))
-        return logits(*primals), matrix._replace(weight=weight).logits(dhidden) + along_weight
+        along_weight = empty._replace(weight=dwide).logits(hidden.astype(wide.dtype))
+        return logits(*primals), empty._replace(weight=weight).logits(dhidden) + along_weight
 
     wide = matrix.weight.astype(accumulator(matrix.weight.dtype))
     return lambda hidden: logits(hidden, lax.stop_gradient(matrix.weight), wide)

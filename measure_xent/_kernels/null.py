@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree, Shaped
 
+from .._strict import custom_jvp
 from .mesh import vary, varying, zeros
 
 
@@ -63,7 +64,7 @@ def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTr
     return jax.tree.map(choose, values, held)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@functools.partial(custom_jvp, nondiff_argnums=(0, 1, 2))
 def _null_atoms(function, weighed, order, weight, arguments):
     """``weighed`` says that a derivative in the weights is taken, ``order`` how many are in the arguments."""
     null = weight == 0
@@ -121,7 +122,7 @@ def nan_where(failed: Bool[Array, "..."], value: Shaped[Array, "..."]) -> Shaped
     return value * jnp.where(failed, jnp.nan, 1.0)
 
 
-@jax.custom_jvp
+@custom_jvp
 def where_supported(valid: Bool[Array, "..."], density: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """The density, but 0 at points outside a measure's space, with derivative NaN there so that no run trains on."""
     return jnp.where(valid, density, 0)

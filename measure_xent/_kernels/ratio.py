@@ -5,16 +5,16 @@ errors. As one of p · (e⁻ᵘ − 1 + u) they are nowhere negative, and an err
 is needed is a u whose error is small beside u, and not beside log p.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._strict import custom_jvp
 from .classes import Classes
 from .softmax import log_softmax, softmax
 
 
-@jax.custom_jvp
+@custom_jvp
 def excess(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """eˣ − 1 − x, at least 0: near 0 by its series x²/2 · (1 + x/3 · (1 + x/4 · (…)))."""
     small = jnp.abs(x) < 0.5

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._strict import custom_jvp
 from .null import differentiated, null_safe_product
 
 
-@jax.custom_jvp
+@custom_jvp
 def cross_entropy(
     z: Float[Array, "*family"],
     p0: Float[Array, "*family"],

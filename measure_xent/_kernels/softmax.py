@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_row_blocks
 from .classes import Classes, accumulator, class_index, first_maximum, part_size
 from .log_sum import LONG_ROW, all_but, apart, distance, relative_to_class, relative_to_top
@@ -78,7 +79,7 @@ def rows(
     return _rows(asked, Classes.of(logits, axis_name), logits, indices, *parts)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def log_softmax(classes: Classes, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
     top, log1p_tail = _tops(classes, z)
@@ -106,7 +107,7 @@ def _inner(classes, a, b):
     return classes.all_parts(jnp.sum(a * b, axis=-1, keepdims=True))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _probabilities(classes, z, reference, log_sum):
     """softmax(z), where the log-sum-exp is known already."""
     return jnp.exp(-(distance(reference, z) + log_sum))
@@ -125,7 +126,7 @@ def _pivot(indices, weights, classes):
     return jnp.clip(indices, 0, classes - 1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@functools.partial(custom_jvp, nondiff_argnums=(0, 1))
 def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
     if indices is not None:
         indices, weights = jnp.broadcast_arrays(indices, weights)
@@ -277,7 +278,7 @@ def _rows_jvp(asked, classes, primals, tangents):
 _rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _residual(classes, z, indices, weights, background, dense, reference, log_sum):
     """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
     z = z.astype(reference.dtype)

@@ -10,6 +10,7 @@ from jax.scipy import special
 from jaxtyping import Array, Float
 
 from .._pytree import pytree, set_fields
+from .._strict import custom_jvp
 from . import gauss
 from .checks import parameters, positive
 from .fits import median
@@ -250,7 +251,7 @@ def _student_log_density(z, df):
     return scale - HALF_LOG_2PI - tail
 
 
-@jax.custom_jvp
+@custom_jvp
 def _student_survival(z, df):
     """P(z, ∞) for z ≥ 0: p(z) (1 + z²/df) ∫ e^(−r) dr / √(z² + df (1 − e^(−2r/df))), by x² = z² + (df + z²)(e^(2r/df) − 1)."""
     z, (r, w) = jnp.minimum(z, 1e18), half_line(z)

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._kernels.null import differentiated
+from .._strict import custom_jvp
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 SHIFTS = 8  # from where on the series below has all digits of float64
@@ -78,7 +79,7 @@ def log_less_digamma(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 / x - jax.jvp(stirling, (x,), (jnp.ones_like(x),))[1]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(custom_jvp, nondiff_argnums=(2,))
 def _times_log(c: Array, y: Array, log: Callable) -> Array:
     return jnp.where(c == 0, 0, c * log(y))
 
@@ -108,7 +109,7 @@ def x_log1p(c: Any, y: Any) -> Array:
     return _times_log(*_alike(c, y), jnp.log1p)
 
 
-@jax.custom_jvp
+@custom_jvp
 def whole_power(x: Array, k: Array) -> Array:
     """xᵏ for whole numbers k ≥ 0, with all its derivatives in x at 0 too."""
     return jnp.power(x, k)
