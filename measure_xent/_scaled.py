@@ -109,4 +109,6 @@ class Ratio(NamedTuple):
         """(p, q) / (p + q), each with all its digits."""
         top = jax.lax.stop_gradient(jnp.maximum(self.log_scale, 0))
         p, q = self.p * jnp.exp(self.log_scale - top), self.q * jnp.exp(-top)
-        return p / (p + q), q / (p + q)
+        null = (p == 0) & (q == 0)  # where neither is, they are alike
+        total = jnp.where(null, 1, p + q)
+        return jnp.where(null, 0.5, p / total), jnp.where(null, 0.5, q / total)

@@ -17,7 +17,7 @@ from ._information import functional
 from ._integrand import Integrand
 from ._kernels.classes import Classes, accumulator
 from ._kernels.log_sum import distance
-from ._kernels.null import null_safe_product, values_at
+from ._kernels.null import values_at
 from ._kernels.softmax import log_softmax, softmax
 from ._measure import Measure, enumerable
 from ._measures.checks import real_array
@@ -256,7 +256,7 @@ def _entmax_jvp(alpha, primals, tangents):
 def _conjugate(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family"]:
     """max_Q [Q.expect(z) + H_α(Q)/α], whose derivative is the Q that reaches it (Danskin)."""
     Q = Categorical(probs=_argmax(alpha, z))
-    return jnp.sum(null_safe_product(Q.probs, z, z), axis=-1) + tsallis_entropy(Q, alpha) / alpha
+    return jnp.sum(Q.probs * jnp.where(Q.probs == 0, 0, z), axis=-1) + tsallis_entropy(Q, alpha) / alpha
 
 
 @_conjugate.defjvp

@@ -36,6 +36,7 @@ COMPILE_MUCH = {
     "test_near_equality",
     "test_scores_and_codes",
     "test_sharding",
+    "test_strict",
     "test_transforms",
     "test_vectors",
 }

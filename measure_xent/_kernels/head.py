@@ -44,7 +44,7 @@ class Matrix(NamedTuple):
 
     @property
     def empty(self) -> "Matrix":
-        """The same without its weight, for rules of derivatives: JAX keeps these longer than the arrays that they may close over."""
+        """The same without its weight, for rules of derivatives, which JAX keeps longer than arrays of a trace."""
         return self._replace(weight=None)  # type: ignore[arg-type]
 
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:

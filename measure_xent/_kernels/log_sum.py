@@ -33,8 +33,8 @@ def relative_to_top(classes: Classes, z: Float[Array, "*family V"], platform: st
         top, tail, at = _in_one_pass(z)
     else:
         top, at = classes.top(z, platform)
-        # Infinities that are alike count alike. Not z < top: a NaN, which an order may pass over, has to reach the sum.
-        tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.where(z == top, 1, jnp.exp(z - top))), z)
+        # Not z < top: a NaN, which an order may pass over, has to reach the sum.
+        tail = classes.sum(lambda z, c: jnp.where(c == at, 0, jnp.exp(above(top, z))), z)
     undefined = jnp.isnan(top) | jnp.isnan(tail)
     log_sum = jnp.where(top == -jnp.inf, jnp.inf, jnp.log1p(tail))
     top, log_sum = (jnp.where(undefined, jnp.nan, x) for x in (top, log_sum))
@@ -98,4 +98,12 @@ def apart(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*fa
 
 def distance(reference: Float[Array, "*family 1"], z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """reference − z, where equal values are 0 apart, infinite ones too."""
-    return jnp.where(z == reference, 0, reference - z)
+    alike = z == reference
+    # ∞ − ∞ is not computed and then left out: jax_debug_nans would report it.
+    return jnp.where(alike, 0, reference - jnp.where(alike, 0, z))
+
+
+def above(reference: Float[Array, "*family 1"], z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+    """−distance, or a number as good for its exponential, which is one operation a class less."""
+    largest = float(jnp.finfo(z.dtype).max)
+    return jnp.where(z == reference, 0, z - jnp.clip(reference, -largest, largest))

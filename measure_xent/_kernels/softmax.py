@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_row_blocks
 from .classes import Classes, accumulator, class_index, first_maximum, part_size
-from .log_sum import LONG_ROW, all_but, apart, distance, relative_to_class, relative_to_top
+from .log_sum import LONG_ROW, above, all_but, apart, distance, relative_to_class, relative_to_top
 from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
 from .target import Target, expand, is_null, join, split
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
     @property
     def log_partition(self) -> Float[Array, "*rows"]:
         """The log-sum-exp; −inf of nothing but −inf."""
-        return jnp.where(self.reference == -jnp.inf, self.reference, self.reference + self.log_sum)[..., 0]
+        return (self.reference + jnp.where(self.reference == -jnp.inf, 0, self.log_sum))[..., 0]
 
 
 def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Array, "*family"]:
@@ -110,7 +110,7 @@ def _inner(classes, a, b):
 @functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _probabilities(classes, z, reference, log_sum):
     """softmax(z), where the log-sum-exp is known already."""
-    return jnp.exp(-(distance(reference, z) + log_sum))
+    return jnp.exp(above(reference, z) - log_sum)
 
 
 @_probabilities.defjvp
@@ -143,7 +143,8 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
     if classes.axis_name is None:
         if z.dtype.itemsize == 2 and z.shape[-1] >= LONG_ROW:
             platforms["cuda"] = on("cuda")
-        if z.shape[-1] <= 1 << 24:  # beyond, a float32 does not number the classes
+        # Beyond, a float32 does not number the classes; and where the quick pass fails it makes a NaN.
+        if z.shape[-1] <= 1 << 24 and not jax.config.jax_debug_nans:
             quick = functools.partial(_quick_pass, classes=classes, asked=asked, exact=cpu)
             # In blocks what would be written out: half precision as it is converted, parts of rows that have no divisor. And
             # float64, which the library does not know.
@@ -246,7 +247,13 @@ def _rows_jvp(asked, classes, primals, tangents):
     if dz is not None:
         dz = dz.astype(tangent.dtype)
         along = lambda gradient: _inner(classes, gradient, dz)[..., 0]
-        tangent += along(_residual(classes, *primals, out.reference, out.log_sum))
+        slope = along(_residual(classes, *primals, out.reference, out.log_sum))
+        if weights is not None:
+            infeasible = jnp.any(classes.excludes(indices) & (weights != 0), axis=-1)
+            # NaN by arithmetic, where the slope is used. A NaN among what is kept for a gradient would be reported by
+            # jax_debug_nans even of rows that are stood in for.
+            slope = slope * jnp.where(infeasible, jnp.inf, 1) * jnp.where(infeasible, 0, 1)
+        tangent += slope
         # Where several targets share a row, it is not for one null target to say that the row is of no account.
         absent = undefined if undefined.shape == out.log_sum.shape else jnp.zeros_like(out.log_sum, bool)
         defined = jnp.where(absent, 0, z.astype(tangent.dtype))
@@ -280,26 +287,24 @@ _rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 @functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _residual(classes, z, indices, weights, background, dense, reference, log_sum):
-    """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0, infeasible points make a row NaN."""
+    """The gradient in the logits, mass·softmax(z) − P. Null rows are exactly 0; of infeasible points nothing is known here."""
     z = z.astype(reference.dtype)
     total, target = expand(classes, indices, weights, background, dense)
-    if weights is not None:
-        infeasible = jnp.any(classes.excludes(indices) & (weights != 0), axis=-1, keepdims=True)
-        total = jnp.where(infeasible, jnp.nan, total)
     # At a class of probability above 1/2, p − 1 comes from the tail and P from its complement: mass·p − P would cancel.
     # Only the reference can be one where P has as much elsewhere.
-    confident = jnp.where(log_sum < jnp.log(2.0), reference, jnp.nan)
+    confident = log_sum < jnp.log(2.0)
+    at_reference = total * jnp.where(confident, jnp.expm1(-log_sum), jnp.exp(-log_sum))
     # Once a row: a compiler that fuses these with what follows computes them again for every class.
-    rows = reference, log_sum, confident, jnp.expm1(-log_sum)
-    reference, log_sum, confident, p_less_1 = lax.optimization_barrier(rows)
-    p = jnp.exp(-(distance(reference, z) + log_sum))
-    elsewhere = total - target
+    rows = reference, log_sum, at_reference, jnp.where(confident, total, 0)
+    reference, log_sum, at_reference, complement = lax.optimization_barrier(rows)
+    p = jnp.exp(above(reference, z) - log_sum)
+    elsewhere = complement - target
     if dense is not None:
         # Of a softmax that is as confident, such as a row's own in its entropy, a difference would be rounding.
-        of_dense = classes.all_parts(jnp.sum(jnp.where(z == confident, 0, dense), axis=-1, keepdims=True))
+        of_dense = classes.all_parts(jnp.sum(jnp.where(z == reference, 0, dense), axis=-1, keepdims=True))
         sparse_total, sparse_target = expand(classes, indices, weights, background, None)
-        elsewhere = sparse_total - sparse_target + of_dense
-    residual = jnp.where(z == confident, total * p_less_1 + elsewhere, total * p - target)
+        elsewhere = jnp.where(confident, sparse_total - sparse_target + of_dense, elsewhere)
+    residual = jnp.where(z == reference, at_reference + elsewhere, total * p - target)
     return jnp.where(is_null(classes, weights, background, dense), 0, residual)
 
 
