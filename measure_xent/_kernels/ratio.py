@@ -5,13 +5,18 @@ errors. As one of p · (e⁻ᵘ − 1 + u) they are nowhere negative, and an err
 is needed is a u whose error is small beside u, and not beside log p.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from .._strict import custom_jvp
+from .blocks import in_row_blocks
 from .classes import Classes
-from .softmax import log_softmax, softmax
+from .null import differentiated
+from .softmax import log_softmax
 
 
 @custom_jvp
@@ -20,8 +25,8 @@ def excess(x: Float[Array, "..."]) -> Float[Array, "..."]:
     small = jnp.abs(x) < 0.5
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, x)
     series = jnp.ones_like(near)
-    for n in range(15, 2, -1):
-        series = 1 + near / n * series
+    for n in range(15 if jnp.finfo(near.dtype).bits == 64 else 8, 2, -1):
+        series = 1 + near * (1 / n) * series
     return jnp.where(small, near * near / 2 * series, jnp.expm1(far) - jnp.minimum(far, 1e30))
 
 
@@ -55,25 +60,83 @@ def valued(value: Float[Array, "..."], function: Float[Array, "..."], fine: Arra
 def log_ratio_of_softmaxes(
     z: Float[Array, "*family V"], w: Float[Array, "*family V"], classes: Classes | None = None
 ) -> Float[Array, "*family V"]:
-    """log softmax(z) − log softmax(w), 0 at a class that neither has.
-
-    Of near rows, the difference Δ of the logits, which has no rounding error, less log E_w[exp Δ], of a Δ that is shifted to
-    be small.
-    """
+    """log softmax(z) − log softmax(w), 0 at a class that neither has."""
     classes = classes or Classes.of(z)
     z, w = jnp.broadcast_arrays(z, w)
-    log_p, log_q = log_softmax(classes, z), log_softmax(classes, w)
+    return _difference(classes, z, w, log_softmax(classes, z), log_softmax(classes, w))
+
+
+def _difference(classes: Classes, z: Array, w: Array, log_p: Array, log_q: Array) -> Array:
+    """log p − log q, of near rows as the difference Δ of the logits, which has no rounding error, less log E_q[exp Δ], of a Δ
+    that is shifted to be small."""
     both = jnp.isfinite(log_p) & jnp.isfinite(log_q)
     neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
     far = jnp.where(neither, 0, log_p) - jnp.where(neither, 0, log_q)
     gap = lax.stop_gradient(jnp.where(both, z, 0) - jnp.where(both, w, 0))
     largest = _over_parts(classes, jnp.max(gap, axis=-1, keepdims=True, where=both, initial=-jnp.inf), jnp.max)
-    least = _over_parts(classes, jnp.min(gap, axis=-1, keepdims=True, where=both, initial=jnp.inf), jnp.min)
-    odd = classes.all_parts(jnp.sum(~(both | neither), axis=-1, keepdims=True))
-    fine = both & (odd == 0) & (largest - least <= 1)
+    # A class that one row alone has makes them as far apart as any.
+    least = jnp.min(jnp.where(both, gap, jnp.where(neither, jnp.inf, -jnp.inf)), axis=-1, keepdims=True)
+    close = largest - _over_parts(classes, least, jnp.min) <= 1
+    fine = both & close
     gap = jnp.where(fine, gap - largest, 0)
-    mean = classes.all_parts(jnp.sum(lax.stop_gradient(softmax(w, classes)) * jnp.expm1(gap), axis=-1, keepdims=True))
-    return valued(gap - jnp.log1p(jnp.where(fine, mean, 0)), far, fine)
+    q = lax.stop_gradient(jnp.exp(log_q))
+    mean = classes.all_parts(jnp.sum(q * jnp.expm1(gap), axis=-1, keepdims=True))
+    return valued(gap - jnp.log1p(jnp.where(close, mean, 0)), far, fine)
+
+
+@custom_jvp
+def divergence_of_softmaxes(z: Float[Array, "*family V"], w: Float[Array, "*family V"]) -> Float[Array, "*family"]:
+    """KL(softmax(z) ‖ softmax(w)) of every row."""
+    return _in_blocks(lambda z, w: relative(*_of_softmaxes(z, w)).sum(-1), z, w)
+
+
+def _in_blocks(f, z, w):
+    blocks = lambda z, w: in_row_blocks(lambda z, w, _: f(z, w), z, w)
+    return lax.platform_dependent(z, w, cpu=blocks, default=f)
+
+
+def _of_softmaxes(z, w):
+    """The masses, and the logarithms of their ratios."""
+    classes = Classes.of(z)
+    log_p, log_q = log_softmax(classes, z), log_softmax(classes, w)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    return p, q, jnp.where(p == 0, jnp.where(q == 0, 0, -jnp.inf), _difference(classes, z, w, log_p, log_q))
+
+
+def _divergence_jvp(primals, tangents):
+    value = divergence_of_softmaxes(*primals)
+    along = lambda slope, d: (_slope(slope, *primals) * d).sum(-1)
+    terms = [
+        along(*pair) for pair in zip((_in_p, _in_q), map(differentiated, tangents), strict=True) if pair[1] is not None
+    ]
+    return value, sum(terms, jnp.zeros_like(value))
+
+
+divergence_of_softmaxes.defjvp(_divergence_jvp, symbolic_zeros=True)
+
+
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
+def _slope(of, z, w):
+    return _in_blocks(of, z, w)
+
+
+@_slope.defjvp
+def _slope_jvp(of, primals, tangents):
+    return _slope(of, *primals), jax.jvp(of, primals, tangents)[1]
+
+
+def _in_p(z, w):
+    """The derivative in z, p (u − E_p[u])."""
+    p, q, u = _of_softmaxes(z, w)
+    mean = relative(p, q, u).sum(-1, keepdims=True)
+    return p * (jnp.where(p == 0, 0, u) - jnp.where(jnp.isfinite(mean), mean, 0))
+
+
+def _in_q(z, w):
+    """The derivative in w, q − p."""
+    p, q, u = _of_softmaxes(z, w)
+    near = jnp.abs(u) < 1
+    return jnp.where(near, p * jnp.expm1(jnp.where(near, -u, 0)), q - p)
 
 
 def _over_parts(classes, x, reduce):

@@ -20,7 +20,7 @@ from .._dispatch import integrate, rule
 from .._joint import Bind, ProductMeasure, times_mass
 from .._kernels.classes import Classes, accumulator
 from .._kernels.null import where_supported
-from .._kernels.ratio import excess, log_ratio, log_ratio_of_softmaxes, relative
+from .._kernels.ratio import divergence_of_softmaxes, excess, log_ratio, relative
 from .._kernels.softmax import log_softmax
 from .._kernels.target import expand
 from .._measure import Measure, Sum
@@ -72,11 +72,11 @@ def on_classes(P: Measure, Q: Measure) -> Any:
     integers = all(jnp.issubdtype(x.dtype, jnp.integer) for x in points)
     if not classes or all(sparse) or not integers:  # points outside of the classes may be the same ones
         return NotImplemented
-    (p, log_p, p_outside), (q, log_q, q_outside) = (_rows(R, classes) for R in (P, Q))
     logits = _logits(P), _logits(Q)
     if not any(z is None for z in logits):
-        u = log_ratio_of_softmaxes(*logits)
-    elif log_p is None and log_q is None:
+        return divergence_of_softmaxes(*jnp.broadcast_arrays(*logits))
+    (p, log_p, p_outside), (q, log_q, q_outside) = (_rows(R, classes) for R in (P, Q))
+    if log_p is None and log_q is None:
         u = log_ratio(jnp.where(p == 0, 1, p), jnp.where(p == 0, 1, q))
     else:
         log_of = lambda x, log_x: jnp.where(p == 0, 0, jnp.log(jnp.where(p == 0, 1, x)) if log_x is None else log_x)
