@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -196,7 +197,7 @@ def _edges(bins: Any) -> Any:
 
 def _of_equal_mass(P: Measure, Q: Any, c: Any, bins: int) -> Float[Array, "bins+1"]:
     """The edges between which the probability has equal shares of P, as near as its atoms allow."""
-    forms = pushforward(Partial(_forecast, Q, c), P).forms()
+    forms: Any = pushforward(Partial(_forecast, Q, c), P).forms()
     if not all(isinstance(form, NormalForm) for form in forms):
         raise ValueError('reliability(equal="mass"): P must be of atoms, but has a density; give the edges of the bins')
     parts = [part for form in forms for part in form.parts()]

@@ -22,6 +22,7 @@ from ._kernels.null import nan_where
 from ._kernels.ratio import excess
 from ._measure import Measure, enumerable
 from ._measures.checks import check_values, real_array
+from ._members import without_null
 from ._normal_form import factors_at
 from ._scaled import Ratio
 from .generators import Generator
@@ -187,8 +188,12 @@ def renyi_divergence(
         >>> mx.renyi_divergence(mx.Normal(0., 1.), mx.Normal(1., 1.), 0.5).item()  # α/2
         0.25
     """
-    kl: Any = functools.partial(kl_divergence, P, Q, method=method)
-    return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method) / nats(base)
+
+    def of(P, Q):
+        kl: Any = functools.partial(kl_divergence, P, Q, method=method)
+        return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method) / nats(base)
+
+    return _of_present(of, alpha, P, Q)
 
 
 @functional(r"H_\alpha(P) = \frac{1}{1 - \alpha} \log \int p^\alpha")
@@ -203,8 +208,12 @@ def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None, method: 
         >>> [mx.renyi_entropy(P, a, base=2).item() for a in (0, 1, 2, jnp.inf)]
         [1.585, 1.5, 1.415, 1.0]
     """
-    mean: Any = functools.partial(P.expect, log(P), method=method)
-    return -_renyi(P, log(P), alpha, mean, method) / nats(base)
+
+    def of(P):
+        mean: Any = functools.partial(P.expect, log(P), method=method)
+        return -_renyi(P, log(P), alpha, mean, method) / nats(base)
+
+    return _of_present(of, alpha, P)
 
 
 @functional(r"D_\alpha(P \,\|\, Q) = \frac{1}{\alpha - 1} \left(\int p^\alpha q^{1 - \alpha} - 1\right)")
@@ -261,6 +270,14 @@ def _renyi(P: Measure, log_ratio: Integrand, alpha: Any, mean: Callable[[], Any]
     return jnp.where(at_one, first + r * variance / 2, _cumulant(P, some * log_ratio, some * first, method) / some)
 
 
+def _of_present(of: Callable[..., Any], alpha: Any, P: Measure, *others: Measure) -> Any:
+    """A functional of what is not null, 0 for null members of a family: a logarithm has no derivative there."""
+    if not P.shape or P.certain_mass is not None or (isinstance(alpha, float) and math.isinf(alpha)):
+        return of(P, *others)
+    null = P.mass == 0
+    return jnp.where(null, 0, of(*(without_null(R, null) for R in (P, *others))))
+
+
 def _order(alpha: Any) -> Any:
     if isinstance(alpha, int | float) and not isinstance(alpha, bool):
         if not alpha >= 0:
@@ -309,7 +326,8 @@ def _cumulant(P: Measure, f: Integrand, mean: Any, method: Any) -> Any:
 
 def _finite_and_not(y: Array) -> tuple[Array, Array, Array]:
     """What is finite; whether it is +∞; whether it is −∞."""
-    return jnp.where(jnp.isfinite(y), y, 0), *(jnp.where(y == end, 1.0, 0.0) for end in (jnp.inf, -jnp.inf))
+    at = lambda end: jnp.where(y == end, 1.0, 0.0)
+    return jnp.where(jnp.isfinite(y), y, 0), at(jnp.inf), at(-jnp.inf)
 
 
 def _shifted(y: Array) -> tuple[Array, Array]:

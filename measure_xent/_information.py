@@ -217,7 +217,8 @@ def mutual_information(
                 "that of normal noise is LinearNormal(weight, bias, covariance_matrix), with a MultivariateNormal P; or give "
                 "P as atoms, such as the nodes and weights of a Gauss rule"
             )
-        return entropy(M, base=base, method=method) - conditional_entropy(P, K, base=base, method=method)
+        H: Any = entropy(M, base=base, method=method)
+        return H - conditional_entropy(P, K, base=base, method=method)
     X, Y = sorted((_tuple(X), _tuple(Y)))  # it is symmetric
     match P:
         case Joint(P=A, K=AbstractConditional() as K) if not enumerable(P):

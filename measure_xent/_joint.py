@@ -266,7 +266,7 @@ class ProductMeasure(Combination):
     def mass(self):
         return jnp.broadcast_to(self.P.mass * self.Q.mass, self.shape)
 
-    def parts(self):
+    def parts(self) -> Any:
         pairs = itertools.product(self.P.parts().items(), self.Q.parts().items())
         return {(*p, *q): ProductMeasure(P, Q) for (p, P), (q, Q) in pairs}
 
@@ -336,7 +336,7 @@ class Joint(Combination):
         rows = tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
         return rows + tuple(_nested(form, self.K, self.shape) for form in laws_of_x)
 
-    def parts(self):
+    def parts(self) -> Any:
         return {(*p, *k): Joint(P, K) for p, P in self.P.parts().items() for k, K in _parts_of(self.K, P).items()}
 
     def scaled_density(self, *x):
@@ -350,10 +350,10 @@ class Joint(Combination):
 class Coordinates:
     """(x₀, …) ↦ some of them."""
 
-    which: tuple[int, ...] = static()
+    which: Any = static()  # numbers of coordinates
 
     def __call__(self, *x: Any) -> Any:
-        chosen = self.chosen(x)
+        chosen: Any = self.chosen(x)
         return chosen if len(chosen) > 1 else chosen[0]
 
     def chosen(self, x: tuple) -> tuple:
@@ -364,7 +364,7 @@ class Coordinates:
 class Entries:
     """x ↦ some entries of a vector: a number of one, a vector of several, or a tuple."""
 
-    which: tuple[int, ...] = static()
+    which: Any = static()  # numbers of coordinates
     apart: bool = static(default=False)
 
     def __call__(self, x: Any) -> Any:
@@ -397,8 +397,8 @@ class Posterior(AbstractConditional):
     def __call__(self, *y):
         return self.family(y, 0)
 
-    def family(self, y, lead):
-        (y,) = y
+    def family(self, x, lead):
+        (y,) = x
         # Divided by the evidence's scale, the likelihood does not underflow where it matters.
         log_scale = Bind(Joint(self.P, self.K)).scaled_density(y).log_scale
         weighted = Weighted(MixtureDensity(self.K, y, log_scale, jnp.ndim(y) - lead), self.P)
@@ -435,7 +435,7 @@ class Bind(Combination):
         law = mixture(form.law.outer, form.law.K) if isinstance(form, Smooth) else None
         return form.marginal() if law is None else (Smooth(law, form.c),)
 
-    def parts(self):
+    def parts(self) -> Any:
         kinds = _parts_of(self.joint.K, self.joint.P)
         if len(kinds) == 1:
             return dict.fromkeys(kinds, self)

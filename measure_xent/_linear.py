@@ -372,7 +372,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
 @between(Measure, LinearCategorical)
 def divergence_from_head(P: Measure, Q: LinearCategorical) -> Any:
     """KL(P‖Q), one number a row, from blocks of logits."""
-    forms = P.forms()
+    forms: Any = P.forms()
     if len(forms) > 1 or jnp.broadcast_shapes(forms[0].family, Q.shape) != Q.shape:
         return divergence(P, Q.dense)
     against = _here(target(forms[0], Q.head.classes, "LinearSoftmax"), Q.head)

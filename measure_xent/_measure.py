@@ -104,7 +104,8 @@ class Measure(abc.ABC):
         """The point of the greatest mass, the first of several: the least class, or the first in the list of atoms."""
         if not enumerable(self):
             raise NotImplementedError(f"{type(self).__name__} has no mode: measures made of atoms have")
-        forms = [flat.written() for form in self.forms() for flat in form.flat()]
+        flat: Any = [flat for form in self.forms() for flat in form.flat()]
+        forms = [form.written() for form in flat]
         if classes := next((form.classes for form in forms if form.classes), None):
             targets = [Target(form.points, form.weights, form.background, form.dense) for form in forms]
             masses = sum(expand(Classes(classes), *target)[1] for target in targets)
@@ -366,10 +367,10 @@ class Combination(Measure):
 
     def split(self):
         parts = self.parts()
-        return tuple(parts.get((atoms,) * self.coordinates) for atoms in (True, False))
+        return parts.get((True,) * self.coordinates), parts.get((False,) * self.coordinates)
 
     @abc.abstractmethod
-    def parts(self) -> dict[tuple[bool, ...], Measure]: ...
+    def parts(self) -> Any: ...
 
 
 def together(parts: Sequence[dict[tuple[bool, ...], Measure]]) -> dict[tuple[bool, ...], Measure]:
@@ -433,7 +434,7 @@ class Scaled(Combination):
         # Points and whatever else is not a mass are the measure's own.
         return tuple(own.with_masses(*without(absent, form.masses, known)).scale(c) for form, own, known in pairs)
 
-    def parts(self):
+    def parts(self) -> Any:
         return {kind: Scaled(self.c, part) for kind, part in self.P.parts().items()}
 
     def relative_to(self, other, *x):
@@ -479,7 +480,7 @@ class Sum(Combination):
             forms[-1:] = [merged] if merged is not None else [*forms[-1:], form]
         return tuple(forms)
 
-    def parts(self):
+    def parts(self) -> Any:
         return together([P.parts() for P in self.terms])
 
     def relative_to(self, other, *x):
@@ -523,7 +524,7 @@ class Weighted(Combination):
     def forms(self):
         return tuple(form.reweight(self.f) for form in self.P.forms())
 
-    def parts(self):
+    def parts(self) -> Any:
         return {kind: Weighted(self.f, part) for kind, part in self.P.parts().items()}
 
     def scaled_density(self, *x):
@@ -560,7 +561,7 @@ class Normalized(Combination):
     def forms(self):
         return tuple(form.scale(self._scale()) for form in self.P.forms())
 
-    def parts(self):
+    def parts(self) -> Any:
         return {kind: Scaled(self._scale(), part) for kind, part in self.P.parts().items()}
 
     def scaled_density(self, *x):
@@ -616,11 +617,13 @@ class Pushforward(Combination):
     def forms(self):
         return tuple(image for form in self.P.forms() for image in form.push(self.T))
 
-    def parts(self):
+    def parts(self) -> Any:
         # Of a chosen coordinate what it had; of a function of them all a density, where any has one.
         n = 1 if self.inverse else self.coordinates
         kind_of = getattr(self.T, "chosen", lambda kind: (all(kind),) * n)
-        images = [{kind_of(kind): Pushforward(self.T, part, self.inverse)} for kind, part in self.P.parts().items()]
+        images: Any = [
+            {kind_of(kind): Pushforward(self.T, part, self.inverse)} for kind, part in self.P.parts().items()
+        ]
         return together(images) if len(images) > 1 else {next(iter(images[0])): self}
 
     def scaled_density(self, *x):

@@ -33,8 +33,8 @@ def without_null(node: Any, null: Bool[Array, "*family"]) -> Any:
 @functools.cache
 def _event_ranks(cls: type) -> dict[str, int]:
     """The fields whose leading axes are the family's, and how many axes follow, as jaxtyping's annotation says: "*family V"."""
-    kinds = {field.name: (field.type, *typing.get_args(field.type)) for field in dataclasses.fields(cls)}
-    names = {name: [kind.dim_str.split() for kind in of if hasattr(kind, "dim_str")] for name, of in kinds.items()}
+    kinds: Any = {field.name: (field.type, *typing.get_args(field.type)) for field in dataclasses.fields(cls)}
+    names: Any = {name: [kind.dim_str.split() for kind in of if hasattr(kind, "dim_str")] for name, of in kinds.items()}
     return {name: len(dims[0]) - 1 for name, dims in names.items() if dims and dims[0][:1] == ["*family"]}
 
 

@@ -212,7 +212,8 @@ class NormalForm:
 
         rows = map(as_row, jax.tree.leaves(points), jax.tree.leaves(tuple(x)))
         atoms, values = zip(*rows, strict=True)
-        return mass_of(atoms, self.weights, values)
+        weights: Any = self.weights
+        return mass_of(atoms, weights, values)
 
     def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
         """A measure on tuples, disintegrated at the last coordinate; for a function ``of_x``, one of x alone will do."""

@@ -86,7 +86,7 @@ def settled(cls: type) -> None:
     for base in cls.__mro__:
         if "_settled" not in vars(base) and (base is cls or at_home(base)):
             fields = inspect.get_annotations(base)
-            wrap = promoting if at_home(base) else _method_of_user
+            wrap: Any = promoting if at_home(base) else _method_of_user
             for name, member in list(vars(base).items()):
                 if name in fields or (name.startswith("_") and not name.endswith("_")):
                     continue  # what is called from inside only

@@ -47,10 +47,10 @@ class Generator:
 
     def of(self, ratio: Ratio) -> Array:
         """φ(p, q) / (p + q), the density of the divergence against P + Q."""
-        known = isinstance(self.perspective, _OfLogRatio)
-        return (
-            self.perspective.of(*ratio.shares, ratio.log_inside) if known else of_user(self.perspective)(*ratio.shares)
-        )
+        known: Any = self.perspective
+        if isinstance(known, _OfLogRatio):
+            return known.of(*ratio.shares, ratio.log_inside)
+        return of_user(known)(*ratio.shares)
 
 
 def from_function(f: Callable, slope: float | None = None) -> Generator:

@@ -140,7 +140,7 @@ def softmax_cross_entropy_with_integer_labels(
     """
     z, mask = _classes_last(real_array("logits", logits, floating=True), axis, where)
     P = Dirac(_one_a_row(labels, z.shape[:-1]))
-    return cross_entropy(P if where is None else jnp.any(mask, -1) * P, _restricted(z, mask))
+    return cross_entropy(P if mask is None else jnp.any(mask, -1) * P, _restricted(z, mask))
 
 
 def sigmoid_binary_cross_entropy(
@@ -193,7 +193,7 @@ def sigmoid_focal_loss(
     # Bernoulli(−z) gives an outcome what Bernoulli(z) gives the other: 1 − p without cancellation.
     def weight(z):
         log_weight = cumulant(P, log(Bernoulli(-z)))
-        return jnp.exp(null_safe_product(gamma, log_weight, log_weight))  # 0⁰ = 1
+        return jnp.exp(null_safe_product(jnp.asarray(gamma), log_weight))  # 0⁰ = 1
 
     surprisal = lambda z: cross_entropy(P, Bernoulli(z))
     # At infinite logits the weight stands still, which times an infinite surprisal would be NaN.

@@ -129,7 +129,7 @@ class Panels:
         u, log_slope, gaps = self.forward(t)
         return Nodes(u, log_slope, lengths, tuple(jnp.broadcast_to(gap, u.shape) for gap in gaps))
 
-    def _tails(self, support: tuple[Any, Any], width: Any, place: Callable) -> list[tuple[Any, Any]]:
+    def _tails(self, support: tuple[Any, Any], width: Any, place: Callable) -> list[Any]:
         """What is beside each end, and the end."""
         stop = lax.stop_gradient
         ends = [(sign, end) for sign, end in zip((-1, 1), support, strict=True) if finite(end)]

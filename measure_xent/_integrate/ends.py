@@ -27,13 +27,13 @@ class Nodes(NamedTuple):
     u: Float[Array, "*family n"]
     log_slope: Array
     lengths: Array
-    gaps: tuple[Array, Array]
+    gaps: tuple[Array, ...]
 
     @classmethod
     def join(cls, parts: Any) -> "Nodes":
-        *fields, gaps = (list(field) for field in zip(*parts, strict=True))
+        u, log_slope, lengths, gaps = zip(*parts, strict=True)
         along = lambda xs: jnp.concatenate(xs, axis=-1)
-        return cls(*map(along, fields), tuple(map(along, zip(*gaps, strict=True))))
+        return cls(along(u), along(log_slope), along(lengths), tuple(map(along, zip(*gaps, strict=True))))
 
 
 class Tail(NamedTuple):
@@ -52,12 +52,12 @@ class Tail(NamedTuple):
         at = self.end - self.sign * self.near * jnp.asarray(PROBES, self.near.dtype)
         return jnp.where(self.use, at, elsewhere)
 
-    def depth(self, gaps: tuple[Array, Array]) -> Float[Array, "*family n"]:
+    def depth(self, gaps: tuple[Array, ...]) -> Float[Array, "*family n"]:
         """log(d/δ) within δ, 0 elsewhere."""
         near = self.use & (self._of(gaps) < self.near)
         return jnp.where(near, jnp.log(jnp.where(near, self._of(gaps), self.near) / self.near), 0)
 
-    def place(self, u: Array, gaps: tuple[Array, Array], depth: Array) -> Array:
+    def place(self, u: Array, gaps: tuple[Array, ...], depth: Array) -> Array:
         """Where to look at the integrand: δ from the end within δ, and in the layer with the end's derivative."""
         moved = u + jnp.where(self._of(gaps) < self.layer, self.end - lax.stop_gradient(self.end), 0)
         return jnp.where(depth < 0, self.end - self.sign * self.near, moved)

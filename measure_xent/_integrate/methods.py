@@ -336,7 +336,7 @@ class Draws:
     def uniform(self) -> Array:
         return jax.random.uniform(self.next())
 
-    def draw(self, law: Law) -> tuple[Any, Float[Array, "*family"]]:
+    def draw(self, law: Any) -> tuple[Any, Float[Array, "*family"]]:
         """A point of a law, and its weight: 1, with the derivative of the density where that of the point is not taken."""
         if hasattr(law, "draw"):
             return law.draw(self)

@@ -324,7 +324,7 @@ def _residual_jvp(classes, primals, tangents):
     if any(d is not None for d in dmeasure):
         # The parts that are not differentiated have tangent 0.
         still = lambda m: m if m is None else jnp.zeros_like(m)
-        parts = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
+        parts: Any = [still(m) if d is None else d for m, d in zip(measure, dmeasure, strict=True)]
         if indices is not None:
             parts[0] = jnp.where(classes.excludes(indices) & (measure[0] == 0), 0, parts[0])
         dtotal, dtarget = expand(classes, indices, *parts)

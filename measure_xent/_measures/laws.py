@@ -453,7 +453,7 @@ class Blank:
     def __init__(self):
         self.laws = self.uniforms = 0
 
-    def draw(self, law: Law) -> tuple[Any, Array]:
+    def draw(self, law: Any) -> tuple[Any, Array]:
         if hasattr(law, "draw"):
             return law.draw(self)
         self.laws, self.uniforms = self.laws + law.dimension, self.uniforms + law.dimension

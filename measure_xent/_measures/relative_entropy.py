@@ -61,18 +61,19 @@ def divergence(P: Measure, Q: Measure) -> Any:
 def on_classes(P: Measure, Q: Measure) -> Any:
     """Σ p log(p/q) − p + q over the classes, if P and Q are on some."""
     try:
-        forms = [form for R in (P, Q) for form in R.forms()]
+        forms: Any = [form for R in (P, Q) for form in R.forms()]
     except NotImplementedError:  # integrated by rules alone, which know logarithms
         return P.expect(log(P) - log(Q)) + Q.mass - P.mass
     if not all(isinstance(form, NormalForm) and not isinstance(form.points, tuple | dict | list) for form in forms):
         return NotImplemented
     classes = max((form.classes or 0 for form in forms), default=0)
-    sparse = [any(form.weights is not None for form in R.forms()) for R in (P, Q)]
+    has_atoms: Any = lambda R: any(form.weights is not None for form in R.forms())
+    sparse = [has_atoms(P), has_atoms(Q)]
     points = [form.points for form in forms if form.weights is not None]
     integers = all(jnp.issubdtype(x.dtype, jnp.integer) for x in points)
     if not classes or all(sparse) or not integers:  # points outside of the classes may be the same ones
         return NotImplemented
-    logits = _logits(P), _logits(Q)
+    logits: Any = _logits(P), _logits(Q)
     if not any(z is None for z in logits):
         return divergence_of_softmaxes(*jnp.broadcast_arrays(*logits))
     (p, log_p, p_outside), (q, log_q, q_outside) = (_rows(R, classes) for R in (P, Q))

@@ -123,7 +123,7 @@ def _whole_power_jvp(primals, tangents):
 
 def _alike(*x: Any) -> list[Array]:
     dtype = jnp.result_type(float, *x)
-    return jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in x))
+    return list(jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in x)))
 
 
 def tilt(a: Any, y: Any, unit: Any, more: int = 0, gap: Any = None) -> Array:

@@ -72,7 +72,7 @@ class Independent(Vectors):
 
     P: Line
 
-    def split(self):
+    def split(self) -> Any:
         return tuple(None if part is None else self for part in self.P.split())
 
     @property
@@ -429,7 +429,7 @@ class Dirichlet(Vectors):
     def base(self):
         return _product(self._betas(), Sticks())
 
-    def marginal(self, which):
+    def marginal(self, which: Any) -> Any:
         if len(which) > 1:
             return super().marginal(which)
         a = self.concentration[..., which[0]]
