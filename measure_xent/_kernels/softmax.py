@@ -336,7 +336,7 @@ _residual.defjvp(_residual_jvp, symbolic_zeros=True)
 
 
 def _pair(weight, surprisal):
-    return jnp.where(weight == 0, 0, weight * surprisal)
+    return weight * jnp.where(weight == 0, 0, surprisal)  # 0 · ∞ is not computed: jax_debug_nans would report it
 
 
 def _at_weight(weight, surprisal):
