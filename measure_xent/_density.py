@@ -188,6 +188,10 @@ class OfDensities(Integrand):
         shapes: list[tuple[int, ...]] = [R.shape for R in (self.P, self.Q) if R is not None]
         return jnp.broadcast_shapes(*shapes)
 
+    @property
+    def noise(self):
+        return 0.0 if self.Q is None else 4.0
+
     def values(self, points, lead):
         return values_by_point(self, points, lead)
 

@@ -83,6 +83,15 @@ class Integrand(abc.ABC):
         """How many of its values, the first ones, have to converge: all, but where some tell of the others' errors."""
         return leaves
 
+    @property
+    def noise(self) -> float:
+        """What its values are off by for rounding errors, in units of eps, however small they are: less need not converge."""
+        return 0.0
+
+    def places(self, x: Any, lead: int) -> Any:
+        """Where on the line it is looked at, from points of an integral over the line."""
+        return x
+
     def __add__(self, other: Any) -> "Integrand":
         return NotImplemented if (other := _as_operand(other)) is None else Sum((self, other))
 

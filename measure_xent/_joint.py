@@ -560,6 +560,6 @@ def of_a_product(P: ProductMeasure, f: LogDensity) -> Any:
 
 def times_mass(mass: Any, total: Integral) -> Integral:
     """mass · total, 0 where the mass is."""
-    product = null_safe_product(*jnp.broadcast_arrays(jnp.asarray(mass, float), *[jnp.asarray(total.value)] * 2))
+    product = null_safe_product(jnp.asarray(mass, float), jnp.asarray(total.value))
     error = total.error if isinstance(total.error, float) else jnp.abs(mass) * total.error
     return Integral(product, error, total.status)

@@ -533,7 +533,7 @@ class Weighted(Combination):
         p = jnp.where(log_p == -jnp.inf, 0, p)
         log_f, f = map(jnp.asarray, self.f.scaled(*x))
         f, p = jnp.broadcast_arrays(f.astype(jnp.promote_types(f.dtype, jnp.bfloat16)), p)
-        return ScaledNumber(log_p + jnp.where(p == 0, 0, log_f), null_safe_product(p, f, f))
+        return ScaledNumber(log_p + jnp.where(p == 0, 0, log_f), null_safe_product(p, f))
 
 
 @pytree

@@ -328,7 +328,7 @@ class Disintegration:
 
     def size(self) -> Float[Array, "*family"]:
         size = self.target.size()
-        return null_safe_product(jnp.abs(self.weights), size, size).sum(-1)
+        return null_safe_product(jnp.abs(self.weights), size).sum(-1)
 
     def scale(self, c: Any) -> "Disintegration":
         certain = self.certain and isinstance(c, int | float) and c != 0
@@ -572,7 +572,8 @@ def _pick(a, i, axis):
     """The entry of every member, one i a member, of an axis that is gone then."""
     if a.shape[axis] == 1:
         return jnp.take(a, 0, axis=axis)
-    i = jnp.broadcast_to(i, a.shape[:axis])
+    family = jnp.broadcast_shapes(i.shape, a.shape[:axis])
+    i, a = jnp.broadcast_to(i, family), jnp.broadcast_to(a, (*family, *a.shape[axis:]))
     return jnp.take_along_axis(a, i.reshape(*i.shape, 1, *(1,) * (a.ndim - axis - 1)), axis=axis).squeeze(axis)
 
 

@@ -31,22 +31,16 @@ class ScaledNumber(NamedTuple):
         parts = (jnp.stack(jnp.broadcast_arrays(*part), axis=-1) for part in zip(*terms, strict=True))
         return cls(*parts).total()
 
-    def total(
-        self, weights: Float[Array, "*family n"] | None = None, original: "ScaledNumber | None" = None
-    ) -> "ScaledNumber":
-        """The sum over the last axis, weighted or not, in units of the greatest scale. ``original`` is what the numbers are at
-        null atoms, where they may be a stand-in's: see ``null_safe_product``."""
+    def total(self, weights: Float[Array, "*family n"] | None = None) -> "ScaledNumber":
+        """The sum over the last axis, weighted or not, in units of the greatest scale."""
         number = self
         if weights is not None:
             number = ScaledNumber(self.log_scale, jnp.where(weights == 0, 0, weights * self.factor))
         log_scale, factor = jnp.broadcast_arrays(*number)
         top = jnp.max(log_scale, axis=-1, where=(factor != 0) & (log_scale < jnp.inf), initial=-jnp.inf)
         top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-        relative = lambda n: n.factor * jnp.exp(n.log_scale - top[..., None])
-        if weights is None:
-            return ScaledNumber(top, jnp.sum(relative(self), axis=-1))
-        terms = jnp.broadcast_arrays(weights, relative(self), relative(original or self))
-        return ScaledNumber(top, jnp.sum(null_safe_product(*terms), axis=-1))
+        relative = self.factor * jnp.exp(self.log_scale - top[..., None])
+        return ScaledNumber(top, jnp.sum(relative if weights is None else null_safe_product(weights, relative), axis=-1))
 
     def over_devices(self, mesh_axes: frozenset[str]) -> "ScaledNumber":
         """The sum over the devices of mesh axes."""

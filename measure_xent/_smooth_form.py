@@ -83,7 +83,7 @@ class Smooth:
         x, weight = stream.draw(self.law)
         lead = len(self.family)
         for f in self.factors:
-            weight = null_safe_product(weight, *[jnp.asarray(f.values(x, lead), weight.dtype)] * 2)
+            weight = null_safe_product(weight, jnp.asarray(f.values(x, lead), weight.dtype))
         return x if self.transform is None else self.transform.values(x, lead), self.c * weight
 
     def at_rank(self, rank: int = 0) -> "Smooth":
@@ -198,6 +198,10 @@ class Times(Integrand):
     def watched(self, leaves):
         return self.f.watched(leaves)
 
+    @property
+    def noise(self):
+        return self.f.noise
+
     def _product(self, weights, values, lead):
         def times(v):
             for w in map(jnp.asarray, weights):
@@ -205,7 +209,7 @@ class Times(Integrand):
                     raise ValueError(f"f * P: f must be scalar-valued, got values of shape {w.shape[lead:]}")
                 w = w.reshape(w.shape + (1,) * max(0, jnp.ndim(v) - max(lead, w.ndim)))
                 dtype = jnp.result_type(float, v, w)
-                v = null_safe_product(*(x.astype(dtype) for x in jnp.broadcast_arrays(w, v, v)))
+                v = null_safe_product(w.astype(dtype), v.astype(dtype))
             return v
 
         return jax.tree.map(times, values)
@@ -231,6 +235,14 @@ class Seen(Integrand):
 
     def watched(self, leaves):
         return self.f.watched(leaves)
+
+    @property
+    def noise(self):
+        return self.f.noise
+
+    def places(self, x, lead):
+        y = self.T.values(x, lead)
+        return y if isinstance(y, jax.Array) and y.ndim == lead else x
 
 
 @pytree

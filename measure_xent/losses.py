@@ -140,7 +140,7 @@ def softmax_cross_entropy_with_integer_labels(
     """
     z, mask = _classes_last(real_array("logits", logits, floating=True), axis, where)
     P = Dirac(_one_a_row(labels, z.shape[:-1]))
-    return cross_entropy(P if mask is None else jnp.any(mask, -1) * P, _restricted(z, mask))
+    return cross_entropy(P if where is None else jnp.any(mask, -1) * P, _restricted(z, mask))
 
 
 def sigmoid_binary_cross_entropy(
@@ -202,7 +202,7 @@ def sigmoid_focal_loss(
     if alpha is None:
         return loss
     one = P.expect(lambda y: y)
-    return null_safe_product(alpha * one + (1 - jnp.asarray(alpha)) * (1 - one), loss, loss)
+    return null_safe_product(alpha * one + (1 - jnp.asarray(alpha)) * (1 - one), loss)
 
 
 def poly_loss_cross_entropy(

@@ -183,7 +183,7 @@ class Panels:
         if row:
             x = self.origin + jnp.where(fine, u, here(p))
             known = jnp.isfinite(lax.stop_gradient(flattened(self.f.values(x, self.rank + 1), p)[0]))
-            fine &= ~_alone(x, ~known, row)
+            fine &= ~_alone(self.f.places(x, self.rank + 1), ~known, row)
             inside = jnp.where(fine, u, here(jnp.where(known.all(-2), p, 0)))
         else:
             inside = jnp.where(fine, u, here(p))
@@ -197,9 +197,9 @@ class Panels:
             rise = tail.rise(at, depth)
             flat = flat + rise
             error = jnp.where(depth[..., None, :] < 0, tail.off + tail.relative * jnp.abs(rise), 0)
-            off += lax.stop_gradient(null_safe_product(jnp.abs(w), error, error).sum(-1))
+            off += lax.stop_gradient(null_safe_product(jnp.abs(w), error).sum(-1))
         m = n - ends
-        terms = null_safe_product(w[..., :m], flat[..., :m], flat[..., :m])
+        terms = null_safe_product(w[..., :m], flat[..., :m])
         # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
         known = jnp.where(jnp.isfinite(flat[..., m:]), flat[..., m:], 0)
         return jnp.concatenate([terms, w[..., m:] * known], axis=-1) if ends else terms, mass, off, back
@@ -336,7 +336,7 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
     flat, w, back = flattened(f.values(jnp.where(p > 0, k, here).astype(int), rank + 1), p)
     there = flattened(f.values(jnp.broadcast_to(k, p.shape).astype(int), rank + 1), p)[0]
-    terms = null_safe_product(w, flat, there)  # a mass of 0 has a derivative at the end of a parameter's range
+    terms = null_safe_product(w, flat)  # a mass of 0 has a derivative at the end of a parameter's range
     known = jnp.abs(lax.stop_gradient(terms))
     between = jnp.abs(lax.stop_gradient(2 * terms[..., ::2].sum(-1) - terms.sum(-1)))
     error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(stride > 1, between, 0)
@@ -346,7 +346,7 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
 def weighted(values: Any, w: Float[Array, "*family n"]) -> tuple[Float[Array, "*family leaves n"], Callable]:
     """w · f(x), all of f's leaves flat, and how to make of an array [*family, leaves] what they were."""
     flat, w, back = flattened(values, w)
-    return null_safe_product(w, flat, flat), back
+    return null_safe_product(w, flat), back
 
 
 def flattened(values: Any, w: Float[Array, "*family n"]) -> tuple[Array, Array, Callable]:
@@ -385,7 +385,7 @@ def judged(
     eps = jnp.finfo(value.dtype).eps
     goal = eps**0.5 if tolerance is None else max(tolerance, float(eps))
     # An infinite integrand where there is mass makes an infinite integral, and no mistake.
-    wrong = (error > goal * size) & ~jnp.isinf(value) if converges else jnp.zeros(value.shape, bool)
+    wrong = (error > goal * size + f.noise * eps) & ~jnp.isinf(value) if converges else jnp.zeros(value.shape, bool)
     # The logarithm of a density that is far from 1 has few digits behind its point.
     error = lax.stop_gradient(error + 32 * eps * size + jnp.finfo(value.dtype).tiny)
     watched = f.watched(value.shape[-1])

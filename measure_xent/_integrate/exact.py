@@ -54,7 +54,7 @@ def mass(P, f):
     c = jnp.asarray(f.c)
     # Of a sum over devices, the mass of this device's share.
     mass = functools.reduce(jnp.add, [form.mass() for form in P.forms()]) if P.mesh_axes else P.mass
-    return null_safe_product(mass, c, c)
+    return null_safe_product(mass, c)
 
 
 @rule(Measure, Sum)

@@ -163,7 +163,7 @@ class Quadrature(Deterministic):
         x, w, tail = rule
         flat, w, back = flattened(f.values(x, rank + 1), w)
         # A product that need not look for weights of 0 becomes one pass with its sum.
-        terms = w * flat if law.fixed_rule else null_safe_product(w, flat, flat)
+        terms = w * flat if law.fixed_rule else null_safe_product(w, flat)
         known = lax.stop_gradient(jnp.where(jnp.isfinite(flat), flat, 0))
         left = jnp.einsum("...ln,...kn->...lk", known, tail.astype(known.dtype))
         return judged(terms.sum(-1), jnp.linalg.norm(left, axis=-1), jnp.abs(w * known).sum(-1), back, f, None, False)

@@ -173,7 +173,7 @@ def _greatest(
     t = jnp.concatenate([spread(x) for x in (grid, *near_y)], axis=-1)
 
     def best(t):
-        u, log_slope = forward(t)
+        u, log_slope, _ = forward(t)
         g = stop_gradient(_exponent(each, likelihood, transform, origin + u) + log_slope)
         g = jnp.where(jnp.isnan(g) | (g == jnp.inf), -jnp.inf, g)
         at = jnp.argmax(g, axis=-1, keepdims=True)

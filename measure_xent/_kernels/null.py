@@ -20,12 +20,11 @@ from .._strict import custom_jvp
 from .mesh import vary, varying, zeros
 
 
-def null_safe_product(weight: Shaped[Array, "..."], value: Shaped[Array, "..."], original: Any = None) -> Array:
+def null_safe_product(weight: Shaped[Array, "..."], value: Shaped[Array, "..."]) -> Array:
     """weight · value, with 0 · ±inf = 0 · NaN = 0, and the derivative in a weight of 0 the value where that is finite."""
-    del original
     weight, value = jnp.broadcast_arrays(weight, value)
     absent, held = _null_atoms(lambda value: value, False, 0, weight, (value,))
-    return weight * jnp.where(absent, held, value)
+    return weight * _select(absent, held, value)
 
 
 def values_at(function: Callable, weight: Shaped[Array, "*atoms"], points: tuple, stand_in: Callable) -> PyTree:
@@ -56,12 +55,13 @@ def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTr
     """The values, those of absent atoms replaced by what they held: their derivative in the weight, and no other."""
     expand = lambda value: absent.reshape(absent.shape + (1,) * max(0, jnp.ndim(value) - absent.ndim))
 
-    def choose(value, held):
-        # Not jnp.where: JAX 0.12 makes one function of its calls on a member and on a family, under vmap of a derivative.
-        shape = jnp.broadcast_shapes(expand(value).shape, jnp.shape(value))
-        return jax.lax.select(*(jnp.broadcast_to(x, shape) for x in (expand(value), held, value)))
+    return jax.tree.map(lambda value, held: _select(expand(value), held, value), values, held)
 
-    return jax.tree.map(choose, values, held)
+
+def _select(condition, x, y):
+    """jnp.where, of which JAX 0.12 makes one function for a member and for a family, under vmap of a derivative."""
+    shape = jnp.broadcast_shapes(*map(jnp.shape, (condition, x, y)))
+    return jax.lax.select(*(jnp.broadcast_to(x, shape) for x in (condition, x, y)))
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -79,7 +79,7 @@ def _null_atoms(function, weighed, order, weight, arguments):
             fit &= _finite(function(*arguments), weight.shape)
         except TypeError:  # a function with a rule of its own for reverse mode alone
             break
-    return null & ~fit, jax.tree.map(lambda v: jnp.where(jnp.isfinite(v), v, 0), value)
+    return null & ~fit, jax.tree.map(lambda v: _select(jnp.isfinite(v), v, jnp.zeros_like(v)), value)
 
 
 @functools.partial(_null_atoms.defjvp, symbolic_zeros=True)

@@ -249,10 +249,11 @@ def _rows_jvp(asked, classes, primals, tangents):
         along = lambda gradient: _inner(classes, gradient, dz)[..., 0]
         slope = along(_residual(classes, *primals, out.reference, out.log_sum))
         if weights is not None:
+            # NaN in the gradient and not in what comes after; by arithmetic, where it is used: a NaN among what is kept for a
+            # gradient would be reported by jax_debug_nans even of rows that are stood in for.
             infeasible = jnp.any(classes.excludes(indices) & (weights != 0), axis=-1)
-            # NaN by arithmetic, where the slope is used. A NaN among what is kept for a gradient would be reported by
-            # jax_debug_nans even of rows that are stood in for.
-            slope = slope * jnp.where(infeasible, jnp.inf, 1) * jnp.where(infeasible, 0, 1)
+            some = classes.all_parts(jnp.sum(dz, axis=-1))
+            slope += jnp.where(infeasible, some, 0) * jnp.where(infeasible, jnp.inf, 1) * jnp.where(infeasible, 0, 1)
         tangent += slope
         # Where several targets share a row, it is not for one null target to say that the row is of no account.
         absent = undefined if undefined.shape == out.log_sum.shape else jnp.zeros_like(out.log_sum, bool)
