@@ -13,7 +13,7 @@ from ._dispatch import integrate, rule
 from ._integral import Integral
 from ._integrate.mixtures import NODES, MixtureDensity, density_over, mixture
 from ._kernels.classes import class_index, out_of_range, take
-from ._kernels.null import null_safe_product, where_supported
+from ._kernels.null import null_atoms, null_safe_product, where_supported, without
 from ._measure import (
     Combination,
     Measure,
@@ -493,7 +493,10 @@ def _of_atoms(joint: Joint, points: tuple, weights: Array, certain: bool, y: tup
 
     if certain or isinstance(K, Measure):
         return density(points).total(weights)
-    return density(stand_in(points, weights == 0)).total(weights, density(points))
+    shape = jnp.broadcast_shapes(weights.shape, *(v.shape for v in jax.eval_shape(density, points)))
+    each, extra = jnp.broadcast_to(weights, shape), tuple(range(len(shape) - weights.ndim))
+    absent, held = null_atoms(density, each, (points,))
+    return without(absent, density(stand_in(points, jnp.all(absent, axis=extra))), held).total(each)
 
 
 def _targets(form: Any) -> Any:

@@ -266,7 +266,12 @@ class Given(Integrand):
         x = jax.tree.map(lambda a: a.reshape((1,) * (lead - 1 - own) + a.shape[:own] + (1,) + a.shape[own:]), self.x)
         shape = jnp.broadcast_shapes(*(a.shape[:lead] for a in jax.tree.leaves((x, y))))
         x, y = jax.tree.map(lambda a: jnp.broadcast_to(a, (*shape, *a.shape[lead:])), (x, y))
-        return self.f.values((*x, *y), lead)
+        if not self.f.shape:
+            return self.f.values((*x, *y), lead)
+        # A family of functions takes its own axes and then one of points, of all the nodes of all the atoms.
+        one_axis = lambda a: a.reshape(*a.shape[: own - 1], -1, *a.shape[lead:])
+        values = self.f.values(jax.tree.map(one_axis, (*x, *y)), own)
+        return jax.tree.map(lambda v: v.reshape(*v.shape[: own - 1], *shape[own - 1 :], *v.shape[own:]), values)
 
 
 @pytree

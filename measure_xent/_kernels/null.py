@@ -24,7 +24,7 @@ def null_safe_product(weight: Shaped[Array, "..."], value: Shaped[Array, "..."])
     """weight · value, with 0 · ±inf = 0 · NaN = 0, and the derivative in a weight of 0 the value where that is finite."""
     weight, value = jnp.broadcast_arrays(weight, value)
     absent, held = _null_atoms(lambda value: value, False, 0, weight, (value,))
-    return weight * _select(absent, held, value)
+    return weight * jnp.where(absent, held, value)
 
 
 def values_at(function: Callable, weight: Shaped[Array, "*atoms"], points: tuple, stand_in: Callable) -> PyTree:
@@ -55,13 +55,7 @@ def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTr
     """The values, those of absent atoms replaced by what they held: their derivative in the weight, and no other."""
     expand = lambda value: absent.reshape(absent.shape + (1,) * max(0, jnp.ndim(value) - absent.ndim))
 
-    return jax.tree.map(lambda value, held: _select(expand(value), held, value), values, held)
-
-
-def _select(condition, x, y):
-    """jnp.where, of which JAX 0.12 makes one function for a member and for a family, under vmap of a derivative."""
-    shape = jnp.broadcast_shapes(*map(jnp.shape, (condition, x, y)))
-    return jax.lax.select(*(jnp.broadcast_to(x, shape) for x in (condition, x, y)))
+    return jax.tree.map(lambda value, held: jnp.where(expand(value), held, value), values, held)
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -69,7 +63,8 @@ def _null_atoms(function, weighed, order, weight, arguments):
     """``weighed`` says that a derivative in the weights is taken, ``order`` how many are in the arguments."""
     null = weight == 0
     if not weighed:
-        return null, jax.tree.map(zeros, jax.eval_shape(function, *arguments))
+        no = _no(weight, arguments)
+        return null | no, jax.tree.map(lambda v: zeros(v) + no.astype(v.dtype), jax.eval_shape(function, *arguments))
     value = function(*arguments)
     fit = _finite(value, weight.shape)
     along = jax.tree.map(_ones, arguments)
@@ -79,7 +74,7 @@ def _null_atoms(function, weighed, order, weight, arguments):
             fit &= _finite(function(*arguments), weight.shape)
         except TypeError:  # a function with a rule of its own for reverse mode alone
             break
-    return null & ~fit, jax.tree.map(lambda v: _select(jnp.isfinite(v), v, jnp.zeros_like(v)), value)
+    return null & ~fit, jax.tree.map(lambda v: jnp.where(jnp.isfinite(v), v, 0), value)
 
 
 @functools.partial(_null_atoms.defjvp, symbolic_zeros=True)
@@ -87,6 +82,13 @@ def _null_atoms_jvp(function, weighed, order, primals, tangents):
     dweight, dpoints = ([differentiated(t) is not None for t in jax.tree.leaves(t)] for t in tangents)
     out = _null_atoms(function, weighed or any(dweight), order + any(dpoints), *primals)
     return out, jax.tree.map(functools.partial(jax.custom_derivatives.zero_from_primal, symbolic_zeros=True), out)
+
+
+def _no(weight, arguments):
+    """False, one a member under vmap of any of these. A rule's results must not be batched where its function's are not."""
+    seen = [x for x in jax.tree.leaves((weight, arguments)) if isinstance(x, jax.core.Tracer)]
+    seen = [x.ravel()[:1] for x in seen if varying(x) <= varying(weight)]
+    return functools.reduce(jnp.logical_or, (jnp.any(x != x) for x in seen), jnp.array(False)) & False
 
 
 def _along(function, tangents, *arguments):
