@@ -192,6 +192,9 @@ class OfDensities(Integrand):
     def noise(self):
         return 0.0 if self.Q is None else 4.0
 
+    def by_ratio(self):
+        return None if self.Q is None else (RatioFunction(self.P, self.Q, _itself), self.of)
+
     def values(self, points, lead):
         return values_by_point(self, points, lead)
 
@@ -274,7 +277,8 @@ def values_by_point(f, points, lead):
         return Integrand.values(f, points, lead)
     if f.shape:
         x = jax.tree.map(lambda x: jnp.moveaxis(x, lead - 1, 0), points)
-        return jnp.moveaxis(in_blocks(function, x, room_for(terms * math.prod(f.shape))), 0, -1)
+        values = in_blocks(function, x, room_for(terms * math.prod(f.shape)))
+        return jax.tree.map(lambda v: jnp.moveaxis(v, 0, -1), values)
     axes = jax.tree.leaves(points)[0].shape[:lead]
     x = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), points)
     return jax.tree.map(lambda v: v.reshape(*axes, *v.shape[1:]), in_blocks(function, x, room_for(terms)))
@@ -387,6 +391,10 @@ def model_of(name: str, Q: Any) -> Any:
 
 def _log(ratio: Ratio) -> Float[Array, "*family"]:
     return ratio.log
+
+
+def _itself(ratio: Ratio) -> Ratio:
+    return ratio
 
 
 def _either(atom: Ratio, density: Ratio) -> Ratio:

@@ -88,6 +88,10 @@ class Integrand(abc.ABC):
         """What its values are off by for rounding errors, in units of eps, however small they are: less need not converge."""
         return 0.0
 
+    def by_ratio(self) -> tuple["Integrand", Callable] | None:
+        """(g, F) if this is F ∘ g and g a ratio of densities: beside an end g is like a power of the distance, and F what it is."""
+        return None
+
     def places(self, x: Any, lead: int) -> Any:
         """Where on the line it is looked at, from points of an integral over the line."""
         return x

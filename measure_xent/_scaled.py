@@ -40,7 +40,9 @@ class ScaledNumber(NamedTuple):
         top = jnp.max(log_scale, axis=-1, where=(factor != 0) & (log_scale < jnp.inf), initial=-jnp.inf)
         top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
         relative = self.factor * jnp.exp(self.log_scale - top[..., None])
-        return ScaledNumber(top, jnp.sum(relative if weights is None else null_safe_product(weights, relative), axis=-1))
+        return ScaledNumber(
+            top, jnp.sum(relative if weights is None else null_safe_product(weights, relative), axis=-1)
+        )
 
     def over_devices(self, mesh_axes: frozenset[str]) -> "ScaledNumber":
         """The sum over the devices of mesh axes."""

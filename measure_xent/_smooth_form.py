@@ -240,6 +240,10 @@ class Seen(Integrand):
     def noise(self):
         return self.f.noise
 
+    def by_ratio(self):
+        known = self.f.by_ratio()
+        return None if known is None else (Seen(known[0], self.T), known[1])
+
     def places(self, x, lead):
         y = self.T.values(x, lead)
         return y if isinstance(y, jax.Array) and y.ndim == lead else x

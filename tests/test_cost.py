@@ -82,7 +82,7 @@ def test_logits_that_several_sums_read_are_made_once():
     """And not written out several times: a softcap and a bias, beside a dense target."""
     z, b = jax.ShapeDtypeStruct((8192, CLASSES), jnp.float32), jax.ShapeDtypeStruct((CLASSES,), jnp.float32)
     loss = lambda z, p, b: mx.cross_entropy(mx.Categorical(probs=p), mx.Categorical(30 * jnp.tanh(z / 30) + b))
-    assert cost(loss, z, z, b)["temporaries"] <= 4 * 8192 * CLASSES + 2 * BLOCK_BYTES
+    assert cost(loss, z, z, b)["temporaries"] <= 4 * 8192 * CLASSES + 2 * BLOCK_BYTES + 64 * 8192  # bytes a row
 
 
 def test_the_line_is_the_functional():

@@ -25,10 +25,10 @@ from jaxtyping import Array, Float
 
 from .._integral import Integral
 from .._integrand import Integrand
-from .._kernels.null import null_safe_product
+from .._kernels.null import null_safe_product, values_at
 from .._measures.laws import Continuous, Integers, kinks_of, marks_of
 from .._smooth_form import finite, fixed
-from .ends import Nodes, near_of, places, tail_of
+from .ends import LOG_2, Nodes, near_of, places, ratio_rise, rise, tail_of
 
 END = 3.8  # of t: exp(π/2 · sinh t) is 1e15 there, whose square float32 still holds
 WIDE = 5.0  # of t in float64: 1e50
@@ -97,7 +97,7 @@ class Panels:
 
     def __init__(self, P: Continuous, f: Integrand):
         stop = lax.stop_gradient
-        self.f, self.rank = f, max(len(P.shape), len(f.shape))
+        self.f, self.rank, self.ratio = f, max(len(P.shape), len(f.shape)), f.by_ratio()
         P = P.at_rank(self.rank).each()
         self.law, self.c = P.centred()
         self.origin = stop(P.bounds_centre() if isinstance(self.c, float) else self.c)
@@ -145,12 +145,30 @@ class Panels:
             known.append((sign, end, near, gaps[sign > 0], edge))
             points.append(places(sign, stop(end), near, tip))
         u = jnp.concatenate(points, axis=-1)
-        flat = stop(flattened(self.f.values(self.origin + u, self.rank + 1), jnp.ones_like(u))[0])
-        log_p = stop(self._log_density(u))
-        halves = (jnp.split(values, len(ends), axis=-1) for values in (flat, log_p))
-        return [
-            (tail_of(*of, *at), end) for of, (_, end), at in zip(known, ends, zip(*halves, strict=True), strict=True)
-        ]
+        flat = lambda values: flattened(values, jnp.ones_like(jax.tree.leaves(values)[0]))[0]
+        of, values = self._of, self._inner_values(self.origin + u)
+        halves = [stop(jnp.split(a, len(ends), axis=-1)) for a in (flat(of(values)), self._log_density(u))]
+        made = []
+        for i, (about, (_, end)) in enumerate(zip(known, ends, strict=True)):
+            at, log_p = (half[i] for half in halves)
+            rise_to_8 = rise(at, jnp.full_like(at[..., :1], 3 * LOG_2))
+            if self.ratio is not None:
+                ratio = jax.tree.map(lambda x, i=i: jnp.split(x, len(ends), axis=-1)[i], stop(values))
+                one = jax.tree.map(lambda x: x[..., :1], ratio)
+                rise_to_8 = flat(of(_shifted(one, ratio_rise(ratio.log_inside, 3 * LOG_2)))) - at[..., :1]
+            made.append((tail_of(*about, at, log_p, rise_to_8), end))
+        return made
+
+    def _inner_values(self, x: Array) -> Any:
+        """The values of f, or the ratios that they are of."""
+        if self.ratio is None:
+            return self.f.values(x, self.rank + 1)
+        ratio = self.ratio[0].values(x, self.rank + 1)
+        spread = lambda v: jnp.broadcast_to(v, (*self.family, x.shape[-1]))
+        return jax.tree.map(spread, ratio)
+
+    def _of(self, values: Any) -> Any:
+        return values if self.ratio is None else self.ratio[1](values)
 
     def _log_density(self, u: Array) -> Array:
         return self.law.log_density_of(u + (self.origin - self.c))
@@ -167,7 +185,8 @@ class Panels:
         for tail, depth in zip(self.tails, depths, strict=True):
             u = tail.place(u, nodes.gaps, depth)
         probes = [self.spread(tail.probes(elsewhere)) for tail in self.tails]
-        with_probes = lambda u: jnp.concatenate([u, *probes], axis=-1)
+        with_probes = lambda u, probes=probes: jnp.concatenate([u, *probes], axis=-1)
+        zero = [jnp.zeros_like(x) for x in probes]
         apart = lambda x: [x[..., :n], *jnp.split(x[..., n:], max(1, len(probes)), axis=-1)[: len(probes)]]
 
         def density(u):
@@ -187,16 +206,23 @@ class Panels:
             inside = jnp.where(fine, u, here(jnp.where(known.all(-2), p, 0)))
         else:
             inside = jnp.where(fine, u, here(p))
-        values = self.f.values(self.origin + with_probes(inside), self.rank + 1)
+        values = self._inner_values(self.origin + with_probes(inside))
+        if self.ratio is not None:  # a power of the distance, whatever f makes of it
+            _, *at_probes = apart(values.log_inside)
+            for at, depth in zip(at_probes, depths, strict=True):
+                values = _shifted(values, with_probes(ratio_rise(at, depth), zero))
+        values = self._of(values)
         if not self.law.tame:
             p = density(inside)
         mass = jnp.where(fine, p, 0) * nodes.lengths
         flat, w, back = flattened(values, with_probes(mass))
         (flat, *at_probes), w, off = apart(flat), w[..., :n], jnp.zeros(flat.shape[:-1], flat.dtype)
         for tail, at, depth in zip(self.tails, at_probes, depths, strict=True):
-            rise = tail.rise(at, depth)
-            flat = flat + rise
-            error = jnp.where(depth[..., None, :] < 0, tail.off + tail.relative * jnp.abs(rise), 0)
+            if self.ratio is None:
+                flat = flat + (more := tail.rise(at, depth))
+            else:
+                more = flat - at[..., :1]
+            error = jnp.where(depth[..., None, :] < 0, tail.off + tail.relative * jnp.abs(more), 0)
             off += lax.stop_gradient(null_safe_product(jnp.abs(w), error).sum(-1))
         m = n - ends
         terms = null_safe_product(w[..., :m], flat[..., :m])
@@ -301,6 +327,10 @@ def _rules(terms: Float[Array, "*family leaves n"]) -> tuple[Array, Array, Array
     return terms.sum(-1), size * jnp.minimum(1, jnp.maximum(gap, (200 * gap) ** 1.5)), size
 
 
+def _shifted(ratio: Any, by: Array) -> Any:
+    return ratio._replace(log_scale=ratio.log_scale + by)
+
+
 def _alone(x: Float[Array, "*family n"], bad: Array, row: int) -> Array:
     """Nodes where f is not finite beside others where it is: an infinity at one place, as far as x can tell places apart."""
     n, m = x.shape[-1], x.shape[-1] // row * row
@@ -334,9 +364,15 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     p = p / p.sum(-1, keepdims=True)  # of so many integers, or with a rounding error of its own
     outside = jnp.abs(k - mean) > stride * (WINDOW // 4)
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
-    flat, w, back = flattened(f.values(jnp.where(p > 0, k, here).astype(int), rank + 1), p)
-    there = flattened(f.values(jnp.broadcast_to(k, p.shape).astype(int), rank + 1), p)[0]
-    terms = null_safe_product(w, flat)  # a mass of 0 has a derivative at the end of a parameter's range
+    # A mass of 0 has a derivative at the end of a parameter's range.
+    values = values_at(
+        lambda k: f.values(k.astype(int), rank + 1),
+        p,
+        (jnp.broadcast_to(k, p.shape),),
+        lambda absent, k: (jnp.where(absent, here, k),),
+    )
+    flat, w, back = flattened(values, p)
+    terms = w * flat
     known = jnp.abs(lax.stop_gradient(terms))
     between = jnp.abs(lax.stop_gradient(2 * terms[..., ::2].sum(-1) - terms.sum(-1)))
     error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(stride > 1, between, 0)

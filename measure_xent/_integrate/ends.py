@@ -64,9 +64,7 @@ class Tail(NamedTuple):
 
     def log_density_rise(self, at_probes: Array, depth: Array) -> Array:
         """log p(d) − log p(δ)."""
-        one, two = at_probes[..., :1], at_probes[..., 1:2]
-        known = self.use & jnp.isfinite(one) & jnp.isfinite(two)
-        return jnp.where(known, two - one, 0) / LOG_2 * depth
+        return power_rise(jnp.where(self.use, at_probes, 0), depth)
 
     def rise(self, at_probes: Float[Array, "*family leaves 3"], depth: Array) -> Float[Array, "*family leaves n"]:
         """f(d) − f(δ)."""
@@ -74,6 +72,24 @@ class Tail(NamedTuple):
 
     def _of(self, gaps):
         return gaps[self.sign > 0]
+
+
+def power_rise(log_at_probes: Array, depth: Any) -> Array:
+    """log p(d) − log p(δ) of a power p, by its logarithms at δ and 2δ; depth = log(d/δ)."""
+    one, two = log_at_probes[..., :1], log_at_probes[..., 1:2]
+    known = jnp.isfinite(one) & jnp.isfinite(two)
+    return (jnp.where(known, two, 0) - jnp.where(known, one, 0)) / LOG_2 * depth
+
+
+def ratio_rise(log_at_probes: Array, depth: Any) -> Array:
+    """log r(d) − log r(δ) of a ratio of densities, by its logarithms at δ, 2δ and 4δ: a square of log d, as of powers and of
+    what is normal in log d; depth = log(d/δ)."""
+    one, two, four = (log_at_probes[..., i : i + 1] for i in range(3))
+    known = jnp.isfinite(one) & jnp.isfinite(two) & jnp.isfinite(four)
+    one, two, four = (jnp.where(known, x, 0) for x in (one, two, four))
+    bend, steps = (one - 2 * two + four) / 2, depth / LOG_2
+    noise = 64 * jnp.finfo(bend.dtype).eps * jnp.maximum(jnp.abs(one), jnp.abs(four))
+    return (two - one) * steps + jnp.where(jnp.abs(bend) > noise, bend, 0) * steps * (steps - 1)
 
 
 def rise(at_probes: Array, depth: Array) -> Array:
@@ -111,9 +127,19 @@ def places(sign: int, end: Array, near: Array, tip: Array) -> Array:
 
 
 def tail_of(
-    sign: int, end: Array, near: Array, layer: Array, edge: Array, flat: Float[Array, "*family leaves 6"], log_p: Array
+    sign: int,
+    end: Array,
+    near: Array,
+    layer: Array,
+    edge: Array,
+    flat: Float[Array, "*family leaves 6"],
+    log_p: Array,
+    rise_to_8: Float[Array, "*family leaves 1"],
 ) -> Tail:
-    """What is beside an end, by f and log p at the ``places``; ``layer`` is the distance of ``edge`` from the end."""
+    """What is beside an end, by f and log p at the ``places`` and what f(8δ) − f(δ) is by the form that it goes on with.
+
+    ``layer`` is the distance of ``edge`` from the end.
+    """
     blurred = lax.stop_gradient(end) != 0
 
     def singular(values, blurred):
@@ -124,7 +150,7 @@ def tail_of(
 
     use = singular(flat, blurred[..., None, :]).any(-2) | singular(log_p, blurred)
     one, two, eight = (flat[..., i : i + 1] for i in (0, 1, 3))
-    off = jnp.abs(eight - one - rise(flat, jnp.full_like(one, 3 * LOG_2)))
+    off = jnp.abs(eight - one - rise_to_8)
     off = jnp.where(jnp.isfinite(off), off, 0)
     relative = jnp.minimum(off / jnp.where(one == two, jnp.inf, jnp.abs(one - two)), 1)
     moving = use | ~jnp.isfinite(flat[..., 5:]).all(-2)

@@ -9,7 +9,6 @@ has every derivative. A derivative's own rule is where this shows, so a loss who
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
