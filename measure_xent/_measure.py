@@ -18,7 +18,7 @@ from ._kernels.mesh import sum_over
 from ._kernels.null import null_atoms, null_safe_product, without
 from ._kernels.target import Target, expand
 from ._members import without_null
-from ._normal_form import Form, in_batches
+from ._normal_form import Form, check_one_space, in_batches
 from ._pytree import as_node, pytree, set_fields
 from ._scaled import Ratio, ScaledNumber
 from ._smooth_form import Smooth, has_density, is_smooth
@@ -475,7 +475,9 @@ class Sum(Combination):
 
     def forms(self):
         forms: list[Form] = []
-        for form in (form for P in self.terms for form in P.forms()):
+        each = [form for P in self.terms for form in P.forms()]
+        check_one_space(each)
+        for form in each:
             merged = forms[-1].merge(form) if forms else None
             forms[-1:] = [merged] if merged is not None else [*forms[-1:], form]
         return tuple(forms)

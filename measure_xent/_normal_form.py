@@ -11,7 +11,7 @@ A measure lowers to a tuple of them, whose sum it is.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Union
 
 import jax
@@ -454,6 +454,24 @@ def stand_in(points: PyTree, null: Shaped[Array, "*family k"]) -> PyTree:
         return jnp.where(null.reshape(null.shape + event), other, x)
 
     return jax.tree.map(replace, points)
+
+
+def check_one_space(forms: Iterable[Any]) -> None:
+    """Refuses points of different shapes: a number, a class, and vectors of each length."""
+    shapes = {shape for form in forms if (shape := _event_shape(form)) is not None}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"P and Q: measures on one space, got points of shapes {' and '.join(map(str, sorted(shapes)))}"
+        )
+
+
+def _event_shape(form: Any) -> tuple[int, ...] | None:
+    """The shape of a point of one coordinate, where that is an array."""
+    if isinstance(form, NormalForm):
+        if form.weights is None:
+            return ()
+        return form.points.shape[form.weights.ndim :] if hasattr(form.points, "shape") else None
+    return form.event_shape if isinstance(form, Smooth) and form.coordinates == 1 else None
 
 
 def without_null_rows(rows: Disintegration, null: Shaped[Array, "*family k"]) -> tuple[tuple, Any]:

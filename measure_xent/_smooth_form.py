@@ -122,7 +122,12 @@ class Smooth:
     @property
     def event_rank(self) -> int:
         """How many axes the last coordinate of a point has."""
-        return max(0, len(jax.tree.leaves(self._point)[-1].shape) - len(self.family))
+        return len(self.event_shape)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of the last coordinate of a point."""
+        return jax.tree.leaves(self._point)[-1].shape[len(self.family) :]
 
     @property
     def coordinates(self) -> int:

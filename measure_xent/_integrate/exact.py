@@ -1,5 +1,6 @@
 """Exact integration: linearity in the integrand, and enumeration of atoms."""
 
+import contextlib
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from .._integral import Integral, together
 from .._integrand import Constant, Integrand, Multiple, Sum, Tree
 from .._kernels.null import null_safe_product
 from .._measure import Measure
-from .._normal_form import NormalForm
+from .._normal_form import NormalForm, check_one_space
 
 
 @rule(Measure, Integrand)
@@ -22,10 +23,12 @@ def enumerate_atoms(P, f):
 
 @rule(Measure, LogDensity, Measure)
 def one_space(P, f):
-    """Refuses measures on different numbers of classes; integrating is the next rule's."""
+    """Refuses measures on different numbers of classes, or on points of different shapes; integrating is the next rule's."""
     p, q = (_classes(measure) for measure in (P, f.Q))
     if p and q and p != q:
         raise ValueError(f"P is a measure on {p} classes, Q = {type(f.Q).__name__} on {q}")
+    with contextlib.suppress(NotImplementedError):
+        jax.eval_shape(lambda: check_one_space([*P.forms(), *f.Q.forms()]))
     return NotImplemented
 
 
