@@ -89,7 +89,7 @@ class Integrand(abc.ABC):
         return 0.0
 
     def by_ratio(self) -> tuple["Integrand", Callable] | None:
-        """(g, F) if this is F ∘ g and g a ratio of densities: beside an end g is like a power of the distance, and F what it is."""
+        """(g, F) if this is F ∘ g and g a ratio of densities: beside an end g goes on like a power of the distance."""
         return None
 
     def places(self, x: Any, lead: int) -> Any:

@@ -93,10 +93,14 @@ def test_the_line_is_the_functional():
 
 
 def test_import_is_light():
-    """After jax and optax, importing the package takes under 0.15 s: best of five fresh processes, bytecode cached."""
-    code = "import jax, optax, time; t = time.process_time(); import measure_xent; print(time.process_time() - t)"
+    """After jax, importing the package takes less than twice what optax takes: best of five processes, bytecode cached."""
+    code = (
+        "import jax, time; t = time.process_time(); import optax; o = time.process_time(); import measure_xent; "
+        "print(o - t, time.process_time() - o)"
+    )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     run = lambda: (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
     )
-    assert min(float(run()) for _ in range(5)) < 0.15
+    theirs, ours = zip(*(map(float, run().split()) for _ in range(5)), strict=True)
+    assert min(ours) < 2 * min(theirs)

@@ -170,3 +170,11 @@ def test_error(name):
         case()
     with pytest.raises(error, match=message):  # at trace time, before any number is known
         jax.eval_shape(lambda: jax.tree.leaves(case()))
+
+
+@pytest.mark.parametrize("functional", [mx.kl_divergence, mx.cross_entropy, mx.hellinger])
+def test_points_of_different_shapes(functional):
+    vectors, numbers = mx.MultivariateNormal(jnp.zeros(3), jnp.eye(3)), mx.Normal(0.0, 1.0)
+    for P, Q in ((mx.Categorical(jnp.zeros(3)), vectors), (vectors, numbers), (mx.Dirac(jnp.zeros(2)), vectors)):
+        with pytest.raises(ValueError, match=r"one space, got points of shapes"):
+            functional(P, Q)

@@ -357,7 +357,7 @@ class Bernoulli(Measure):
 def log_sigmoid_against_target(P: Measure, f: LogDensity) -> Any:
     """∫ log σ(±z) dP, from the masses that P gives the two outcomes."""
     Q = f.Q
-    if Q.logits is None:
+    if Q is None or Q.logits is None:
         return NotImplemented
     z = Q.logits.astype(accumulator(Q.logits.dtype))
     targets = (outcomes(written_target(form, 2, "Bernoulli"), z.dtype) for form in P.forms())
@@ -385,7 +385,7 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
     """∫ f dP for functions of softmax(z), all from one kernel: log q is the pairing of the logits with P, less A times
     P's mass."""
     Q = f.model
-    if Q.logits is None:
+    if Q is None or Q.logits is None:
         return NotImplemented
     total: Any = None
     for form in P.forms():
