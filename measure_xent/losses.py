@@ -140,7 +140,7 @@ def softmax_cross_entropy_with_integer_labels(
     """
     z, mask = _classes_last(real_array("logits", logits, floating=True), axis, where)
     P = Dirac(_one_a_row(labels, z.shape[:-1]))
-    return cross_entropy(P if where is None else jnp.any(mask, -1) * P, _restricted(z, mask))
+    return cross_entropy(P if where is None or mask is None else jnp.any(mask, -1) * P, _restricted(z, mask))
 
 
 def sigmoid_binary_cross_entropy(

@@ -136,7 +136,8 @@ class Panels:
         if not ends:
             return []
         size = stop(self.spread(jnp.minimum(width, ends[1][1] - ends[0][1]) if len(ends) == 2 else width))
-        known, points = [], []
+        known: list[Any] = []
+        points = []
         for sign, end in ends:
             end = self.spread(jnp.reshape(end, jnp.shape(end) or (1,)))
             near, layer = near_of(stop(end), size)

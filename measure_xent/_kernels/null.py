@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree, Shaped
 
 from .._strict import custom_jvp
@@ -85,7 +86,7 @@ def _null_atoms_jvp(function, weighed, order, primals, tangents):
 
 def _no(weight, arguments):
     """False, one a member under vmap of any of these. A rule's results must not be batched where its function's are not."""
-    seen = [x for x in jax.tree.leaves((weight, arguments)) if isinstance(x, jax.core.Tracer)]
+    seen = [x for x in jax.tree.leaves((weight, arguments)) if isinstance(x, Tracer)]
     seen = [x.ravel()[:1] for x in seen if varying(x) <= varying(weight)]
     return functools.reduce(jnp.logical_or, (jnp.any(x != x) for x in seen), jnp.array(False)) & False
 
