@@ -149,15 +149,16 @@ class Panels:
         flat = lambda values: flattened(values, jnp.ones_like(jax.tree.leaves(values)[0]))[0]
         of, values = self._of, self._inner_values(self.origin + u)
         halves = [stop(jnp.split(a, len(ends), axis=-1)) for a in (flat(of(values)), self._log_density(u))]
-        made = []
+        made: list[Any] = []
         for i, (about, (_, end)) in enumerate(zip(known, ends, strict=True)):
-            at, log_p = (half[i] for half in halves)
+            at, log_p = halves[0][i], halves[1][i]
             rise_to_8 = rise(at, jnp.full_like(at[..., :1], 3 * LOG_2))
             if self.ratio is not None:
                 ratio = jax.tree.map(lambda x, i=i: jnp.split(x, len(ends), axis=-1)[i], stop(values))
                 one = jax.tree.map(lambda x: x[..., :1], ratio)
                 rise_to_8 = flat(of(_shifted(one, ratio_rise(ratio.log_inside, 3 * LOG_2)))) - at[..., :1]
-            made.append((tail_of(*about, at, log_p, rise_to_8), end))
+            sign, place, near, layer, edge = about
+            made.append((tail_of(sign, place, near, layer, edge, at, log_p, rise_to_8), end))
         return made
 
     def _inner_values(self, x: Array) -> Any:
