@@ -63,11 +63,6 @@ def pytree(cls: type[_C]) -> type[_C]:
     return cls
 
 
-def _repr(node: Any) -> str:
-    shown = ", ".join(f"{f.name}={getattr(node, f.name)!r}" for f in dataclasses.fields(node))
-    return f"{type(node).__qualname__}({shown})"
-
-
 def set_fields(node: Any, **values: Any) -> None:
     """Sets fields of a frozen node, for its own constructor only."""
     for name, value in values.items():

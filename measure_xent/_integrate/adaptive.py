@@ -136,7 +136,7 @@ class Panels:
         if not ends:
             return []
         size = stop(self.spread(jnp.minimum(width, ends[1][1] - ends[0][1]) if len(ends) == 2 else width))
-        known: list[Any] = []
+        known: list[tuple[Any, Any, Any, Any, Any]] = []  # as ``tail_of`` takes them
         points = []
         for sign, end in ends:
             end = self.spread(jnp.reshape(end, jnp.shape(end) or (1,)))
@@ -157,8 +157,7 @@ class Panels:
                 ratio = jax.tree.map(lambda x, i=i: jnp.split(x, len(ends), axis=-1)[i], stop(values))
                 one = jax.tree.map(lambda x: x[..., :1], ratio)
                 rise_to_8 = flat(of(_shifted(one, ratio_rise(ratio.log_inside, 3 * LOG_2)))) - at[..., :1]
-            sign, place, near, layer, edge = about
-            made.append((tail_of(sign, place, near, layer, edge, at, log_p, rise_to_8), end))
+            made.append((tail_of(*about, at, log_p, rise_to_8), end))
         return made
 
     def _inner_values(self, x: Array) -> Any:
