@@ -15,20 +15,21 @@ what is left of it is small, or until it is clear that it is not. An integrand t
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._integral import Integral
 from .._integrand import Integrand
 from .._kernels.null import null_safe_product, values_at
 from .._measures.laws import Continuous, Integers, kinks_of, marks_of
 from .._smooth_form import finite, fixed
-from .ends import LOG_2, Nodes, near_of, places, ratio_rise, rise, tail_of
+from .._strict import custom_jvp
+from .ends import LOG_2, End, Nodes, Tail, near_of, ratio_rise, rise
 
 END = 3.8  # of t: exp(π/2 · sinh t) is 1e15 there, whose square float32 still holds
 WIDE = 5.0  # of t in float64: 1e50
@@ -55,7 +56,7 @@ def end_of(dtype: Any) -> float:
 
 
 def bend(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
-    """(t ↦ (x, log dx/dt, distances from the ends), x ↦ t) for an interval and the size of what there is to see."""
+    """(t ↦ (x, log dx/dt, distances from both ends), x ↦ t) for an interval and the size of what there is to see."""
     half_pi = np.pi / 2
     log_cosh = lambda s: jnp.logaddexp(s, -s) - np.log(2)
     u_of = lambda t: (half_pi * jnp.sinh(t), np.log(half_pi) + log_cosh(t))
@@ -92,8 +93,37 @@ def bend(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
     return forward, lambda x: jnp.arcsinh(back(x) / half_pi)
 
 
+class Look(NamedTuple):
+    """What is seen at nodes, beside what tails say; f's leaves are flat."""
+
+    u: Float[Array, "*family n"]  # where f is looked at
+    used: Bool[Array, "*family n"]  # whether a node counts
+    p: Float[Array, "*family n"]  # slope · p(x)
+    f: Float[Array, "*family leaves n"]
+    off: Float[Array, "*family leaves n"]  # what f is off by
+    log_p: Float[Array, "*family n"]  # and the values of f, or the ratios that it is of, before tails have been at them
+    values: Any
+
+
+class Panel(NamedTuple):
+    """What is known of panels: where they are, their sums, what those are off by, the sums of absolute values, what f is off by
+    beside the ends, and which nodes count. After f's leaves comes one for the mass."""
+
+    a: Float[Array, "*family panels"]
+    b: Float[Array, "*family panels"]
+    sums: Float[Array, "*family leaves+1 panels"]
+    gaps: Float[Array, "*family leaves+1 panels"]
+    sizes: Float[Array, "*family leaves+1 panels"]
+    off: Float[Array, "*family leaves panels"]
+    used: Bool[Array, "*family 17 panels"]
+
+
 class Panels:
-    """The panels of one integral over the line: where they are cut, and the sums over them."""
+    """The panels of one integral over the line: where they are cut, and the sums over them.
+
+    An integrand takes the compiler long. So it is in the program once for the value, in the loop that halves panels, whose
+    first turn looks at what the ends are like; and once more for a derivative, of the sum over the panels that came out.
+    """
 
     def __init__(self, P: Continuous, f: Integrand):
         stop = lax.stop_gradient
@@ -109,136 +139,155 @@ class Panels:
             (1,) * self.rank, P.shape[:-1], f.shape, *(jnp.shape(x)[:-1] for x in (*kinks, *marks))
         )
         move = lambda end: end - self.origin if finite(end) else end
-        self.forward, back = bend(*map(fixed, (*map(move, P.support), P.width)))
-        self.end = end_of(self.dtype)
-        place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.end, self.end))
+        support = tuple(map(move, P.support))
+        self.forward, back = bend(*map(fixed, (*support, P.width)))
+        self.tip = end_of(self.dtype)
+        place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.tip, self.tip))
         self.kinks = [place(x) for x in kinks]
-        grid = self.spread(jnp.linspace(-self.end, self.end, PANELS + 1))
-        self.tails = self._tails(tuple(map(move, P.support)), P.width, place)
-        self.movable = [tail for tail, end in self.tails if not isinstance(end, float)]
-        self.tails = [tail for tail, _ in self.tails]
-        layers = [place(self.origin + tail.edge) for tail in self.movable]
+        self.ends = self._ends(support, P.width, place)
+        self.movable = [i for i, end in enumerate(filter(finite, support)) if not isinstance(end, float)]
+        layers = [place(self.origin + self.ends[i].edge) for i in self.movable]
+        grid = self.spread(jnp.linspace(-self.tip, self.tip, PANELS + 1))
         cuts = [stop(x) for x in (grid, *self.kinks, *layers, *map(place, marks))]
         edges = jnp.sort(jnp.concatenate(cuts, axis=-1), axis=-1)
         self.start = edges[..., :-1], edges[..., 1:]
+        self.watched = self._watched()
+        values = jax.eval_shape(lambda u: f.values(self.origin + u, self.rank + 1), self.spread(np.zeros(1)))
+        values = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
+        self.zero, _, self.back = flattened(values, self.spread(np.zeros(1)))
 
     def spread(self, t: Any) -> Float[Array, "*family n"]:
         return jnp.broadcast_to(jnp.asarray(t, self.dtype), (*self.family, jnp.shape(t)[-1]))
 
-    def nodes(self, t: Array, lengths: Any) -> Nodes:
+    def nodes(self, t: Array, lengths: Any = 1.0) -> Nodes:
         u, log_slope, gaps = self.forward(t)
-        return Nodes(u, log_slope, lengths, tuple(jnp.broadcast_to(gap, u.shape) for gap in gaps))
+        return Nodes(u, log_slope, *(jnp.broadcast_to(x, u.shape) for x in (lengths, *gaps)))
 
-    def _tails(self, support: tuple[Any, Any], width: Any, place: Callable) -> list[Any]:
-        """What is beside each end, and the end."""
-        stop = lax.stop_gradient
+    def _ends(self, support: tuple[Any, Any], width: Any, place: Callable) -> list[End]:
+        stop, made = lax.stop_gradient, []
         ends = [(sign, end) for sign, end in zip((-1, 1), support, strict=True) if finite(end)]
-        if not ends:
-            return []
-        size = stop(self.spread(jnp.minimum(width, ends[1][1] - ends[0][1]) if len(ends) == 2 else width))
-        known: list[tuple[Any, Any, Any, Any, Any]] = []  # as ``tail_of`` takes them
-        points = []
+        size = jnp.minimum(width, ends[1][1] - ends[0][1]) if len(ends) == 2 else width
         for sign, end in ends:
-            end = self.spread(jnp.reshape(end, jnp.shape(end) or (1,)))
-            near, layer = near_of(stop(end), size)
-            edge, _, gaps = self.forward(stop(place(self.origin + stop(end) - sign * layer)))
-            tip = self.forward(self.spread(jnp.full(1, sign * self.end)))[0]
-            known.append((sign, end, near, gaps[sign > 0], edge))
-            points.append(places(sign, stop(end), near, tip))
-        u = jnp.concatenate(points, axis=-1)
-        flat = lambda values: flattened(values, jnp.ones_like(jax.tree.leaves(values)[0]))[0]
-        of, values = self._of, self._inner_values(self.origin + u)
-        halves = [stop(jnp.split(a, len(ends), axis=-1)) for a in (flat(of(values)), self._log_density(u))]
-        made: list[Any] = []
-        for i, (about, (_, end)) in enumerate(zip(known, ends, strict=True)):
-            at, log_p = halves[0][i], halves[1][i]
-            rise_to_8 = rise(at, jnp.full_like(at[..., :1], 3 * LOG_2))
-            if self.ratio is not None:
-                ratio = jax.tree.map(lambda x, i=i: jnp.split(x, len(ends), axis=-1)[i], stop(values))
-                one = jax.tree.map(lambda x: x[..., :1], ratio)
-                rise_to_8 = flat(of(_shifted(one, ratio_rise(ratio.log_inside, 3 * LOG_2)))) - at[..., :1]
-            made.append((tail_of(*about, at, log_p, rise_to_8), end))
+            at = self.spread(jnp.atleast_1d(end))
+            near, layer = near_of(stop(at), stop(self.spread(size)))
+            edge, _, gaps = self.forward(stop(place(self.origin + stop(at) - sign * layer)))
+            made.append(End(sign, at, near, gaps[sign > 0], edge))
         return made
 
-    def _inner_values(self, x: Array) -> Any:
+    def _watched(self) -> Nodes:
+        """What is looked at in every turn: the tips, both sides of known kinks, and the places that tell of the ends."""
+        beside = [lax.stop_gradient(t) + side for side in (-1e-4, 1e-4) for t in self.kinks]
+        made = [self.nodes(jnp.concatenate([self.spread([-self.tip, self.tip]), *beside], axis=-1))]
+        for end in self.ends:
+            u = end.places(self.forward(self.spread([end.sign * self.tip]))[0])
+            made.append(Nodes(u, jnp.zeros_like(u), jnp.ones_like(u), *(jnp.full_like(u, jnp.inf),) * 2))
+        return Nodes.join(made)
+
+    def _values(self, u: Array) -> Any:
         """The values of f, or the ratios that they are of."""
-        if self.ratio is None:
-            return self.f.values(x, self.rank + 1)
-        ratio = self.ratio[0].values(x, self.rank + 1)
-        spread = lambda v: jnp.broadcast_to(v, (*self.family, x.shape[-1]))
-        return jax.tree.map(spread, ratio)
+        f = self.f if self.ratio is None else self.ratio[0]
+        values = f.values(self.origin + u, self.rank + 1)
+        spread = lambda v: jnp.broadcast_to(v, (*self.family, u.shape[-1]))
+        return values if self.ratio is None else jax.tree.map(spread, values)
 
-    def _of(self, values: Any) -> Any:
-        return values if self.ratio is None else self.ratio[1](values)
+    def _flat(self, values: Any, n: int) -> Float[Array, "*family leaves n"]:
+        values = values if self.ratio is None else self.ratio[1](values)
+        return flattened(values, self.spread(np.ones(n)))[0]
 
-    def _log_density(self, u: Array) -> Array:
-        return self.law.log_density_of(u + (self.origin - self.c))
-
-    def terms(
-        self, nodes: Nodes, ends: int = 0, row: int = 0
-    ) -> tuple[Float[Array, "*family leaves n"], Array, Array, Callable]:
-        """lengths · slope · p(x) · f(x) at x = origin + u, f's leaves flat; all but f(x); what they are off by beside the ends,
-        [*family, leaves]; and how the leaves were. The last few nodes are at the ends. Up to the last full row of nodes, those
-        where f alone is not finite are left out."""
+    def look(self, nodes: Nodes, tails: list[Tail], allowed: Any = True, as_is: int = 0, final: bool = False) -> Look:
+        """Looks at f at the nodes where there is mass, of those that are allowed, and at the last few as they are. In a final
+        look, all that is seen has derivatives."""
         n, u = nodes.u.shape[-1], nodes.u
         elsewhere = self.forward(jnp.asarray(0.0137, self.dtype))[0]  # inside, where nothing is known to happen
-        depths = [tail.depth(nodes.gaps) for tail in self.tails]
-        for tail, depth in zip(self.tails, depths, strict=True):
-            u = tail.place(u, nodes.gaps, depth)
-        probes = [self.spread(tail.probes(elsewhere)) for tail in self.tails]
-        with_probes = lambda u, probes=probes: jnp.concatenate([u, *probes], axis=-1)
-        zero = [jnp.zeros_like(x) for x in probes]
-        apart = lambda x: [x[..., :n], *jnp.split(x[..., n:], max(1, len(probes)), axis=-1)[: len(probes)]]
+        beside = list(zip(self.ends, tails, strict=True))
+        depths = [tail.depth(end, nodes) for end, tail in beside]
+        for (end, tail), depth in zip(beside, depths, strict=True):
+            u = tail.place(end, u, nodes, depth)
+        probes = [self.spread(tail.probes(end, elsewhere)) for end, tail in beside]
+        with_probes = lambda u: jnp.concatenate([u, *probes], axis=-1)
+        apart = lambda x: [x[..., :n], *(x[..., n + 3 * i : n + 3 * (i + 1)] for i in range(len(probes)))]
 
         def density(u):
-            log_p, *at_probes = apart(self._log_density(with_probes(u)))
-            for tail, at, depth in zip(self.tails, at_probes, depths, strict=True):
-                log_p = log_p + tail.log_density_rise(at, depth)
-            return jnp.exp(log_p + nodes.log_slope)  # far out the density alone underflows
+            log_p, *at_probes = apart(self.law.log_density_of(with_probes(u) + (self.origin - self.c)))
+            risen = log_p + nodes.log_slope  # far out the density alone underflows
+            for tail, at, depth in zip(tails, at_probes, depths, strict=True):
+                risen = risen + tail.log_density_rise(at, depth)
+            return jnp.exp(risen), log_p
 
-        p = density(u)
-        fine = jnp.isfinite(p) & (p > 0)
-        # Where the density is 0 no derivative is taken: the integrand is looked at where the density is greatest.
-        here = lambda p: jnp.take_along_axis(u, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
-        if row:
-            x = self.origin + jnp.where(fine, u, here(p))
-            known = jnp.isfinite(lax.stop_gradient(flattened(self.f.values(x, self.rank + 1), p)[0]))
-            fine &= ~_alone(self.f.places(x, self.rank + 1), ~known, row)
-            inside = jnp.where(fine, u, here(jnp.where(known.all(-2), p, 0)))
-        else:
-            inside = jnp.where(fine, u, here(p))
-        values = self._inner_values(self.origin + with_probes(inside))
+        p, log_p = density(u)
+        used = allowed & jnp.isfinite(p) & (p > 0)
+        # Elsewhere no derivative is taken: the integrand is looked at where the density is greatest.
+        best = jnp.argmax(jnp.where(used, p, 0), axis=-1, keepdims=True)
+        u = jnp.where(used | (np.arange(n) >= n - as_is), u, jnp.take_along_axis(u, best, axis=-1))
+        values = seen = self._values(with_probes(u))
         if self.ratio is not None:  # a power of the distance, whatever f makes of it
             _, *at_probes = apart(values.log_inside)
+            zero = [jnp.zeros_like(x) for x in probes]
             for at, depth in zip(at_probes, depths, strict=True):
-                values = _shifted(values, with_probes(ratio_rise(at, depth), zero))
-        values = self._of(values)
-        if not self.law.tame:
-            p = density(inside)
-        mass = jnp.where(fine, p, 0) * nodes.lengths
-        flat, w, back = flattened(values, with_probes(mass))
-        (flat, *at_probes), w, off = apart(flat), w[..., :n], jnp.zeros(flat.shape[:-1], flat.dtype)
-        for tail, at, depth in zip(self.tails, at_probes, depths, strict=True):
+                values = _shifted(values, jnp.concatenate([ratio_rise(at, depth), *zero], axis=-1))
+        if final and not self.law.tame:
+            p, _ = density(u)
+        f, *at_probes = apart(self._flat(values, n + 3 * len(probes)))
+        off = jnp.zeros_like(f)
+        for tail, at, depth in zip(tails, at_probes, depths, strict=True):
             if self.ratio is None:
-                flat = flat + (more := tail.rise(at, depth))
+                f = f + (more := rise(at, depth[..., None, :]))
             else:
-                more = flat - at[..., :1]
-            error = jnp.where(depth[..., None, :] < 0, tail.off + tail.relative * jnp.abs(more), 0)
-            off += lax.stop_gradient(null_safe_product(jnp.abs(w), error).sum(-1))
-        m = n - ends
-        terms = null_safe_product(w[..., :m], flat[..., :m])
-        # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
-        known = jnp.where(jnp.isfinite(flat[..., m:]), flat[..., m:], 0)
-        return jnp.concatenate([terms, w[..., m:] * known], axis=-1) if ends else terms, mass, off, back
+                more = f - at[..., :1]
+            off += tail.error(more, depth)
+        return Look(u, used, jnp.where(used, p, 0), f, off, log_p, seen)
 
-    def boundary(self) -> list[Nodes]:
+    def learn(self, look: Look) -> list[Tail]:
+        """What the ends are like, from a look that nothing was known of them in."""
+        made, k = [], 6 * len(self.ends)
+        for i, end in enumerate(self.ends):
+            of_end = lambda x, n=look.u.shape[-1], i=i: x[..., n - k + 6 * i : n - k + 6 * (i + 1)]
+            f = of_end(look.f)
+            one = f[..., :1]
+            if self.ratio is None:
+                rise_to_8 = rise(f, jnp.full_like(one, 3 * LOG_2))
+            else:
+                ratio = jax.tree.map(of_end, look.values)
+                first = jax.tree.map(lambda x: x[..., :1], ratio)
+                rise_to_8 = self._flat(_shifted(first, ratio_rise(ratio.log_inside, 3 * LOG_2)), 1) - one
+            made.append(Tail.of(end, f, of_end(look.log_p), rise_to_8))
+        return made
+
+    def unknown(self) -> list[Tail]:
+        return [Tail.unknown(end, self.zero) for end in self.ends]
+
+    def terms(self, nodes: Nodes, tails: list[Tail], row: int) -> tuple[Look, Array, Array]:
+        """A look at panels of ``row`` nodes and at what is watched; lengths · slope · p(x) · (f(x), 1); what it is off by."""
+        n, nodes = nodes.u.shape[-1], Nodes.join([nodes, self.watched])
+        look = self.look(nodes, tails, as_is=self.watched.u.shape[-1])
+        alone = _alone(self.f.places(self.origin + look.u, self.rank + 1)[..., :n], ~jnp.isfinite(look.f[..., :n]), row)
+        used = look.used & ~jnp.pad(alone, [(0, 0)] * (alone.ndim - 1) + [(0, nodes.u.shape[-1] - n)])
+        mass = jnp.where(used, look.p * nodes.lengths, 0)[..., None, :]
+        terms = jnp.concatenate([null_safe_product(mass, look.f), mass.astype(look.f.dtype)], axis=-2)
+        return look._replace(used=used), terms, null_safe_product(jnp.abs(mass), look.off)
+
+    def derived(self, value: Array, nodes: Nodes, tails: list[Tail], used: Array) -> Array:
+        """The value of a sum over nodes, with its derivatives."""
+        boundary = self.boundary(tails)
+        n, nodes = nodes.u.shape[-1], Nodes.join([nodes, *boundary])
+        more = nodes.u.shape[-1] - n
+        look = self.look(
+            nodes, tails, jnp.pad(used, [(0, 0)] * (used.ndim - 1) + [(0, more)], constant_values=True), final=True
+        )
+        w = (look.p * nodes.lengths)[..., None, :]
+        # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
+        at_ends = w[..., n:] * jnp.where(jnp.isfinite(look.f[..., n:]), look.f[..., n:], 0)
+        return as_derived(value, null_safe_product(w[..., :n], look.f[..., :n]).sum(-1) + at_ends.sum(-1))
+
+    def boundary(self, tails: list[Tail]) -> list[Nodes]:
         """Panels of length 0 at the ends that may move, or where the layer is that moves with them."""
         made = []
-        for tail in self.movable:
-            half = (tail.end - lax.stop_gradient(tail.end)) / 2
-            x = self.spread(lax.stop_gradient(tail.edge) + half + half * jnp.asarray(POINTS, self.dtype))
-            lengths = self.spread(tail.sign * half * jnp.asarray(WEIGHTS, self.dtype))
-            made.append(Nodes(x, jnp.zeros_like(x), lengths, (jnp.full_like(x, jnp.inf),) * 2))
+        for i in self.movable:
+            end, edge = self.ends[i], tails[i].edge(self.ends[i])
+            half = (end.at - lax.stop_gradient(end.at)) / 2
+            u = edge + half + half * jnp.asarray(POINTS, self.dtype)
+            lengths = end.sign * half * jnp.asarray(WEIGHTS, self.dtype)
+            made.append(Nodes(u, jnp.zeros_like(u), lengths, *(jnp.full_like(u, jnp.inf),) * 2))
         return made
 
     def _nodes(self, a: Array, b: Array) -> Nodes:
@@ -250,77 +299,90 @@ class Panels:
         flat = lambda x: x.reshape(*self.family, -1)
         return self.nodes(flat(t), flat(half * jnp.asarray(WEIGHTS, self.dtype)))
 
-    def search(self, goal: float, rounds: int) -> tuple[Array, Array]:
-        """Halves the panels that are furthest off, beside the whole, until together they are within the goal."""
-        a, b = self.start
-        m, leaves = a.shape[-1], jax.eval_shape(lambda a, b: self.terms(self._nodes(a, b))[0], a, b).shape[-2]
+    def integral(self, tolerance: float | None, rounds: int) -> Integral:
+        """Halves the panels that are furthest off, beside the whole, until together they are within the tolerance."""
+        m, leaves = self.start[0].shape[-1], self.zero.shape[-2]
         rounds += -(-m // HALVED)  # those that nobody has looked at yet
-        room = self.spread(jnp.full(HALVED * rounds, self.end))
-        a, b = (jnp.concatenate([x, room], axis=-1) for x in (a, b))
-        look = (*self.family, leaves)
-        unseen = jnp.where(jnp.arange(m + HALVED * rounds) < m, jnp.inf, 0)
-        gaps = jnp.broadcast_to(unseen, (*look, unseen.shape[-1])).astype(self.dtype)
-        sizes = jnp.zeros_like(gaps)
-
+        slots, dtype = m + HALVED * (rounds + 1), self.zero.dtype
+        goal = (float(jnp.finfo(self.dtype).eps) ** 0.5 if tolerance is None else tolerance) / 4
+        zeros = lambda k: jnp.zeros((*self.family, k, slots), dtype)
+        a, b = (jnp.concatenate([x, self.spread(np.full(slots - m, self.tip))], axis=-1) for x in self.start)
+        unseen = zeros(leaves + 1) + np.where(np.arange(slots) < m, np.inf, 0).astype(dtype)
+        sums = zeros(leaves + 1)
+        start = Panel(a, b, sums, unseen, sums, zeros(leaves), zeros(len(POINTS)).astype(bool))
         watched = self.f.watched(leaves)
 
-        def off(gaps, sizes):
-            gaps, sizes = gaps[..., :watched, :], sizes[..., :watched, :]
+        def off(panels):
+            gaps, sizes = panels.gaps[..., :watched, :], panels.sizes[..., :watched, :]
             return (gaps / jnp.maximum(sizes.sum(-1, keepdims=True), jnp.finfo(self.dtype).tiny)).max(-2)
 
         def halve(state):
-            i, a, b, gaps, sizes = state
-            _, worst = lax.top_k(off(gaps, sizes), HALVED)
-            left, right = (jnp.take_along_axis(x, worst, axis=-1) for x in (a, b))
+            i, panels, tails, _ = state
+            new = m + HALVED * i + np.arange(HALVED)
+            # The first turn is for what the ends are like: its panels have no length.
+            worst = jnp.where(i == 0, new, lax.top_k(off(panels), HALVED)[1])
+            left, right = (jnp.take_along_axis(x, worst, axis=-1) for x in panels[:2])
             middle = (left + right) / 2
-            a2, b2 = jnp.concatenate([left, middle], -1), jnp.concatenate([middle, right], -1)
-            _, gap, size = _rules(self.terms(self._nodes(a2, b2))[0])
+            a, b = jnp.concatenate([left, middle], axis=-1), jnp.concatenate([middle, right], axis=-1)
+            look, terms, beside = self.terms(self._nodes(a, b), tails, len(POINTS))
+            n = 2 * HALVED * len(POINTS)
+            rows = lambda x: x[..., :n].reshape(*x.shape[:-1], -1, len(POINTS))
+            seen = Panel(a, b, *_rules(rows(terms)), rows(beside).sum(-1), jnp.swapaxes(rows(look.used), -1, -2))
 
-            def store(x, new):
-                old, fresh = jnp.split(new, 2, axis=-1)
-                at = worst if x.ndim == worst.ndim else jnp.broadcast_to(worst[..., None, :], (*x.shape[:-1], HALVED))
+            def store(x, seen):
+                old, fresh = jnp.split(seen, 2, axis=-1)
+                at = worst if x.ndim == worst.ndim else jnp.broadcast_to(worst[..., None, :], old.shape)
                 x = jnp.put_along_axis(x, at, old, axis=-1, inplace=False)
                 return lax.dynamic_update_slice_in_dim(x, fresh, m + HALVED * i, axis=-1)
 
-            return i + 1, store(a, a2), store(b, b2), store(gaps, gap), store(sizes, size)
+            panels = jax.tree.map(store, panels, seen)
+            tails = jax.tree.map(lambda learnt, known: jnp.where(i == 0, learnt, known), self.learn(look), tails)
+            return lax.stop_gradient((i + 1, panels, tails, terms[..., :-1, n:]))
 
-        unfinished = lambda state: (state[0] < rounds) & jnp.any(off(*state[3:]).sum(-1) > goal)
-        _, a, b, _, _ = lax.while_loop(unfinished, halve, (0, a, b, gaps, sizes))
-        return a, b
-
-    def moved(self, a: Array, b: Array) -> tuple[Array, Array]:
-        """The edges at known kinks, moving as those do, where the integrand does not jump."""
-        for t in self.kinks:
-            fixed, beside = lax.stop_gradient(t), 1e-4
-            both = jnp.concatenate([fixed - beside, fixed + beside], axis=-1)
-            left, right = jnp.split(self.terms(self.nodes(both, jnp.ones_like(both)))[0], 2, axis=-1)
-            smooth = jnp.all(jnp.abs(left - right) <= 0.05 * (jnp.abs(left) + jnp.abs(right)), axis=-2)
-            a, b = (x + jnp.where((x == fixed) & lax.stop_gradient(smooth), t - fixed, 0) for x in (a, b))
-        return a, b
-
-    def result(self, a: Array, b: Array, tolerance: float | None) -> Integral:
-        nodes, boundary = self._nodes(*self.moved(a, b)), self.boundary()
-        n, ends = nodes.u.shape[-1], len(POINTS) * len(boundary)
-        # At the tips is what is cut off there, about.
-        tips = self.spread(jnp.asarray([-self.end, self.end]))
-        every = Nodes.join([nodes, self.nodes(tips, jnp.ones_like(tips)), *boundary])
-        terms, mass, beside, back = self.terms(every, ends, len(POINTS))
-        sums, gaps, sizes = _rules(terms[..., :n])
-        cut_off = jnp.abs(lax.stop_gradient(terms[..., n : n + 2])).sum(-1)
-        value = sums.sum(-1) + terms[..., n + 2 :].sum(-1)
+        unfinished = lambda state: (state[0] < rounds) & jnp.any(off(state[1]).sum(-1) > goal)
+        at_watched = jnp.zeros((*self.family, leaves, self.watched.u.shape[-1]), dtype)
+        _, panels, tails, at_watched = lax.while_loop(unfinished, halve, (0, start, self.unknown(), at_watched))
+        used = jnp.swapaxes(panels.used, -1, -2).reshape(*self.family, -1)
+        value = panels.sums[..., :-1, :].sum(-1)
+        value = self.derived(value, self._nodes(*self._moved(panels, at_watched)), tails, used)
         # Mass that no node can see, for it is within rounding of an end, has some part of the integral. Where the integrand
         # is 0 panels are wide, and what the mass is off by there is their own error.
-        seen, off, _ = (x.sum(-1, keepdims=True) for x in _rules(mass[..., :n]))
-        unseen = lax.stop_gradient(jnp.maximum(jnp.abs(seen - self.law.mass) - 3 * off, 0) / self.law.mass)
-        unseen = jnp.where(jnp.isfinite(self.law.mass), jnp.where(jnp.isfinite(unseen), unseen, 1), 0)
-        error = 3 * gaps.sum(-1) + cut_off + beside + unseen * sizes.sum(-1)
-        total = judged(value, error, sizes.sum(-1), back, self.f, tolerance)
+        seen, slack = panels.sums[..., -1:, :].sum(-1), 3 * panels.gaps[..., -1:, :].sum(-1)
+        mass = lax.stop_gradient(self.law.mass)
+        unseen = jnp.maximum(jnp.abs(seen - mass) - slack, 0) / mass
+        unseen = jnp.where(jnp.isfinite(mass), jnp.where(jnp.isfinite(unseen), unseen, 1), 0)
+        size = panels.sizes[..., :-1, :].sum(-1)
+        # At the tips is what is cut off there, about.
+        cut_off = jnp.abs(at_watched[..., :2]).sum(-1)
+        error = 3 * panels.gaps[..., :-1, :].sum(-1) + cut_off + panels.off.sum(-1) + unseen * size
+        total = judged(value, error, size, self.back, self.f, tolerance)
         return Integral(total.value, total.error, total.status | (unseen[..., 0] > 0.1).astype(jnp.int32))
 
+    def _moved(self, panels: Panel, at_watched: Array) -> tuple[Array, Array]:
+        """The edges at known kinks, moving as those do, where the integrand does not jump."""
+        a, b, k = panels.a, panels.b, len(self.kinks)
+        for i, t in enumerate(self.kinks):
+            fixed = lax.stop_gradient(t)
+            left, right = at_watched[..., 2 + i : 3 + i], at_watched[..., 2 + k + i : 3 + k + i]
+            smooth = jnp.all(jnp.abs(left - right) <= 0.05 * (jnp.abs(left) + jnp.abs(right)), axis=-2)
+            a, b = (x + jnp.where((x == fixed) & smooth, t - fixed, 0) for x in (a, b))
+        return a, b
 
-def _rules(terms: Float[Array, "*family leaves n"]) -> tuple[Array, Array, Array]:
+
+@custom_jvp
+def as_derived(value: Array, same: Array) -> Array:
+    """The value, with the derivatives of another that would be the same, which no program then computes for its value."""
+    del same
+    return value
+
+
+@as_derived.defjvp
+def _as_derived_jvp(primals, tangents):
+    return as_derived(*primals), tangents[1]
+
+
+def _rules(terms: Float[Array, "*family leaves panels 17"]) -> tuple[Array, Array, Array]:
     """Panel by panel: the sum, its error, the sum of absolute values."""
-    terms = terms.reshape(*terms.shape[:-1], -1, len(POINTS))
     known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))
     size = jnp.abs(known).sum(-1)
     gap = jnp.abs(known @ jnp.asarray(1 - COARSE / WEIGHTS, known.dtype)) / jnp.where(size == 0, 1, size)
@@ -332,24 +394,21 @@ def _shifted(ratio: Any, by: Array) -> Any:
     return ratio._replace(log_scale=ratio.log_scale + by)
 
 
-def _alone(x: Float[Array, "*family n"], bad: Array, row: int) -> Array:
+def _alone(x: Float[Array, "*family n"], bad: Bool[Array, "*family leaves n"], row: int) -> Bool[Array, "*family n"]:
     """Nodes where f is not finite beside others where it is: an infinity at one place, as far as x can tell places apart."""
-    n, m = x.shape[-1], x.shape[-1] // row * row
-    x, bad = (a[..., :m].reshape(*a.shape[:-1], -1, row) for a in (x, bad))
+    x, bad = (a.reshape(*a.shape[:-1], -1, row) for a in (x, bad))
     apart = jnp.abs(jnp.diff(x)) > 64 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x[..., 1:]), jnp.abs(x[..., :-1]))
     both = bad[..., 1:] & bad[..., :-1] & apart[..., None, :, :]
     no = jnp.zeros_like(both[..., :1])
     believed = jnp.concatenate([both, no], axis=-1) | jnp.concatenate([no, both], axis=-1)
-    alone = (bad & ~believed).any(-3).reshape(*bad.shape[:-3], m)
-    return jnp.concatenate([alone, jnp.zeros((*alone.shape[:-1], n - m), bool)], axis=-1)
+    alone = (bad & ~believed).any(-3)
+    return alone.reshape(*alone.shape[:-2], -1)
 
 
 def over_the_line(P: Continuous, f: Integrand, tolerance: float | None, rounds: int | None) -> Integral:
     """∫ f(x) p(x) dx."""
     panels = Panels(P, f)
-    eps = float(jnp.finfo(panels.dtype).eps) ** 0.5
-    a, b = panels.search((eps if tolerance is None else tolerance) / 4, rounds or (24 if panels.end == END else 40))
-    return panels.result(a, b, tolerance)
+    return panels.integral(tolerance, rounds or (24 if panels.tip == END else 40))
 
 
 def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Integral:

@@ -12,6 +12,7 @@ at x. So in a layer beside such an end nodes move with the end, and what the lay
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -25,53 +26,94 @@ class Nodes(NamedTuple):
     """Places u, with log du/dt, the length of t that each stands for, and its distances from both ends."""
 
     u: Float[Array, "*family n"]
-    log_slope: Array
-    lengths: Array
-    gaps: tuple[Array, ...]
+    log_slope: Float[Array, "*family n"]
+    lengths: Float[Array, "*family n"]
+    from_low: Float[Array, "*family n"]
+    from_high: Float[Array, "*family n"]
 
     @classmethod
-    def join(cls, parts: Any) -> "Nodes":
-        u, log_slope, lengths, gaps = zip(*parts, strict=True)
-        along = lambda xs: jnp.concatenate(xs, axis=-1)
-        return cls(along(u), along(log_slope), along(lengths), tuple(map(along, zip(*gaps, strict=True))))
+    def join(cls, parts: list["Nodes"]) -> "Nodes":
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+
+
+class End(NamedTuple):
+    """A finite end of the support: what of it is known before anybody looks."""
+
+    sign: int  # −1 of the low end, 1 of the high one
+    at: Float[Array, "*family 1"]
+    near: Float[Array, "*family 1"]  # δ
+    layer: Float[
+        Array, "*family 1"
+    ]  # up to this distance nodes move with an end that moves, where the integrand is singular
+    edge: Float[Array, "*family 1"]  # where that is
+
+    def places(self, tip: Array) -> Float[Array, "*family 6"]:
+        """Where ``Tail.of`` needs f and log p: at the probes, at 8δ, at the last node and at the end."""
+        at = lax.stop_gradient(self.at)
+        return jnp.concatenate([*(at - self.sign * k * self.near for k in (*PROBES, 8)), tip, at], axis=-1)
+
+    def distance(self, nodes: Nodes) -> Float[Array, "*family n"]:
+        return nodes.from_high if self.sign > 0 else nodes.from_low
 
 
 class Tail(NamedTuple):
-    """What is beside one end."""
+    """What the integrand and the density do beside an end."""
 
-    sign: int  # −1 of the low end, 1 of the high one
-    end: Float[Array, "*family 1"]
-    near: Float[Array, "*family 1"]  # δ
-    use: Bool[Array, "*family 1"]  # whether f is singular at the end, and so goes on from δ as it is there
+    use: Bool[Array, "*family 1"]  # whether one of them is singular at the end, and so goes on from δ as it is there
+    moving: Bool[Array, "*family 1"]  # whether nodes in the layer move with the end
     off: Float[Array, "*family leaves 1"]  # |f(8δ)| more than it should be, and the same beside f(δ) − f(2δ)
     relative: Float[Array, "*family leaves 1"]
-    layer: Float[Array, "*family 1"]  # up to this distance nodes move with the end
-    edge: Float[Array, "*family 1"]  # where it is
 
-    def probes(self, elsewhere: Array) -> Float[Array, "*family 3"]:
-        at = self.end - self.sign * self.near * jnp.asarray(PROBES, self.near.dtype)
-        return jnp.where(self.use, at, elsewhere)
+    @classmethod
+    def of(cls, end: End, flat: Float[Array, "*family leaves 6"], log_p: Array, rise_to_8: Array) -> "Tail":
+        """From f and log p at the end's ``places``, and from what f(8δ) − f(δ) is by the form that it goes on with."""
+        blurred = lax.stop_gradient(end.at) != 0
 
-    def depth(self, gaps: tuple[Array, ...]) -> Float[Array, "*family n"]:
+        def singular(values, blurred):
+            # Far more happens up to the end than from 2δ to δ. An end of 0 is not blurred, but for what f adds to it.
+            one, two, tip = (values[..., i : i + 1] for i in (0, 1, 4))
+            known = jnp.isfinite(values[..., :3]).all(-1, keepdims=True)
+            return known & (~jnp.isfinite(tip) | (blurred & (jnp.abs(tip - one) > 4 * jnp.abs(one - two))))
+
+        use = singular(flat, blurred[..., None, :]).any(-2) | singular(log_p, blurred)
+        one, two, eight = (flat[..., i : i + 1] for i in (0, 1, 3))
+        off = jnp.abs(eight - one - rise_to_8)
+        off = jnp.where(jnp.isfinite(off), off, 0)
+        relative = jnp.minimum(off / jnp.where(one == two, jnp.inf, jnp.abs(one - two)), 1)
+        return cls(use, use | ~jnp.isfinite(flat[..., 5:]).all(-2), off, relative)
+
+    @classmethod
+    def unknown(cls, end: End, zero: Float[Array, "*family leaves 1"]) -> "Tail":
+        """Before one has looked; ``zero`` has the shape and dtype of f."""
+        no = jnp.zeros(end.near.shape, bool)
+        return cls(no, no, zero, zero)
+
+    def probes(self, end: End, elsewhere: Array) -> Float[Array, "*family 3"]:
+        return jnp.where(self.use, end.at - end.sign * end.near * jnp.asarray(PROBES, end.near.dtype), elsewhere)
+
+    def depth(self, end: End, nodes: Nodes) -> Float[Array, "*family n"]:
         """log(d/δ) within δ, 0 elsewhere."""
-        near = self.use & (self._of(gaps) < self.near)
-        return jnp.where(near, jnp.log(jnp.where(near, self._of(gaps), self.near) / self.near), 0)
+        d = end.distance(nodes)
+        near = self.use & (d < end.near)
+        return jnp.where(near, jnp.log(jnp.where(near, d, end.near) / end.near), 0)
 
-    def place(self, u: Array, gaps: tuple[Array, ...], depth: Array) -> Array:
+    def place(self, end: End, u: Array, nodes: Nodes, depth: Array) -> Array:
         """Where to look at the integrand: δ from the end within δ, and in the layer with the end's derivative."""
-        moved = u + jnp.where(self._of(gaps) < self.layer, self.end - lax.stop_gradient(self.end), 0)
-        return jnp.where(depth < 0, self.end - self.sign * self.near, moved)
+        layer = self.moving & (end.distance(nodes) < end.layer)
+        moved = u + jnp.where(layer, end.at - lax.stop_gradient(end.at), 0)
+        return jnp.where(depth < 0, end.at - end.sign * end.near, moved)
 
     def log_density_rise(self, at_probes: Array, depth: Array) -> Array:
         """log p(d) − log p(δ)."""
         return power_rise(jnp.where(self.use, at_probes, 0), depth)
 
-    def rise(self, at_probes: Float[Array, "*family leaves 3"], depth: Array) -> Float[Array, "*family leaves n"]:
-        """f(d) − f(δ)."""
-        return rise(at_probes, depth[..., None, :])
+    def error(self, rise: Float[Array, "*family leaves n"], depth: Array) -> Array:
+        """What f is off by within δ, where it rises by so much from δ."""
+        return jnp.where(depth[..., None, :] < 0, self.off + self.relative * jnp.abs(rise), 0)
 
-    def _of(self, gaps):
-        return gaps[self.sign > 0]
+    def edge(self, end: End) -> Float[Array, "*family 1"]:
+        """Where the boundary term is taken."""
+        return jnp.where(self.moving, end.edge, lax.stop_gradient(end.at))
 
 
 def power_rise(log_at_probes: Array, depth: Any) -> Array:
@@ -119,40 +161,3 @@ def near_of(end: Array, width: Array) -> tuple[Array, Array]:
     near = jnp.minimum(jnp.sqrt(grain), 1 / 64) * width
     # A power of 2: the probes' distance from the end is exact.
     return near / (2 * jnp.frexp(near)[0]), jnp.minimum(grain**0.25, 1 / 8) * width
-
-
-def places(sign: int, end: Array, near: Array, tip: Array) -> Array:
-    """Where ``tail_of`` needs f and log p: at the probes, at 8δ, at the last node and at the end."""
-    return jnp.concatenate([*(end - sign * k * near for k in (*PROBES, 8)), tip, end], axis=-1)
-
-
-def tail_of(
-    sign: int,
-    end: Array,
-    near: Array,
-    layer: Array,
-    edge: Array,
-    flat: Float[Array, "*family leaves 6"],
-    log_p: Array,
-    rise_to_8: Float[Array, "*family leaves 1"],
-) -> Tail:
-    """What is beside an end, by f and log p at the ``places`` and what f(8δ) − f(δ) is by the form that it goes on with.
-
-    ``layer`` is the distance of ``edge`` from the end.
-    """
-    blurred = lax.stop_gradient(end) != 0
-
-    def singular(values, blurred):
-        # Far more happens up to the end than from 2δ to δ. An end of 0 is not blurred, but for what f adds to it.
-        one, two, tip = (values[..., i : i + 1] for i in (0, 1, 4))
-        known = jnp.isfinite(values[..., :3]).all(-1, keepdims=True)
-        return known & (~jnp.isfinite(tip) | (blurred & (jnp.abs(tip - one) > 4 * jnp.abs(one - two))))
-
-    use = singular(flat, blurred[..., None, :]).any(-2) | singular(log_p, blurred)
-    one, two, eight = (flat[..., i : i + 1] for i in (0, 1, 3))
-    off = jnp.abs(eight - one - rise_to_8)
-    off = jnp.where(jnp.isfinite(off), off, 0)
-    relative = jnp.minimum(off / jnp.where(one == two, jnp.inf, jnp.abs(one - two)), 1)
-    moving = use | ~jnp.isfinite(flat[..., 5:]).all(-2)
-    layer, edge = jnp.where(moving, layer, 0), jnp.where(moving, edge, lax.stop_gradient(end))
-    return Tail(sign, end, near, use, off, relative, layer, edge)

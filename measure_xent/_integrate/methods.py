@@ -26,7 +26,6 @@ from .._pytree import pytree, set_fields, static
 from .._smooth_form import Inner, Last, Seen, Smooth, carry, iterated
 from .._strict import seen_by_user
 from .adaptive import END, Panels, flattened, judged, over_the_integers, over_the_line, weighted
-from .ends import Nodes
 from .mixtures import NODES, Mixture
 
 
@@ -171,12 +170,16 @@ class Quadrature(Deterministic):
     def _tanh_sinh(self, law, f):
         line, n = Panels(law, f), self.nodes + 1 - self.nodes % 2
         t = line.spread(jnp.linspace(-END, END, n))
-        boundary = line.boundary()
-        nodes = Nodes.join([line.nodes(t, jnp.full_like(t, 2 * END / (n - 1))), *boundary])
-        terms, _, beside, back = line.terms(nodes, nodes.u.shape[-1] - n, n)
-        known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))[..., :n]
-        gap = jnp.abs(known.sum(-1) - 2 * known[..., ::2].sum(-1)) + beside
-        return judged(terms.sum(-1), gap, jnp.abs(known).sum(-1), back, f, None, False)
+        nodes = line.nodes(t, 2 * END / (n - 1))
+        tails = lax.stop_gradient(line.learn(line.look(line.watched, line.unknown(), as_is=line.watched.u.shape[-1])))
+        look, terms, beside = (
+            jax.tree.map(lambda x: lax.stop_gradient(x[..., :n]), x) for x in line.terms(nodes, tails, n)
+        )
+        terms, value = terms[..., :-1, :], terms[..., :-1, :].sum(-1)
+        value = line.derived(value, nodes, tails, look.used)
+        known = jnp.where(jnp.isfinite(terms), terms, 0)
+        gap = jnp.abs(known.sum(-1) - 2 * known[..., ::2].sum(-1)) + beside.sum(-1)
+        return judged(value, gap, jnp.abs(known).sum(-1), line.back, f, None, False)
 
 
 class Sampled(Method):
