@@ -26,8 +26,8 @@ from .._kernels.null import differentiated
 from .._strict import custom_jvp
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-SHIFTS = 8  # from where on the series below has all digits of float64
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400, 43867 / 244188)
+WHOLE, HALF = (8, 9), (3, 5)  # from where on so many of its terms have all digits of float64, of float32
 
 
 def _odd_series(y: Array, first: int, largest: float) -> Array:
@@ -38,11 +38,12 @@ def _odd_series(y: Array, first: int, largest: float) -> Array:
 
 def _stirling_above_one(x: Array) -> Array:
     total = jnp.zeros_like(x)
-    for k in range(SHIFTS):  # μ(x) − μ(x + 1) = (x + ½) log(1 + 1/x) − 1 = (artanh s)/s − 1, s = 1/(2x + 1)
+    shifts, terms = WHOLE if jnp.finfo(x.dtype).bits == 64 else HALF
+    for k in range(shifts):  # μ(x) − μ(x + 1) = (x + ½) log(1 + 1/x) − 1 = (artanh s)/s − 1, s = 1/(2x + 1)
         s = 1 / (2 * (x + k) + 1)
         total = total + s * s * _odd_series(s * s, 3, 1 / (2 * k + 3) ** 2)
-    inverse = 1 / (x + SHIFTS)
-    return total + inverse * jnp.polyval(jnp.asarray(STIRLING[::-1], x.dtype), inverse**2)
+    inverse = 1 / (x + shifts)
+    return total + inverse * jnp.polyval(jnp.asarray(STIRLING[terms - 1 :: -1], x.dtype), inverse**2)
 
 
 def stirling(x: Float[Array, "..."]) -> Float[Array, "..."]:
