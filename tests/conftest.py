@@ -5,6 +5,8 @@ So has a sweep, a test over many cases that are alike, such as all measures: it 
 
 import collections
 import os
+import resource
+import sys
 import zlib
 
 import hypothesis
@@ -94,3 +96,12 @@ def quick_to_compile(request):
     jax.config.update("jax_disable_most_optimizations", request.node.path.stem in COMPILE_MUCH)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def no_gigabytes():
+    """No program of the suite takes 2 GiB: its process does not grow by that much at once."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 2**31

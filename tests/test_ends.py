@@ -12,6 +12,8 @@ import pytest
 import measure_xent as mx
 from measure_xent import log
 
+from .sweeps import sweep
+
 inf = np.inf
 both = pytest.mark.parametrize("x64", [False, True])
 rounded = lambda x, x64: float(x if x64 else np.float32(x))
@@ -237,8 +239,8 @@ TAILS = {  # a law, its log-density but for a constant, the interval, a point in
 }
 
 
-@both
-@pytest.mark.parametrize("name", TAILS)
+@sweep("x64", [False, True], cost=0.25)
+@sweep("name", TAILS, cost=0.25)
 def test_truncated_far_in_a_tail(name, x64):
     """The density at a point, the mean, and the derivative of the density in the end."""
     make, log_p, low, high, x = TAILS[name]

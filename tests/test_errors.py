@@ -178,3 +178,6 @@ def test_points_of_different_shapes(functional):
     for P, Q in ((mx.Categorical(jnp.zeros(3)), vectors), (vectors, numbers), (mx.Dirac(jnp.zeros(2)), vectors)):
         with pytest.raises(ValueError, match=r"one space, got points of shapes"):
             functional(P, Q)
+    for P, Q in ((mx.Categorical(jnp.zeros(3)), numbers), (numbers, mx.Categorical(jnp.zeros(3)))):
+        with pytest.raises(TypeError, match=r"labels must be integers, .* a measure on the line is not one on classes"):
+            functional(P, Q)

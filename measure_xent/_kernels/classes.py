@@ -28,8 +28,8 @@ def class_index(x: Shaped[Array, "..."]) -> Int[Array, "..."]:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(
-            f"class labels must be integers, got points of dtype {x.dtype}; a soft target is "
-            "Categorical(probs=...) or Discrete(indices, weights)"
+            f"class labels must be integers, got points of dtype {x.dtype}: a measure on the line is not one on "
+            "classes; a soft target is Categorical(probs=...) or Discrete(indices, weights)"
         )
     # Not unsigned: with these a difference would wrap, and of 64 bits be a float.
     wide = jnp.iinfo(x.dtype).max > jnp.iinfo(jnp.int32).max
