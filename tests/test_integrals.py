@@ -1,6 +1,7 @@
 """Measures on the line and on the integers, against scipy and mpmath: values, the errors they tell of, where there are none."""
 
 import itertools
+import re
 import warnings
 
 import jax
@@ -235,3 +236,19 @@ def test_errors():
         mx.cross_entropy(mx.Normal(), mx.LinearSoftmax(jnp.ones((2, 3))))
     with pytest.raises(TypeError, match="Normal is not on classes"):
         mx.cross_entropy(mx.Normal(), mx.Categorical(jnp.zeros(3)))
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda a: mx.Normal(a, 2.0),
+        lambda a: mx.Uniform(0.0, a),
+        lambda a: mx.product(mx.Normal(a, 1.0), mx.Normal(0.0, 1.0)),
+    ],
+    ids=["line", "ends", "plane"],
+)
+def test_a_program_has_its_integrand_once(law):
+    """And once more where a derivative is taken: compilers take long over large integrands."""
+    value = lambda a: law(a).expect(lambda *x: jnp.cbrt(sum(x) - 0.3))
+    for times, function in ((1, value), (2, jax.grad(value)), (2, jax.hessian(value))):
+        assert len(re.findall(r"\bcbrt\(", jax.jit(function).lower(1.0).compile().as_text())) == times
