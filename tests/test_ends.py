@@ -15,7 +15,7 @@ from measure_xent import log
 from .sweeps import sweep
 
 inf = np.inf
-both = pytest.mark.parametrize("x64", [False, True])
+either = sweep("x64", [False, True])
 rounded = lambda x, x64: float(x if x64 else np.float32(x))
 
 
@@ -56,7 +56,7 @@ def student(z, df):
     return scale - (df + 1) / 2 * mp.log1p(z**2 / df)
 
 
-@both
+@either
 def test_entropies_at_large_and_tiny_parameters(x64):
     """Nothing as large as the parameter cancels: gamma, beta and Dirichlet laws by their moments, counts by sums."""
     with jax.enable_x64(x64), mp.workdps(40):
@@ -88,7 +88,7 @@ def test_entropies_at_large_and_tiny_parameters(x64):
             assert np.all(np.isfinite(x)), i
 
 
-@both
+@either
 def test_entropies_of_counts(x64):
     with jax.enable_x64(x64), mp.workdps(30):
         p, rates = rounded(0.3, x64), [rounded(1e-3, x64), 3.5, 700.0]
@@ -103,7 +103,7 @@ def test_entropies_of_counts(x64):
         assert 0 < gamma.error < 1e-4
 
 
-@both
+@either
 def test_log_densities_at_large_and_tiny_parameters(x64):
     """Near the bulk, where they are as small as the law is wide, and their derivatives in the parameters."""
     with jax.enable_x64(x64), mp.workdps(40):
@@ -138,7 +138,7 @@ def test_log_densities_at_large_and_tiny_parameters(x64):
             np.testing.assert_allclose(float(x[0]), float(y[0]), rtol=1e-6)
 
 
-@both
+@either
 def test_densities_at_the_ends_of_supports(x64):
     """Value, derivatives in the parameters and in the point: those of the formula, as far as it has them."""
     with jax.enable_x64(x64):
@@ -164,7 +164,7 @@ def test_densities_at_the_ends_of_supports(x64):
                 close(jnp.stack(gradient), slopes, x64)
 
 
-@both
+@either
 def test_counts_at_the_ends_of_parameters(x64):
     """Where one count has all mass: values, divergences, derivatives of every order through the masses of the others."""
     kl, square = mx.kl_divergence, lambda k: k**2.0
@@ -202,7 +202,7 @@ def test_counts_at_the_ends_of_parameters(x64):
             np.testing.assert_allclose(np.ravel(x), np.ravel(expected[name]), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@both
+@either
 @pytest.mark.parametrize("df", [1e6, 1e10, inf])
 def test_student_goes_to_the_normal(df, x64):
     with jax.enable_x64(x64):

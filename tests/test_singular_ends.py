@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
-import pytest
 
 import measure_xent as mx
 
@@ -99,7 +98,7 @@ def test_divergences_from_what_vanishes_at_the_ends(x64):
         np.testing.assert_allclose(mx.kl_divergence(U, Q), expected, rtol=rtol)
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@sweep("x64", [False, True])
 def test_infinity_at_a_place_and_on_mass(x64):
     """A node that is infinite by itself is a null set; a set with mass is not."""
     with jax.enable_x64(x64):
@@ -114,7 +113,7 @@ def test_infinity_at_a_place_and_on_mass(x64):
         assert not np.isfinite(mx.Uniform(1.0, 2.0).expect(lambda x: 1 / (x - 1)))
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@sweep("x64", [False, True])
 def test_derivatives_beside_an_end(x64):
     """In an exponent; in an end that the singularity moves with, twice."""
     with jax.enable_x64(x64):

@@ -79,10 +79,12 @@ CALLS = {
     ),
     "a Gauss rule": lambda: mx.Normal(np.zeros(2), np.ones((3, 1))).expect(jnp.cos, method=mx.Quadrature(16)),
     "divergence of laws": lambda: mx.kl_divergence(mx.Normal(np.zeros(2), np.ones((3, 1))), mx.Laplace(0.0, 2.0)),
-    "divergences": lambda: [
-        d(mx.Categorical(LOGITS[:1]), mx.Categorical(LOGITS[0]))
-        for d in (mx.kl_divergence, mx.jensen_shannon, mx.total_variation, mx.hellinger)
-    ],
+    **{
+        divergence.__name__: lambda divergence=divergence: divergence(
+            mx.Categorical(LOGITS[:1]), mx.Categorical(LOGITS[0])
+        )
+        for divergence in (mx.kl_divergence, mx.jensen_shannon, mx.total_variation, mx.hellinger)
+    },
     "counts": lambda: mx.entropy(mx.Poisson(np.array([1.0, 3.0]))),
     "Monte Carlo": lambda: mx.Normal(np.zeros(2), 1.0).integrate(jnp.cos, method=mx.MonteCarlo(jax.random.key(0), 64)),
     "quasi-Monte Carlo": lambda: mx.MultivariateNormal(np.zeros(2), np.eye(2)).expect(

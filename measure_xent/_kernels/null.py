@@ -61,9 +61,8 @@ def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTr
 @functools.partial(custom_jvp, nondiff_argnums=(0, 1, 2))
 def _null_atoms(function, weighed, order, weight, arguments):
     """``weighed`` says that a derivative in the weights is taken, ``order`` how many are in the arguments."""
-    null = weight == 0
+    null, no = weight == 0, _no(weight, arguments)
     if not weighed:
-        no = _no(weight, arguments)
         return null | no, jax.tree.map(lambda v: zeros(v) + no.astype(v.dtype), jax.eval_shape(function, *arguments))
     value = function(*arguments)
     fit = _finite(value, weight.shape)
@@ -74,7 +73,7 @@ def _null_atoms(function, weighed, order, weight, arguments):
             fit &= _finite(function(*arguments), weight.shape)
         except TypeError:  # a function with a rule of its own for reverse mode alone
             break
-    return null & ~fit, jax.tree.map(lambda v: jnp.where(jnp.isfinite(v), v, 0), value)
+    return (null & ~fit) | no, jax.tree.map(lambda v: jnp.where(jnp.isfinite(v) & ~no, v, 0), value)
 
 
 @functools.partial(_null_atoms.defjvp, symbolic_zeros=True)
