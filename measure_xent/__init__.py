@@ -27,16 +27,18 @@ Extension    Measure, AbstractConditional, Integrand, Method, LogDensity, RadonN
 import sys as _sys
 from importlib.metadata import version as _version
 
-from . import _integrate as _integrate
+from . import _methods as _methods
 from . import _strict, generators, losses
 from ._accumulation import accumulate, value_and_grad
-from ._calibration import Reliability, calibration_error, reliability
-from ._coding import code_length, decode, encode, quantize
-from ._conditional import AbstractConditional, Conditional
-from ._density import LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
-from ._dispatch import rule
+from ._conditionals.conditional import AbstractConditional, Conditional
+from ._conditionals.joint import bind, compose, joint, marginal, posterior
+from ._conditionals.linear_normal import LinearNormal
+from ._conditionals.linear_softmax import LinearSoftmax
 from ._display import plot
-from ._divergences import (
+from ._forms.normal_form import NormalForm
+from ._functionals.calibration import Reliability, calibration_error, reliability
+from ._functionals.coding import code_length, decode, encode, quantize
+from ._functionals.divergences import (
     chi2,
     cumulant,
     f_divergence,
@@ -50,7 +52,7 @@ from ._divergences import (
     tsallis_divergence,
     tsallis_entropy,
 )
-from ._information import (
+from ._functionals.information import (
     conditional_entropy,
     conditional_mutual_information,
     cross_entropy,
@@ -62,11 +64,7 @@ from ._information import (
     pointwise_mutual_information,
     total_correlation,
 )
-from ._integral import Integral
-from ._integrand import Integrand
-from ._integrate.methods import Adaptive, Method, MonteCarlo, Quadrature, QuasiMonteCarlo
-from ._joint import bind, compose, joint, marginal, posterior, product
-from ._likelihood import (
+from ._functionals.likelihood import (
     fisher_information,
     fisher_vector_product,
     gauss_newton,
@@ -76,20 +74,25 @@ from ._likelihood import (
     project,
     score,
 )
-from ._linear import LinearSoftmax
-from ._linear_normal import LinearNormal
-from ._measure import Measure, pushforward
+from ._functionals.scoring import brier, crps, entmax, fenchel_young_loss, sparsemax, spherical
+from ._integrands.density import LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
+from ._integrands.integral import Integral
+from ._integrands.integrand import Integrand
+from ._integrands.rules import rule
 from ._measures.atoms import Atoms, Empirical
 from ._measures.counts import Binomial, Geometric, Poisson
 from ._measures.external import from_distribution
 from ._measures.finite import Bernoulli, Categorical, Counting, Dirac, Discrete, DiscreteUniform
 from ._measures.intervals import Lebesgue, Uniform, truncate
 from ._measures.line import Cauchy, Laplace, Normal, StudentT
+from ._measures.measure import Measure, pushforward
 from ._measures.positive import Beta, Exponential, Gamma, LogNormal
-from ._measures.vectors import Dirichlet, MultivariateNormal, independent, power
-from ._normal_form import NormalForm
+from ._measures.product import power, product
+from ._measures.vectors import Dirichlet, MultivariateNormal, independent
+from ._methods.method import Method
+from ._methods.quadrature import Adaptive, Quadrature
+from ._methods.sampling import MonteCarlo, QuasiMonteCarlo
 from ._pytree import pytree, static
-from ._scoring import brier, crps, entmax, fenchel_young_loss, sparsemax, spherical
 
 __version__ = _version("measure-xent")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from ._integral import Integral
+from ._integrands.integral import Integral
 from ._strict import of_user, promoting
 
 

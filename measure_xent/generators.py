@@ -18,8 +18,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from ._kernels.ratio import excess, log_ratio, relative
+from ._kernels.scaled import Ratio
 from ._pytree import as_node, pytree, set_fields, static
-from ._scaled import Ratio
 from ._strict import of_user
 
 

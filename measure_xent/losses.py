@@ -25,21 +25,21 @@ from optax.losses import (
     perceptron_loss,
 )
 
-from ._conditional import AbstractConditional, Conditional
-from ._ctc import ctc_loss, ctc_loss_with_forward_probs
-from ._density import log, log_partition
-from ._divergences import cumulant
-from ._information import cross_entropy, entropy
-from ._integral import Integral
-from ._joint import joint
+from ._conditionals.conditional import AbstractConditional, Conditional
+from ._conditionals.joint import joint
+from ._conditionals.linear_softmax import LinearSoftmax
+from ._functionals.divergences import cumulant
+from ._functionals.information import cross_entropy, entropy
+from ._functionals.scoring import fenchel_young_loss
+from ._integrands.density import log, log_partition
+from ._integrands.integral import Integral
+from ._kernels.checks import fitting, real_array
 from ._kernels.classes import accumulator, class_index
+from ._kernels.ctc import ctc_loss, ctc_loss_with_forward_probs
 from ._kernels.null import null_safe_product
-from ._linear import LinearSoftmax
-from ._measure import Measure
 from ._measures.atoms import Atoms
-from ._measures.checks import fitting, real_array
 from ._measures.finite import Bernoulli, Categorical, Dirac, Discrete, DiscreteUniform
-from ._scoring import fenchel_young_loss
+from ._measures.measure import Measure
 from ._strict import of_user
 
 __all__ = [

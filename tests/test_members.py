@@ -7,8 +7,8 @@ from jax.tree_util import Partial
 
 import measure_xent as mx
 from measure_xent import log
-from measure_xent._density import Entropy, RatioFunction
-from measure_xent._joint import MixtureDensity
+from measure_xent._conditionals.joint import MixtureDensity
+from measure_xent._integrands.density import Entropy, RatioFunction
 from measure_xent._measures.statistics import AbsoluteDeviation, SquaredDeviation
 
 from .registry import SINGLES, V

@@ -7,7 +7,7 @@ import pytest
 
 import measure_xent as mx
 from measure_xent import log
-from measure_xent._density import Entropy
+from measure_xent._integrands.density import Entropy
 
 from .sweeps import sweep
 

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from .._conditional import AbstractConditional
-from .._density import LogDensity, RadonNikodym
-from .._integrand import Composed, Function, Integrand, Multiple, Product
-from .._integrand import Sum as SumOfFunctions
-from .._joint import Bind, Joint, ProductMeasure
-from .._measure import Indicator, Measure, Normalized, Pushforward, Scaled, Sum, Weighted
+from .._conditionals.conditional import AbstractConditional
+from .._conditionals.joint import Bind, Joint, ProductMeasure
+from .._forms.normal_form import NormalForm
+from .._forms.smooth_form import Smooth
+from .._integrands.density import LogDensity, RadonNikodym
+from .._integrands.integrand import Composed, Function, Integrand, Multiple, Product
+from .._integrands.integrand import Sum as SumOfFunctions
 from .._measures.atoms import Atoms
 from .._measures.finite import Dirac
 from .._measures.laws import Integers
-from .._normal_form import NormalForm
-from .._smooth_form import Smooth
+from .._measures.measure import Indicator, Measure, Normalized, Pushforward, Scaled, Sum, Weighted
 
 
 def words(P: Any) -> str:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._measure import Measure
+from .._forms.normal_form import NormalForm
+from .._forms.smooth_form import Smooth
 from .._measures.laws import Integers, Line
-from .._normal_form import NormalForm
-from .._smooth_form import Smooth
+from .._measures.measure import Measure
 from .formula import words
 
 MEMBERS, BARS, LARGEST = 6, 48, 1 << 18  # small multiples; bars rather than a strip; numbers that are worth a picture

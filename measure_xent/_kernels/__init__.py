@@ -1,1 +1,1 @@
-"""Compute kernels: arrays in, arrays out, no measure known."""
+"""Arrays in, arrays out: no measure is known here."""

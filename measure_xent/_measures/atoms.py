@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._forms.normal_form import NormalForm
+from .._kernels.checks import real_array
 from .._kernels.classes import accumulator
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name
-from .._measure import Measure
-from .._normal_form import NormalForm
 from .._pytree import pytree, set_fields, static
-from .checks import real_array
+from .measure import Measure
 
 
 @pytree

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.scipy import special
 from jaxtyping import Array, Float
 
+from .._kernels.checks import a_probability, parameters
 from .._pytree import pytree
-from .checks import a_probability, parameters
 from .laws import Integers, Natural
 from .special import factorial_rest, tilt, whole_power, x_log1p
 from .statistics import Exponent, Identity, LogFactorial, moments

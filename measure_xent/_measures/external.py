@@ -10,7 +10,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .._measure import Measure
 from .._pytree import pytree, static
 from .atoms import Atoms
 from .counts import Binomial, Geometric, Poisson
@@ -18,6 +17,7 @@ from .finite import Bernoulli, Categorical, Dirac
 from .intervals import Uniform
 from .laws import Continuous, Integers, Law
 from .line import Cauchy, Laplace, Normal, StudentT
+from .measure import Measure
 from .positive import Beta, Exponential, Gamma, LogNormal
 from .vectors import Dirichlet, MultivariateNormal, independent
 

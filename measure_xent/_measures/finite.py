@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from .._density import LogDensity
-from .._dispatch import rule
-from .._integrand import Integrand
+from .._forms.normal_form import Form, NormalForm
+from .._forms.smooth_form import Smooth
+from .._integrands.density import LogDensity
+from .._integrands.integrand import Integrand
+from .._integrands.rules import rule
 from .._kernels import sigmoid
+from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.null import values_at, where_supported
 from .._kernels.ratio import log_ratio_of_softmaxes
+from .._kernels.scaled import Ratio, ScaledNumber
 from .._kernels.softmax import Rows, cross_entropy, log_softmax, rows, softmax
 from .._kernels.target import Target, expand, mass, mass_at
-from .._measure import Measure
-from .._normal_form import Form, NormalForm
 from .._pytree import pytree, set_fields, static
-from .._scaled import Ratio, ScaledNumber
-from .._smooth_form import Smooth
-from .checks import check_values, real_array
+from .measure import Measure
 
 
 @pytree

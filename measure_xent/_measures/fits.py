@@ -8,9 +8,9 @@ import numpy as np
 from jax.scipy import special
 from jaxtyping import Array, Float
 
-from .._measure import Measure
-from .._normal_form import NormalForm
+from .._forms.normal_form import NormalForm
 from .laws import Line, implicit
+from .measure import Measure
 
 
 def median(P: Measure) -> Any:

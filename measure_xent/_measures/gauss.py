@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._smooth_form import carry
+from .._forms.smooth_form import carry
 
 TAIL = 4  # polynomials of the highest degrees, to see whether an integrand has any of them left
 

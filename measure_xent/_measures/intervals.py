@@ -9,11 +9,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .._integrand import Constant
+from .._integrands.integrand import Constant
+from .._kernels.checks import check_values, parameters, real_array
+from .._kernels.tanh_sinh import finite, fixed
 from .._pytree import pytree, set_fields
-from .._smooth_form import finite, fixed
 from . import gauss
-from .checks import check_values, parameters, real_array
 from .laws import Continuous
 from .line import LocationScale
 from .special import half_line

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._density import LogDensity, along_the_path
-from .._dispatch import integrate, rule
-from .._integral import Integral
-from .._integrand import Integrand
-from .._measure import Lowered, Measure
+from .._forms.smooth_form import Smooth
+from .._integrands.density import LogDensity, along_the_path
+from .._integrands.integral import Integral
+from .._integrands.integrand import Integrand
+from .._integrands.rules import integrate, rule
+from .._kernels.scaled import ScaledNumber
+from .._kernels.tanh_sinh import bend, end_of, finite, fixed
 from .._pytree import pytree, set_fields, static
-from .._scaled import ScaledNumber
-from .._smooth_form import Smooth, finite, fixed
+from .measure import Lowered, Measure
 
 
 class Law(Measure):
@@ -191,8 +192,6 @@ class Continuous(Line):
 
     def inverse(self, cdf: Callable, u: Float[Array, "*family"]) -> Float[Array, "*family"]:
         """The quantile, by bisection of the cdf, with the derivatives of the implicit function."""
-        from .._integrate.adaptive import bend, end_of
-
         forward, _ = bend(*map(fixed, self.bounds()))
 
         def halve(_, ends):

@@ -9,10 +9,10 @@ import numpy as np
 from jax.scipy import special
 from jaxtyping import Array, Float
 
+from .._kernels.checks import parameters, positive
 from .._pytree import pytree, set_fields
 from .._strict import custom_jvp
 from . import gauss
-from .checks import parameters, positive
 from .fits import median
 from .laws import Continuous, Natural
 from .special import HALF_LOG_2PI, half_line, log1p_over, stirling

@@ -8,9 +8,9 @@ import numpy as np
 from jax.scipy import special
 from jaxtyping import Array, Float
 
+from .._kernels.checks import parameters, positive
 from .._pytree import pytree
 from . import gauss
-from .checks import parameters, positive
 from .fits import dirichlet_concentration, gamma_concentration
 from .laws import Continuous, Natural
 from .line import LOG_2PI, Normal

@@ -15,22 +15,22 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from .. import generators
-from .._density import KullbackLeibler, RatioFunction, log
-from .._dispatch import integrate, rule
-from .._joint import Bind, ProductMeasure, times_mass
+from .._forms.normal_form import NormalForm
+from .._integrands.density import KullbackLeibler, RatioFunction, log
+from .._integrands.rules import integrate, rule
 from .._kernels.classes import Classes, accumulator
 from .._kernels.null import where_supported
 from .._kernels.ratio import divergence_of_softmaxes, excess, log_ratio, relative
+from .._kernels.scaled import Ratio
 from .._kernels.softmax import log_softmax
 from .._kernels.target import expand
-from .._measure import Measure, Sum
-from .._normal_form import NormalForm
-from .._scaled import Ratio
 from .counts import Geometric, Poisson
 from .finite import Bernoulli, Categorical, written_target
 from .intervals import Uniform
 from .line import Cauchy, Laplace, Normal
+from .measure import Measure, Sum
 from .positive import Beta, Exponential, Gamma, LogNormal
+from .product import ProductMeasure, times_mass
 from .vectors import Dirichlet, Independent, Vectors, gaussian, one_space
 
 
@@ -252,7 +252,7 @@ def vectors(P: Any, Q: Any) -> Any:
     return NotImplemented
 
 
-# --- Products, and mixtures that are costly to integrate ---
+# --- Products ---
 
 
 @between(ProductMeasure, ProductMeasure)
@@ -267,7 +267,6 @@ def product(P: ProductMeasure, Q: ProductMeasure) -> Any:
 
 
 @between(Measure, ProductMeasure)
-@between(Measure, Bind)
 def of_a_costly_one(P: Measure, Q: Measure) -> Any:
     return against_the_first(P, Q)
 

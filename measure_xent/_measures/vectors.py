@@ -11,18 +11,18 @@ from jax.scipy.linalg import solve_triangular
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from .._density import LogDensity
-from .._dispatch import integrate, rule
-from .._integral import Integral
-from .._integrand import Integrand
-from .._joint import product
-from .._measure import Measure
+from .._integrands.density import LogDensity
+from .._integrands.integral import Integral
+from .._integrands.integrand import Integrand
+from .._integrands.rules import integrate, rule
+from .._kernels.checks import check_values, positive, real_array
 from .._pytree import pytree, set_fields
-from .checks import check_values, positive, real_array
 from .fits import dirichlet_concentration
 from .laws import Line, Statistic, Vectors
 from .line import LOG_2PI, Normal
+from .measure import Measure
 from .positive import Beta, log_dirichlet_scale
+from .product import product
 from .special import log_less_digamma, tilt
 
 
@@ -152,19 +152,6 @@ def independent(P: Line) -> Measure:
     if not P.shape:
         raise ValueError("independent(P): P must be a family; its last axis becomes the vector's")
     return Independent(P)
-
-
-def power(P: Measure, n: int) -> Measure:
-    """Pⁿ, n independent points of P, a measure on tuples of them.
-
-    Examples:
-        >>> import measure_xent as mx
-        >>> mx.power(mx.DiscreteUniform(6), 3).expect(lambda a, b, c: a + b + c).item()
-        7.5
-    """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"power(P, n): a positive int, got {n!r}")
-    return functools.reduce(product, [P] * n)
 
 
 @pytree

@@ -5,9 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-
-class CommandError(Exception):
-    """Ends a command with its message and exit status 1."""
+from .terminal import CommandError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from . import CommandError
 from .contestants import HEAD_OPERATIONS, OPERATIONS, Case
-from .terminal import positive
+from .terminal import CommandError, positive
 
 # What is timed without being asked for something else: shapes, dtypes and operations by device and kind.
 TABLES: dict[tuple[str, str], tuple[list[str], list[str], list[str]]] = {

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from . import CommandError
+from .terminal import CommandError
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 # Not written by hand to be read: tables of characters and keywords, tests, what is installed beside.

@@ -18,8 +18,7 @@ from jaxtyping import Array, Float, Int
 import measure_xent as mx
 from measure_xent import log, log2
 
-from . import CommandError
-from .terminal import fraction, output_folder, positive, seed, training_bar
+from .terminal import CommandError, fraction, output_folder, positive, seed, training_bar
 
 CLASSES = 10
 

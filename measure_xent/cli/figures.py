@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 import measure_xent as mx
 
-from .._calibration import BLUE, GREY, Reliability
+from .._functionals.calibration import BLUE, GREY, Reliability
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

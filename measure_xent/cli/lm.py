@@ -19,9 +19,8 @@ from jaxtyping import Array, Float, Int
 import measure_xent as mx
 from measure_xent import correct, log
 
-from . import CommandError
 from .corpus import LIBRARY, Corpus, encode, read, train_tokenizer
-from .terminal import output_folder, positive, seed, training_bar
+from .terminal import CommandError, output_folder, positive, seed, training_bar
 from .transformer import Parameters, hidden_states, init
 
 TEMPERATURE = 0.8  # of the sample

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from . import CommandError
+from .terminal import CommandError
 
 KINDS = {
     "logits": ("logits", "logit"),

@@ -19,9 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 import measure_xent as mx
 
-from . import CommandError
 from .predictions import Block, Names, Predictions, open_predictions
-from .terminal import keep_compiled, positive
+from .terminal import CommandError, keep_compiled, positive
 
 _T = TypeVar("_T")
 

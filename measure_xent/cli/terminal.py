@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import CommandError
+
+class CommandError(Exception):
+    """Ends a command with its message and exit status 1."""
 
 
 def positive(kind: type, at_most: float = math.inf) -> Callable[[str], Any]:

@@ -1,0 +1,1 @@
+"""Measures that depend on a point, and what is made of them: joints, mixtures, posteriors; heads. Knows methods."""

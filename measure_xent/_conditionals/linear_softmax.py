@@ -1,0 +1,390 @@
+"""The linear head: softmax measures whose matrix of logits never exists."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._forms.normal_form import Disintegration, NormalForm
+from .._integrands.density import LogDensity
+from .._integrands.integrand import Integrand, with_model
+from .._integrands.rules import rule
+from .._kernels.checks import check_values, real_array
+from .._kernels.classes import Classes, accumulator
+from .._kernels.head import Matrix, integral, per_row
+from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
+from .._kernels.null import values_at
+from .._kernels.softmax import log_softmax, rows, softmax
+from .._kernels.target import Target, expand, join, split
+from .._measures.finite import Categorical, Row, check_labels, target, written_target
+from .._measures.measure import Measure
+from .._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
+from .._pytree import pytree, set_fields, static
+from .conditional import AbstractConditional
+
+
+@pytree
+class LinearSoftmax(AbstractConditional):
+    """The Markov kernel h ↦ Categorical(h @ weight + bias), a classifier's or language model's head.
+
+    Against a measure on pairs (h, y) its log-density is integrated in blocks of rows, and the matrix of logits never exists:
+    value and gradient are three matrix products. At an array of points, ``Q(hidden)`` is a family with a loss each, in blocks
+    too; its gradient takes a fourth product. Products of half-precision numbers accumulate in float32, and so does the
+    gradient in the weight, before it is rounded to its dtype.
+
+    Args:
+        weight: [D, V], or [V, D], as a tied embedding, with ``class_axis=0``: neither is transposed in memory.
+        bias: [V], none by default; −inf forbids a class.
+        softcap: c > 0 bounds the logits as c·tanh(logits / c) (Gemma 2, https://arxiv.org/abs/2408.00118, §2).
+        class_axis: the axis of weight that the classes are, 1 or 0.
+        precision: of the matrix products, as ``jax.lax.dot_general`` takes it.
+        batch_size: how many rows of logits to hold at a time; by default what the shapes and the platform make best.
+        axis_name: inside ``jax.shard_map``, the mesh axis over whose devices the classes are spread: weight and bias are then
+            the equal parts that each device has, in the axis's order, and a row's figures are merged across them by
+            collectives of a few numbers a row. Labels count all classes, and hidden, labels and weights are the same on
+            every device of the axis.
+
+    Raises:
+        ValueError: the shapes of weight and bias, or of h, do not match; axis_name is of no axis that weight varies over.
+
+    Examples:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> Q = mx.LinearSoftmax(jnp.eye(3), bias=jnp.array([0., 0., 1.]))
+        >>> hidden, labels, mask = jnp.eye(3)[:2], jnp.array([0, 1]), jnp.array([1., 0.])
+        >>> loss = -mx.Empirical((hidden, labels), weights=mask).expect(mx.log(Q))
+        >>> loss.item()
+        0.8620
+        >>> mx.cross_entropy(mx.Dirac(labels), Q(hidden)).tolist()
+        [0.862, 0.862]
+    """
+
+    weight: Float[Array, "D V"]
+    bias: Float[Array, "V"] | None = None
+    softcap: Float[Array, ""] | None = None
+    class_axis: int = static(default=1)
+    precision: Any = static(default=None)
+    batch_size: int | None = static(default=None)
+    axis_name: AxisName | None = static(default=None)
+
+    def __post_init__(self):
+        weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
+        if self.class_axis not in (0, 1):
+            raise ValueError(f"LinearSoftmax(class_axis): 1 for a weight [D, V], 0 for [V, D], got {self.class_axis!r}")
+        if weight.ndim != 2:
+            shape = "[D, V]" if self.class_axis else "[V, D]"
+            raise ValueError(f"LinearSoftmax(weight): shape {shape}, got {weight.shape}")
+        if 0 in weight.shape:
+            raise ValueError(f"LinearSoftmax(weight): at least one feature and one class, got shape {weight.shape}")
+        set_fields(self, weight=weight)
+        if self.bias is not None:
+            bias = real_array("LinearSoftmax(bias)", self.bias, floating=True)
+            if bias.shape != (self.parts.here,):
+                raise ValueError(
+                    f"LinearSoftmax(bias): shape {(self.parts.here,)} as weight's classes, got {bias.shape}"
+                )
+            set_fields(self, bias=bias)
+        if self.softcap is not None:
+            softcap = real_array("LinearSoftmax(softcap)", self.softcap, floating=True)
+            if softcap.ndim != 0:
+                raise ValueError(f"LinearSoftmax(softcap): a number, got shape {softcap.shape}")
+            set_fields(self, softcap=softcap)
+            check_values(softcap > 0, "LinearSoftmax(softcap): a positive number")
+        set_fields(self, axis_name=checked_name("LinearSoftmax(axis_name)", self.axis_name))
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ValueError(f"LinearSoftmax(batch_size): a positive int, got {self.batch_size!r}")
+
+    @property
+    def classes(self) -> int:
+        """V, the number of classes, on all devices that have a part."""
+        return self.parts.count
+
+    @property
+    def parts(self) -> Classes:
+        """The classes as the kernels take them."""
+        return Classes(self.weight.shape[self.class_axis], self.axis_name)
+
+    @property
+    def matrix(self) -> Matrix:
+        """The matrix product alone."""
+        return Matrix(self.weight, self.class_axis, self.precision)
+
+    def __call__(self, *x):
+        if len(x) != 1:
+            raise TypeError(
+                f"LinearSoftmax is a function of one coordinate h, got {len(x)}: P is a measure on pairs (h, y)"
+            )
+        (hidden,) = x
+        hidden = real_array("LinearSoftmax(weight)(h): h", hidden, floating=True)
+        features = self.weight.shape[1 - self.class_axis]
+        if hidden.shape[-1:] != (features,):
+            raise ValueError(f"LinearSoftmax: h must end in weight's D = {features} features, got shape {hidden.shape}")
+        if 0 in hidden.shape:
+            raise ValueError(f"LinearSoftmax(weight)(h): an empty batch, h has shape {hidden.shape}")
+        _check_parts(self)
+        family = LinearCategorical(hidden, self)
+        return family if hidden.ndim > 1 else family.dense
+
+    def family(self, x, lead):
+        measures = self(*x)
+        if len(measures.shape) != lead:
+            raise ValueError(
+                f"a LinearSoftmax gives one measure a point h [D], but the points have shape {jnp.shape(x[0])[lead:]}; if a "
+                "batch has more than one axis, weights of its shape name them all, such as weights=jnp.ones((B, T))"
+            )
+        return measures
+
+
+@pytree
+class LinearCategorical(Measure):
+    """The family Categorical(hidden @ weight + bias), a softmax measure for each row of hidden."""
+
+    hidden: Float[Array, "*family D"]
+    head: LinearSoftmax
+
+    @property
+    def shape(self):
+        return self.hidden.shape[:-1]
+
+    @property
+    def dense(self) -> Categorical:
+        """The same measures, with all their logits."""
+        return Categorical(self.head.parts.gather(_logits_of(self.hidden, self.head)))
+
+    @property
+    def mass(self):
+        return jnp.where(self.log_partition == -jnp.inf, 0.0, 1.0)
+
+    @property
+    def log_partition(self):
+        return self.row(Target()).log_partition
+
+    @property
+    def mode(self) -> Any:
+        return self.row(Target(), ("mode",)).mode
+
+    def forms(self):
+        head = jax.tree.map(lambda x: x.reshape((1,) * len(self.shape) + x.shape), self.head)
+        part = DeferredSoftmax(self.hidden, head, jnp.ones(self.shape))
+        return (NormalForm(deferred=(part,), classes=self.head.classes),)
+
+    def scaled_density(self, *x):
+        return self.dense.scaled_density(*x)
+
+    def row(self, against: Target, asked: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
+        """Every row's figures against its target, of the classes here; the targets' family is this one's."""
+        return self.per_row(functools.partial(_row, asked=asked), against, deferred)
+
+    def per_row(self, function: Callable, against: Target, deferred: tuple) -> Any:
+        """A function of the head, hidden @ weight and the target, of every row, in blocks of rows."""
+        lead = len(self.shape)
+        flatten = lambda x: x.reshape(-1, *x.shape[lead:])
+        (own, indices), shared = _operands(against, deferred, self.shape)
+        arguments = (_rest(self.head), shared), *jax.tree.map(flatten, (own, indices))
+        row = functools.partial(function, _shapes(self.head))
+        out = per_row(row, flatten(self.hidden), self.head.matrix, *arguments, size=self.head.batch_size)
+        return jax.tree.map(lambda x: x.reshape(self.shape), out)
+
+
+@pytree
+class DeferredSoftmax:
+    """c · softmax(hidden @ weight + bias), a dense part of a normal form: the head is shared, its leaves' family axes are 1."""
+
+    hidden: Float[Array, "*family D"]
+    head: LinearSoftmax
+    c: Float[Array, "*family"]
+
+    @property
+    def family(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(self.hidden.shape[:-1], self.c.shape)
+
+    def scale(self, c: Any) -> "DeferredSoftmax":
+        return DeferredSoftmax(self.hidden, self.head, c * self.c)
+
+    def split(self, family: tuple[int, ...]) -> tuple[tuple[Array, Array], LinearSoftmax]:
+        """What each row has of its own, with the family's axes, and the head."""
+        lead = self.hidden.ndim - 1
+        own = jnp.broadcast_to(self.hidden, (*family, self.hidden.shape[-1])), jnp.broadcast_to(self.c, family)
+        return own, jax.tree.map(lambda x: x.reshape(x.shape[lead:]), self.head)
+
+    def dense(self) -> Float[Array, "*family V"]:
+        (hidden, c), head = self.split(self.family)
+        return _written(hidden, c, head, Classes(head.classes))
+
+
+def _written(hidden, c, head, classes):
+    """c · softmax(hidden @ weight + bias), of the classes wanted."""
+
+    def probabilities(hidden):
+        p = softmax(_logits_of(hidden, head), head.parts)
+        return p if head.axis_name == classes.axis_name else classes.part(head.parts.gather(p))
+
+    stand_in = lambda absent, hidden: (jnp.where(absent[..., None], 0, hidden),)
+    return c[..., None] * values_at(probabilities, c, (hidden,), stand_in)
+
+
+def _logits_of(hidden, head):
+    product = head.matrix.logits(hidden.reshape(-1, hidden.shape[-1]))
+    return _logits(product, _rest(head)).reshape(*hidden.shape[:-1], -1)
+
+
+def _row(
+    head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any, asked: tuple[str, ...] = ()
+) -> Row:
+    """The figures of a block of rows, from hidden @ weight and what ``_operands`` took apart."""
+    rest, parts = shared
+    against = _target(own, indices, parts, head)
+    return Row.of(against, rows(_logits(product, rest), against, asked, head.axis_name), head.parts)
+
+
+def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
+    """((each row's own, its indices), shared by all), of a target and its deferred parts."""
+    own, shared = split(target, family)
+    parts = [part.split(family) for part in deferred]
+    return ((own._replace(indices=None), [own for own, _ in parts]), own.indices), (shared, [head for _, head in parts])
+
+
+def _target(own, indices, shared, head: LinearSoftmax) -> Target:
+    """A block of rows' target, of the classes here, with its deferred parts written out."""
+    (own, rows), (shared, heads) = own, shared
+    target = join(own._replace(indices=indices), shared)
+    dense = [_written(hidden, c, teacher, head.parts) for (hidden, c), teacher in zip(rows, heads, strict=True)]
+    dense += [] if target.dense is None else [target.dense]
+    return target._replace(dense=functools.reduce(jnp.add, dense)) if dense else target
+
+
+def _shapes(head: LinearSoftmax) -> LinearSoftmax:
+    """The head without its arrays, for functions that JAX keeps longer than those."""
+    return jax.tree.map(jax.typeof, head)
+
+
+def _rest(head: LinearSoftmax) -> tuple:
+    return head.bias, head.softcap
+
+
+def _logits(product, rest):
+    """The logits from hidden @ weight."""
+    bias, softcap = rest
+    if bias is not None:
+        product = product + bias.astype(product.dtype)
+    if softcap is not None:
+        softcap = softcap.astype(product.dtype)
+        product = softcap * jnp.tanh(product / softcap)
+    return product
+
+
+def _here(target: Target, head: LinearSoftmax) -> Target:
+    """The target on the classes that this device has; atoms count all."""
+    for name, part in target._replace(dense=None)._asdict().items():
+        _check_same(part, head, f"target's {name}")
+    if target.dense is None or head.axis_name is None:
+        return target
+    return target._replace(dense=head.parts.part(target.dense))
+
+
+def _check_parts(head: LinearSoftmax) -> None:
+    check_axis("LinearSoftmax(axis_name)", head.axis_name)
+    if not axes_of(head.axis_name) <= varying(head.weight):
+        raise ValueError(
+            f"LinearSoftmax(axis_name={head.axis_name!r}): weight is the same on every device of the axis, where each has its "
+            "part of the classes; split them in shard_map's in_specs"
+        )
+
+
+def _check_same(x: Any, head: LinearSoftmax, what: str) -> None:
+    if axes := varying(x) & axes_of(head.axis_name):
+        raise ValueError(
+            f"LinearSoftmax(axis_name={head.axis_name!r}): the {what} vary over {', '.join(sorted(axes))}, and have to be the "
+            "same on every device that has a part of the classes; leave the axis out of their in_specs"
+        )
+
+
+@rule(Measure, Integrand, LinearCategorical)
+def rows_of_head(P: Measure, f: Any) -> PyTree:
+    """∫ f dP for functions of Categorical(h @ weight), one number a row, from blocks of logits."""
+    Q: Any = f.model
+    total: Any = None
+    for form in P.forms():
+        check_labels(form, Q.shape, Q.head.classes)
+        against = target(form, Q.head.classes, "LinearSoftmax")
+        if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
+            row = Q.row(_here(against, Q.head), f.asked, form.deferred)  # type: ignore[union-attr]
+        else:  # several targets a row of logits
+            against, logits = written_target(form, Q.head.classes, "LinearSoftmax"), Q.dense.logits
+            row = Row.of(against, rows(logits, against, f.asked), Classes.of(logits))
+        part = f.over_row(row)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return total
+
+
+def _one_batch(pair: Any) -> bool:
+    return pair.weights.ndim == 1 and [x.ndim for x in jax.tree.leaves(pair.points)] == [2]
+
+
+@rule(Measure, Integrand, LinearSoftmax)
+def integral_of_head(P: Measure, f: Any) -> PyTree:
+    """∫ f(h, y) dP for functions of Categorical(h @ weight): P has the rows' weights, so one pass gives value and gradient."""
+    Q = f.model
+    pairs: Any = [pair for form in P.forms() for pair in form.rows(f.of_x)]
+    plain = lambda pair: isinstance(pair, Disintegration) and isinstance(pair.target, NormalForm)
+    if f.shape or not all(plain(pair) and _one_batch(pair) for pair in pairs):
+        return NotImplemented  # a family of integrals, or a law, is the tower's
+    function, asked = jax.tree.map(jnp.asarray, with_model(f, None)), f.asked
+    # What is minimised is −log q. With its sign inside, the cotangent of −P.expect(log(Q)) is 1 within, and the gradient that
+    # was added up is the result as it is, not another array with the sign changed.
+    sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
+
+    shapes = _shapes(Q)
+
+    def values(product, shared, own, indices):
+        function, head, parts = shared
+        value = function.over_row(_row(shapes, product, (head, parts), own, indices, asked))
+        return jax.tree.map(lambda v: sign * v, value)
+
+    def one(pair):
+        (hidden,) = jax.tree.leaves(pair.points)
+        hidden = Q(hidden).hidden  # checked
+        _check_same(pair.weights, Q, "weights")
+        against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
+        (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
+        return integral(
+            values,
+            hidden,
+            Q.matrix,
+            pair.weights,
+            (function, jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), _rest(Q)), shared),
+            own,
+            indices,
+            certain=pair.certain and pair.target.certain,
+            parts=frozenset().union(
+                *(axes_of(head.axis_name) for head in (Q, *(part.head for part in pair.target.deferred)))
+            ),
+            size=Q.batch_size,
+        )
+
+    total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), map(one, pairs))
+    return jax.tree.map(lambda v: sign * v, total)
+
+
+@between(Measure, LinearCategorical)
+def divergence_from_head(P: Measure, Q: LinearCategorical) -> Any:
+    """KL(P‖Q), one number a row, from blocks of logits."""
+    forms: Any = P.forms()
+    if len(forms) > 1 or jnp.broadcast_shapes(forms[0].family, Q.shape) != Q.shape:
+        return divergence(P, Q.dense)
+    against = _here(target(forms[0], Q.head.classes, "LinearSoftmax"), Q.head)
+    return Q.per_row(_divergence, against, forms[0].deferred)  # type: ignore[union-attr]
+
+
+def _divergence(head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any) -> Array:
+    """The divergences of a block of rows' targets from their softmax."""
+    rest, parts = shared
+    against, classes = _target(own, indices, parts, head), head.parts
+    z = _logits(product, rest)
+    log_q = log_softmax(classes, z.astype(accumulator(z.dtype)))
+    p, q = jnp.broadcast_arrays(expand(classes, *against)[1], jnp.exp(log_q))
+    u = jnp.log(jnp.where(p == 0, 1, p)) - jnp.where(p == 0, 0, log_q)
+    return sum_over_classes(p, q, u, mass_outside(classes, against), classes)

@@ -1,0 +1,696 @@
+"""Measures and their algebra: one node a combinator."""
+
+import abc
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
+
+from .._forms.members import without_null
+from .._forms.normal_form import Form, check_one_space, in_batches
+from .._forms.smooth_form import Smooth, has_density, is_smooth
+from .._integrands.density import LogDensity, RadonNikodym, along_the_path
+from .._integrands.integral import Integral
+from .._integrands.integrand import Integrand, as_integrand, is_number
+from .._integrands.rules import integrate
+from .._kernels.classes import Classes
+from .._kernels.mesh import sum_over
+from .._kernels.null import null_atoms, null_safe_product, without
+from .._kernels.scaled import Ratio, ScaledNumber
+from .._kernels.target import Target, expand
+from .._pytree import as_node, pytree, set_fields
+from .._strict import of_user
+
+
+class Measure(abc.ABC):
+    """A measure: what integrates functions. ``P.expect(f)`` is ∫ f dP.
+
+    Leading axes of the parameters index a family, ``shape``; families broadcast against each other, and results have
+    the broadcast shape. A measure on tuples calls functions with the coordinates as arguments.
+
+    A subclass is a frozen pytree that gives ``shape`` and ``forms()`` (a finite measure: its atoms; everything else
+    follows) or rules for ``expect`` (see ``rule``) and ``scaled_density``.
+
+    Examples:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> @mx.pytree
+        ... class Die(mx.Measure):
+        ...     faces: int = mx.static()
+        ...     @property
+        ...     def shape(self):
+        ...         return ()
+        ...     def forms(self):
+        ...         weights = jnp.full(self.faces, 1 / self.faces)
+        ...         return (mx.NormalForm(1 + jnp.arange(self.faces), weights),)
+        >>> float(Die(6).expect(lambda face: face)), float(mx.entropy(Die(6)))
+        (3.5, 1.791759)
+    """
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The family axes; () for one measure."""
+
+    def forms(self) -> tuple[Form, ...]:
+        """The measure as a sum of normal forms, if it is finite."""
+        raise NotImplementedError(f"{type(self).__name__} has no finite form")
+
+    def split(self) -> tuple[Any, Any]:
+        """(the part made of atoms, the part with a density against Lebesgue measure); a part that is not there is None.
+
+        The forms tell. What has none has a density: atoms are listed. A measure that is otherwise says so here.
+        """
+        try:
+            dense = shapes_of(lambda: [has_density(form) for form in self.forms()])
+        except NotImplementedError:
+            return None, self
+        if len({*dense}) < 2:
+            return (None, self) if True in dense else (self, None)
+        of_kind = lambda kind: Lowered(tuple(f for f, d in zip(self.forms(), dense, strict=True) if d == kind))
+        return of_kind(False), of_kind(True)
+
+    def parts(self) -> dict[tuple[bool, ...], "Measure"]:
+        """The parts of which each coordinate is at atoms, True, or has a density, False: all that there are."""
+        halves = zip((True, False), self.split(), strict=True)
+        return {(atoms,) * self.coordinates: part for atoms, part in halves if part is not None}
+
+    def scaled_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
+        """(log_scale, factor) at a point: the density is factor · exp(log_scale), and need not underflow.
+
+        It is against counting measure at an atom, against Lebesgue measure elsewhere.
+        """
+        share = {"mesh_axes": self.mesh_axes} if self.mesh_axes else {}
+        densities = [form.density(*x, **share) for form in self.forms()]
+        return ScaledNumber.of(self._sum_over_devices(functools.reduce(jnp.add, densities)))
+
+    def relative_to(self, other: "Measure", *x: Any) -> Ratio | None:
+        """dP/dQ at a point of measures that are alike, with the digits that their densities' difference has not, else None."""
+        return None
+
+    def log_density(self, *x: Any) -> Float[Array, "*family"]:
+        """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""
+        return ScaledNumber(*self.scaled_density(*x)).log
+
+    @property
+    def log_partition(self) -> Float[Array, "*family"]:
+        """A in log q = logit − A, in nats, of a measure given by logits."""
+        raise NotImplementedError(f"{type(self).__name__} has no log-partition: Categorical and Bernoulli have")
+
+    @property
+    def mode(self) -> Shaped[Array, "*family"]:
+        """The point of the greatest mass, the first of several: the least class, or the first in the list of atoms."""
+        if not enumerable(self):
+            raise NotImplementedError(f"{type(self).__name__} has no mode: measures made of atoms have")
+        flat: Any = [flat for form in self.forms() for flat in form.flat()]
+        forms = [form.written() for form in flat]
+        if classes := next((form.classes for form in forms if form.classes), None):
+            targets = [Target(form.points, form.weights, form.background, form.dense) for form in forms]
+            masses = sum(expand(Classes(classes), *target)[1] for target in targets)
+            masses = jnp.broadcast_to(self._sum_over_devices(masses), (*self.shape, classes))
+            return jnp.argmax(masses, axis=-1).astype(jnp.int32)
+        points, weights = zip(
+            *((x, w) for form in forms for x, w, _ in form.at_rank(len(self.shape)).parts()), strict=True
+        )
+        masses = [LogDensity(self).values(x, w.ndim) for x, w in zip(points, weights, strict=True)]
+        lead = len(self.shape)
+        join = lambda *x: jnp.concatenate([jnp.broadcast_to(a, (*self.shape, *a.shape[lead:])) for a in x], axis=lead)
+        at = jnp.argmax(join(*masses), axis=-1)
+        take = lambda *x: jnp.take_along_axis(y := join(*x), at.reshape(*at.shape, *(1,) * (y.ndim - lead)), axis=lead)
+        return jax.tree.map(lambda *x: jnp.squeeze(take(*x), axis=lead), *points)
+
+    def closest_to(self, P: "Measure") -> Any:
+        """The member of this one's family that is closest to P, where it is known how to get it, else NotImplemented."""
+        return NotImplemented
+
+    @property
+    def coordinates(self) -> int:
+        """How many coordinates a point has: 1, or the length of the tuple that it is."""
+        return 1
+
+    @property
+    def atoms(self) -> tuple[int, ...]:
+        """The axes of the atoms, which a family given each atom (``joint``) has after P's own."""
+        weights = lambda: [w for form in self.forms() for flat in form.flat() for _, w, _ in flat.parts()]
+        return (sum(w.shape[-1] for w in jax.eval_shape(weights)),)
+
+    is_batch = False  # whether the atoms are samples, each a row of data
+
+    @property
+    def mesh_axes(self) -> frozenset[str]:
+        """The mesh axes of shard_map over whose devices the measure is a sum: ``forms`` are what this device has of it."""
+        return frozenset()
+
+    @property
+    def mass(self) -> Float[Array, "*family"]:
+        """P(1), the integral of 1.
+
+        Examples:
+            >>> import measure_xent as mx
+            >>> float((3 * mx.Dirac(0) + 2 * mx.DiscreteUniform(10)).mass)
+            5.0
+        """
+        return self._sum_over_devices(functools.reduce(jnp.add, [form.mass() for form in self.forms()]))
+
+    def _sum_over_devices(self, share: Any) -> Any:
+        # What a trace knows, such as an error of 0, is the same on every device.
+        return jax.tree.map(lambda x: sum_over(x, self.mesh_axes) if hasattr(x, "dtype") else x, share)
+
+    @property
+    def certain_mass(self) -> int | None:
+        """The mass where the shapes alone say it, so that normalising makes no atom null."""
+        return None
+
+    def expect(
+        self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None, method: Any = None
+    ) -> PyTree[Shaped[Array, "..."]]:
+        """∫ f dP: the integral, which for a probability measure is the expectation.
+
+        Args:
+            f: a function of one point (of the coordinates, on tuples), with a number, an array or a pytree for a value;
+                or an Integrand such as log(Q), which is integrated in closed form where a rule knows how.
+            batch_size: how many atoms of an empirical measure to hold at a time, forwards and backwards; all by default.
+            method: how to integrate what has a density: ``Adaptive``, ``Quadrature``, ``MonteCarlo``, ``QuasiMonteCarlo``. By
+                default exactly where there is a closed form, else adaptively. Atoms are summed whatever it is.
+
+        Returns:
+            ∫ f dP, with the family's axes first. Null atoms contribute exactly 0, to derivatives too. Half precision
+            accumulates in, and gives, float32. NaN where a quadrature did not converge: ``integrate`` tells how far it came.
+
+        Raises:
+            TypeError: f is neither callable nor a number (the constant function), or does not take P's points.
+            ValueError: the families of P and f do not broadcast, or the class counts differ.
+
+        Examples:
+            >>> import jax.numpy as jnp, measure_xent as mx
+            >>> float(mx.DiscreteUniform(6).expect(lambda face: face + 1))
+            3.5
+            >>> mx.Empirical(jnp.array([[1., 2.], [3., 4.]])).expect(lambda x: {"mean": x, "square": x @ x})
+            {'mean': Array([2., 3.], dtype=float32), 'square': Array(15., dtype=float32)}
+        """
+        return self._integral(f, batch_size, method).checked
+
+    def integrate(
+        self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None, method: Any = None
+    ) -> Integral:
+        """∫ f dP with its error, its status and P's mass: what ``expect`` gives, and how much of it to believe.
+
+        Arguments and errors are those of ``expect``, but what did not converge is a number here, and says so in ``status``.
+
+        Examples:
+            >>> import jax.numpy as jnp, measure_xent as mx
+            >>> mx.Empirical(jnp.array([1., 2.])).integrate(jnp.square).value.item()
+            2.5
+        """
+        total = self._integral(f, batch_size, method)
+        error = jax.tree.map(lambda v, e: jnp.broadcast_to(e, jnp.shape(v)), total.value, total.error)
+        return Integral(total.value, error, jnp.asarray(total.status), self.mass)
+
+    def by(self, method: Any) -> "Measure":
+        """The same measure, whose laws are to be integrated by a method."""
+        return Lowered(tuple(form.by(method) for form in self.forms()))
+
+    def _integral(self, f, batch_size, method):
+        f = as_integrand(f)
+        check_families(self, f)
+        if method is not None and not hasattr(method, "integrate"):
+            raise TypeError(f"expect(method): such as MonteCarlo(key, n) or Quadrature(n), got {type(method).__name__}")
+        if batch_size is None:
+            total = integrate(self if method is None else self.by(method), f)
+        else:
+            batch = lambda form: integrate(Lowered((form,)), f).checked
+            # A law has no atoms to take a few at a time.
+            one = lambda form: batch(form) if isinstance(form, Smooth) else in_batches(batch, form, batch_size)
+            parts = [one(form) for form in self.forms()]
+            total = Integral.exact(jax.tree.map(lambda *terms: sum(terms), *parts))
+        return self._sum_over_devices(total)
+
+    def reweight(self, f: Callable | Integrand) -> "Measure":
+        """f · P, the measure with density f against P. Source: dν = f dμ.
+
+        Examples:
+            >>> import jax.numpy as jnp, measure_xent as mx
+            >>> class_weight = jnp.array([1., 3.])
+            >>> P = mx.Empirical(jnp.array([0, 1, 0])).reweight(lambda y: class_weight[y]).normalize()
+            >>> P.expect(lambda y: y).item()
+            0.6
+        """
+        if not callable(f):
+            raise TypeError(
+                f"reweight(f): f must be a function of a point, such as lambda y: class_weight[y], got {type(f).__name__}; "
+                "weights of samples are Empirical(x, weights=w), and c * P scales"
+            )
+        return Weighted(f, self)
+
+    def restrict(self, A: Callable[..., Bool[Array, ""]]) -> "Measure":
+        """1_A · P, the measure on the points where the predicate A holds. What A closes over has no derivative; the ends of
+        ``truncate`` have. On a joint, y is the drawn coordinate: to leave
+        out whole rows under soft targets, give them weight 0 instead.
+
+        Examples:
+            >>> import jax.numpy as jnp, measure_xent as mx
+            >>> P = mx.Empirical(jnp.array([2, -100, 4])).restrict(lambda y: y != -100).normalize()
+            >>> float(P.expect(lambda y: y))
+            3.0
+        """
+        if not callable(A):
+            raise TypeError(
+                f"restrict(A): A must be a predicate of a point, got {type(A).__name__}; a mask is weights=mask"
+            )
+        return Weighted(Indicator(A), self)
+
+    def normalize(self) -> "Measure":
+        """P / P.mass; the null measure stays null. NaN where masses of both signs cancel: there is a sum then, and no mean.
+
+        Examples:
+            >>> import measure_xent as mx
+            >>> float((0 * mx.Dirac(1)).normalize().mass)
+            0.0
+        """
+        return self if self.certain_mass == 1 else Normalized(self)
+
+    def __add__(self, other: "Measure") -> "Measure":
+        return Sum((self, other)) if isinstance(other, Measure) else NotImplemented
+
+    def __radd__(self, other: Any) -> "Measure":
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # sum([P, Q]) starts from 0
+
+    def __sub__(self, other: "Measure") -> "Measure":
+        return Sum((self, Scaled(-1.0, other))) if isinstance(other, Measure) else NotImplemented
+
+    def __neg__(self) -> "Measure":
+        return Scaled(-1.0, self)
+
+    def __mul__(self, other: Any) -> "Measure":
+        if is_number(other):
+            return Scaled(other, self)
+        return Weighted(other, self) if callable(other) else NotImplemented
+
+    def __rmul__(self, other: Any) -> "Measure":
+        return self * other
+
+    def __truediv__(self, other: Any) -> Any:
+        if isinstance(other, Measure):
+            return RadonNikodym(self, other)
+        return Scaled(1 / other, self) if is_number(other) else NotImplemented
+
+    # NumPy scalars and arrays then leave c * P to P.
+    __array_ufunc__ = None
+
+
+def enumerable(P: Measure) -> bool:
+    """Whether P's atoms are all of it, and in a list."""
+    return not any(map(is_smooth, P.forms()))
+
+
+def check_families(P, f):
+    try:
+        jnp.broadcast_shapes(P.shape, f.shape)
+    except ValueError:
+        hint = "; rows of class masses, such as one-hot ones, are Discrete(weights=rows)" if len(P.shape) > 1 else ""
+        raise ValueError(
+            f"expect(f): the family of P, {P.shape}, and that of f, {f.shape}, do not broadcast{hint}"
+        ) from None
+    if f.shape and f.shape == _samples(P):
+        raise ValueError(
+            f"expect(f): P has samples of shape {f.shape} and f is a family of as many functions, which would be integrated "
+            "over all pairs. For one of them a sample give the pairs, such as Empirical((logits, labels)) against "
+            "Conditional(Categorical), or a family of point masses, Dirac(labels); for all pairs give the family an axis of "
+            f"size 1 behind its own, {(*f.shape, 1)}"
+        )
+
+
+def _samples(P: Measure) -> tuple[int, ...]:
+    """The axes of a batch's samples, () of what is no batch."""
+    while isinstance(P, Scaled | Weighted | Normalized):
+        P = P.P
+    return P.atoms if P.is_batch else ()
+
+
+def family_of(*measures: Measure) -> tuple[int, ...]:
+    """The shape that the families broadcast to, or an error that names them."""
+    shapes = [P.shape for P in measures]
+    try:
+        return jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        names = " and ".join(type(P).__name__ for P in measures)
+        raise ValueError(f"the families of {names} do not broadcast: {shapes}") from None
+
+
+def shapes_of(tell: Callable[[], Any]) -> Any:
+    """What a function tells that reads shapes and types alone, without computing anything."""
+    told: list[Any] = []
+    jax.eval_shape(lambda: told.append(tell()))
+    return told[0]
+
+
+def of_parts(parts: dict[tuple[bool, ...], Measure], x: tuple) -> ScaledNumber:
+    """The mass of {x} where atoms have one, else the density."""
+
+    def of_two(atom, density):
+        at_atom = (atom.factor != 0) & (atom.log_scale > -jnp.inf)
+        return ScaledNumber(*(jnp.where(at_atom, a, d) for a, d in zip(atom, density, strict=True)))
+
+    return functools.reduce(of_two, (ScaledNumber(*parts[k].scaled_density(*x)) for k in sorted(parts, reverse=True)))
+
+
+class Combination(Measure):
+    """A measure made of others, by whose parts its own are told: a subclass gives ``parts``."""
+
+    def split(self):
+        parts = self.parts()
+        return parts.get((True,) * self.coordinates), parts.get((False,) * self.coordinates)
+
+    @abc.abstractmethod
+    def parts(self) -> Any: ...
+
+
+def together(parts: Sequence[dict[tuple[bool, ...], Measure]]) -> dict[tuple[bool, ...], Measure]:
+    """The parts of a sum."""
+    kinds = dict.fromkeys(kind for each in parts for kind in each)
+    return {kind: Sum(tuple(each[kind] for each in parts if kind in each)) for kind in kinds}
+
+
+@pytree
+class Indicator(Integrand):
+    """1_A: 1 where the predicate holds, else 0."""
+
+    A: Callable
+
+    def __post_init__(self):
+        set_fields(self, A=as_node(self.A))
+
+    def __call__(self, *x):
+        return jnp.where(of_user(self.A)(*x), 1.0, 0.0)
+
+
+@pytree
+class Scaled(Combination):
+    """c · P, one c a member of a family."""
+
+    c: Float[ArrayLike, "*family"]
+    P: Measure
+
+    def __post_init__(self):
+        try:
+            jnp.broadcast_shapes(jnp.shape(self.c), self.P.shape)
+        except ValueError:
+            raise ValueError(
+                f"c * P: c has shape {jnp.shape(self.c)}, which does not broadcast with P's family {self.P.shape}"
+            ) from None
+
+    @property
+    def shape(self):
+        return jnp.broadcast_shapes(jnp.shape(self.c), self.P.shape)
+
+    @property
+    def coordinates(self):
+        return self.P.coordinates
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
+    @property
+    def atoms(self):
+        return self.P.atoms
+
+    def forms(self):
+        if isinstance(self.c, int | float):
+            return tuple(form.scale(self.c) for form in self.P.forms())
+        rank = len(self.shape)
+        c = jnp.asarray(self.c).reshape((1,) * (rank - jnp.ndim(self.c)) + jnp.shape(self.c))
+        of = lambda P: [form.at_rank(rank) for form in P.forms()]
+        absent, held = null_atoms(lambda: [form.masses for form in of(self.P)], c, ())
+        pairs = zip(of(without_null(self.P, absent)), of(self.P), held, strict=True)
+        # Points and whatever else is not a mass are the measure's own.
+        return tuple(own.with_masses(*without(absent, form.masses, known)).scale(c) for form, own, known in pairs)
+
+    def parts(self) -> Any:
+        return {kind: Scaled(self.c, part) for kind, part in self.P.parts().items()}
+
+    def relative_to(self, other, *x):
+        c, Q = (other.c, other.P) if isinstance(other, Scaled) else (1.0, other)
+        ratio = self.P.relative_to(Q, *x)
+        return None if ratio is None else ratio._replace(p=ratio.p * jnp.asarray(self.c), q=ratio.q * jnp.asarray(c))
+
+    def scaled_density(self, *x):
+        log_p, p = self.P.scaled_density(*x)
+        return ScaledNumber(log_p, jnp.asarray(self.c) * p)
+
+
+@pytree
+class Sum(Combination):
+    """Σ Pᵢ, the superposition."""
+
+    terms: tuple[Measure, ...]
+
+    def __post_init__(self):
+        terms = tuple(t for P in self.terms for t in (P.terms if isinstance(P, Sum) else (P,)))
+        set_fields(self, terms=terms)
+        family_of(*terms)
+        axes = [sorted(P.mesh_axes) for P in terms]
+        if any(each != axes[0] for each in axes):
+            raise ValueError(f"P + Q: sums over the devices of the same mesh axes, got {axes}; give each its axis_name")
+
+    @property
+    def shape(self):
+        return jnp.broadcast_shapes(*(P.shape for P in self.terms))
+
+    @property
+    def coordinates(self):
+        return self.terms[0].coordinates
+
+    @property
+    def mesh_axes(self):
+        return self.terms[0].mesh_axes
+
+    def forms(self):
+        forms: list[Form] = []
+        each = [form for P in self.terms for form in P.forms()]
+        check_one_space(each)
+        for form in each:
+            merged = forms[-1].merge(form) if forms else None
+            forms[-1:] = [merged] if merged is not None else [*forms[-1:], form]
+        return tuple(forms)
+
+    def parts(self) -> Any:
+        return together([P.parts() for P in self.terms])
+
+    def relative_to(self, other, *x):
+        laws = all(isinstance(form, Smooth) and not form.factors for form in self.forms())
+        return along_the_path(self, other, x) if laws and self.coordinates == 1 else None
+
+    def scaled_density(self, *x):
+        if len(parts := self.parts()) > 1:
+            return of_parts(parts, x)
+        return ScaledNumber.sum([P.scaled_density(*x) for P in self.terms])
+
+
+@pytree
+class Weighted(Combination):
+    """f · P, the measure with density f against P."""
+
+    f: Any  # any callable when given, an Integrand when kept
+    P: Measure
+
+    def __post_init__(self):
+        set_fields(self, f=as_integrand(self.f))
+        check_families(self.P, self.f)
+
+    @property
+    def shape(self):
+        family: tuple[int, ...] = self.f.shape
+        return jnp.broadcast_shapes(family, self.P.shape)
+
+    @property
+    def coordinates(self):
+        return self.P.coordinates
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
+    @property
+    def atoms(self):
+        return self.P.atoms
+
+    def forms(self):
+        return tuple(form.reweight(self.f) for form in self.P.forms())
+
+    def parts(self) -> Any:
+        return {kind: Weighted(self.f, part) for kind, part in self.P.parts().items()}
+
+    def scaled_density(self, *x):
+        log_p, p = self.P.scaled_density(*x)
+        # f need not exist where P has no mass: P / Q is NaN where neither lives.
+        p = jnp.where(log_p == -jnp.inf, 0, p)
+        log_f, f = map(jnp.asarray, self.f.scaled(*x))
+        f, p = jnp.broadcast_arrays(f.astype(jnp.promote_types(f.dtype, jnp.bfloat16)), p)
+        return ScaledNumber(log_p + jnp.where(p == 0, 0, log_f), null_safe_product(p, f))
+
+
+@pytree
+class Normalized(Combination):
+    """P / P.mass, null where P is."""
+
+    P: Measure
+
+    @property
+    def shape(self):
+        return self.P.shape
+
+    @property
+    def coordinates(self):
+        return self.P.coordinates
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
+    @property
+    def atoms(self):
+        return self.P.atoms
+
+    def forms(self):
+        return tuple(form.scale(self._scale()) for form in self.P.forms())
+
+    def parts(self) -> Any:
+        return {kind: Scaled(self._scale(), part) for kind, part in self.P.parts().items()}
+
+    def scaled_density(self, *x):
+        log_p, p = self.P.scaled_density(*x)
+        return ScaledNumber(log_p, self._scale() * p)
+
+    @property
+    def mass(self):
+        return jnp.where(self.P.mass == 0, 0.0, 1.0)
+
+    def _scale(self):
+        if self.P.certain_mass is not None:
+            return 1 / self.P.certain_mass
+        mass = self.P.mass
+        null = mass == 0
+        scale = jnp.where(null, 0, 1 / jnp.where(null, 1, mass))
+        if type(self.P).mass is not Measure.mass:  # which the measure says itself, and nothing of it is negative
+            return scale
+        # Where masses of both signs cancel, what is left is their rounding errors: there is no mean.
+        size = self.P._sum_over_devices(functools.reduce(jnp.add, [form.size() for form in self.P.forms()]))
+        size = jax.lax.stop_gradient(size)
+        cancels = (jnp.abs(mass) <= 4 * jnp.finfo(size.dtype).eps * size) & (size > 0)
+        return jnp.where(cancels, jnp.nan, scale)
+
+
+@pytree
+class Pushforward(Combination):
+    """T_* P, the law of T(x) for x ~ P."""
+
+    T: Callable
+    P: Measure
+    inverse: tuple[Callable, ...] = ()
+
+    def __post_init__(self):
+        set_fields(self, T=as_node(self.T), inverse=tuple(map(as_node, self.inverse)))
+
+    @property
+    def shape(self):
+        return self.P.shape
+
+    @property
+    def coordinates(self):
+        return shapes_of(lambda: self.forms()[0].coordinates)
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
+    @property
+    def mass(self):
+        return self.P.mass
+
+    def forms(self):
+        return tuple(image for form in self.P.forms() for image in form.push(self.T))
+
+    def parts(self) -> Any:
+        # Of a chosen coordinate what it had; of a function of them all a density, where any has one.
+        n = 1 if self.inverse else self.coordinates
+        kind_of = getattr(self.T, "chosen", lambda kind: (all(kind),) * n)
+        images: Any = [
+            {kind_of(kind): Pushforward(self.T, part, self.inverse)} for kind, part in self.P.parts().items()
+        ]
+        return together(images) if len(images) > 1 else {next(iter(images[0])): self}
+
+    def scaled_density(self, *x):
+        if enumerable(self.P):
+            return super().scaled_density(*x)
+        if len(parts := self.parts()) > 1:
+            return of_parts(parts, x)
+        if not self.inverse:
+            raise NotImplementedError(
+                "the density of a pushforward: pass pushforward(T, P, inverse=…), or one for each branch"
+            )
+        (y,) = x
+        return ScaledNumber.sum([self._branch(of_user(g), jnp.asarray(y)) for g in self.inverse])
+
+    def _branch(self, g, y):
+        """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""
+        event = next(form.event_rank for form in self.P.forms() if isinstance(form, Smooth))
+        x = g(y) if not event else _mapped(g, y.ndim - 1)(y)
+        if event:
+            log_slope = _mapped(lambda y: jnp.linalg.slogdet(jax.jacfwd(g)(y))[1], y.ndim - 1)(y)
+        else:
+            log_slope = jnp.log(jnp.abs(jax.jvp(g, (y,), (jnp.ones_like(y),))[1]))
+        exists = jnp.isfinite(x) if not event else jnp.all(jnp.isfinite(x), axis=-1)
+        log_p, p = self.P.scaled_density(x)
+        return ScaledNumber(jnp.where(exists, log_p + log_slope, -jnp.inf), p)
+
+
+def _mapped(f, n):
+    for _ in range(n):
+        f = jax.vmap(f)
+    return f
+
+
+@pytree
+class Lowered(Measure):
+    """A measure given by its forms."""
+
+    lowered: tuple[Form, ...]
+
+    @property
+    def shape(self):
+        return jnp.broadcast_shapes(*(form.family for form in self.lowered))
+
+    def forms(self):
+        return self.lowered
+
+
+def pushforward(T: Callable, P: Measure, inverse: Callable | Sequence[Callable] = ()) -> Measure:
+    """T_* P, the image measure: ``pushforward(T, P).expect(f)`` is ``P.expect(lambda *x: f(T(*x)))``.
+
+    Args:
+        T: a function of one point; a tuple for a value makes a measure on tuples.
+        P: a measure.
+        inverse: for the image's density, if P has one: the inverse of T, or one function for each branch of a T that is not
+            injective, NaN where there is none. The determinant of its derivative is taken by differentiation.
+
+    Raises:
+        TypeError: P is not a Measure.
+        NotImplementedError: the density is asked for, and there is no inverse.
+
+    Source: https://en.wikipedia.org/wiki/Pushforward_measure.
+
+    Examples:
+        >>> import jax.numpy as jnp, measure_xent as mx
+        >>> parity = mx.pushforward(lambda face: face % 2, mx.DiscreteUniform(5))
+        >>> mx.log(parity)(jnp.array([0, 1])).tolist()  # log 3/5, log 2/5
+        [-0.5108, -0.9163]
+        >>> chi2 = mx.pushforward(jnp.square, mx.Normal(0., 1.), inverse=(jnp.sqrt, lambda y: -jnp.sqrt(y)))
+        >>> chi2.expect(lambda y: y).item(), mx.entropy(chi2).item()
+        (1.0, 0.7838)
+    """
+    if not isinstance(P, Measure):
+        raise TypeError(f"pushforward(T, P): P must be a Measure, got {type(P).__name__}")
+    return Pushforward(T, P, (inverse,) if callable(inverse) else tuple(inverse))

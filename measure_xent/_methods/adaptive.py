@@ -1,0 +1,443 @@
+"""Integrals over the line by adaptive quadrature, and over the integers by sums.
+
+The line is first bent: x = x(t) with weights that fall off doubly exponentially, so that infinite and singular ends are as
+good as any (Takahasi & Mori 1974). Then t is cut where the measure and the integrand are known not to be smooth or to have
+their bulk, and the panels that are furthest off, by the difference of Clenshaw and Curtis's rules of 17 and of 9 points, are
+halved until what they are off by is small (Piessens et al. 1983, *QUADPACK*). These rules see a panel's ends: between the
+last node of one panel and the first of the next, Gauss's and Kronrod's do not see a jump, and agree.
+
+A node has no derivative; the density there has. So the derivative of an integral is the integral of a derivative, whatever
+jumps the integrand makes. What moves with the parameters are the ends of the support and known kinks: an end brings a panel
+of length 0, whose derivative is Leibniz's boundary term, and a kink moves the edges of its panels.
+
+A node at which the integrand is infinite or NaN, and its neighbours are not, is left out: panels close in on a pole until
+what is left of it is small, or until it is clear that it is not. An integrand that is infinite on a set of mass is.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from .._integrands.integral import Integral
+from .._integrands.integrand import Integrand
+from .._kernels.null import null_safe_product, values_at
+from .._kernels.tanh_sinh import END, bend, end_of, finite, fixed
+from .._measures.laws import Continuous, Integers, kinks_of, marks_of
+from .._strict import custom_jvp
+from .ends import LOG_2, End, Nodes, Tail, near_of, ratio_rise, rise
+
+PANELS, HALVED = 4, 4  # to start with; at a time
+WINDOW = 2048  # integers that a sum reaches
+
+
+def clenshaw_curtis(n: int) -> np.ndarray:
+    """The weights of n + 1 points cos(πk/n), n even."""
+    k, j = np.arange(n + 1), np.arange(1, n // 2 + 1)
+    terms = np.where(j == n // 2, 1, 2) / (4 * j**2 - 1) * np.cos(2 * np.pi * np.outer(k, j) / n)
+    return np.where((k == 0) | (k == n), 1, 2) / n * (1 - terms.sum(-1))
+
+
+POINTS = -np.cos(np.pi * np.arange(17) / 16)
+WEIGHTS = clenshaw_curtis(16)
+COARSE = np.zeros(17)
+COARSE[::2] = clenshaw_curtis(8)
+
+
+class Look(NamedTuple):
+    """What is seen at nodes, beside what tails say; f's leaves are flat."""
+
+    u: Float[Array, "*family n"]  # where f is looked at
+    used: Bool[Array, "*family n"]  # whether a node counts
+    p: Float[Array, "*family n"]  # slope · p(x)
+    f: Float[Array, "*family leaves n"]
+    off: Float[Array, "*family leaves n"]  # what f is off by
+    log_p: Float[Array, "*family n"]  # and the values of f, or the ratios that it is of, before tails have been at them
+    values: Any
+
+
+class Panel(NamedTuple):
+    """What is known of panels: where they are, their sums, what those are off by, the sums of absolute values, what f is off by
+    beside the ends, and which nodes count. After f's leaves comes one for the mass."""
+
+    a: Float[Array, "*family panels"]
+    b: Float[Array, "*family panels"]
+    sums: Float[Array, "*family leaves+1 panels"]
+    gaps: Float[Array, "*family leaves+1 panels"]
+    sizes: Float[Array, "*family leaves+1 panels"]
+    off: Float[Array, "*family leaves panels"]
+    used: Bool[Array, "*family 17 panels"]
+
+
+class Panels:
+    """The panels of one integral over the line: where they are cut, and the sums over them.
+
+    An integrand takes the compiler long. So it is in the program once for the value, in the loop that halves panels, whose
+    first turn looks at what the ends are like; and once more for a derivative, of the sum over the panels that came out.
+    """
+
+    def __init__(self, P: Continuous, f: Integrand):
+        stop = lax.stop_gradient
+        self.f, self.rank, self.ratio = f, max(len(P.shape), len(f.shape)), f.by_ratio()
+        P = P.at_rank(self.rank).each()
+        self.law, self.c = P.centred()
+        self.origin = stop(P.bounds_centre() if isinstance(self.c, float) else self.c)
+        column = lambda x: jnp.asarray(x)[..., None]
+        kinks = [*P.kinks, *map(column, kinks_of(f))]
+        marks = [jnp.atleast_1d(P.centre), *map(column, marks_of(f))]
+        self.dtype = jnp.result_type(float, P.width, *kinks, *marks)
+        self.family = jnp.broadcast_shapes(
+            (1,) * self.rank, P.shape[:-1], f.shape, *(jnp.shape(x)[:-1] for x in (*kinks, *marks))
+        )
+        move = lambda end: end - self.origin if finite(end) else end
+        support = tuple(map(move, P.support))
+        self.forward, back = bend(*map(fixed, (*support, P.width)))
+        self.tip = end_of(self.dtype)
+        place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.tip, self.tip))
+        self.kinks = [place(x) for x in kinks]
+        self.ends = self._ends(support, P.width, place)
+        self.movable = [i for i, end in enumerate(filter(finite, support)) if not isinstance(end, float)]
+        layers = [place(self.origin + self.ends[i].edge) for i in self.movable]
+        grid = self.spread(jnp.linspace(-self.tip, self.tip, PANELS + 1))
+        cuts = [stop(x) for x in (grid, *self.kinks, *layers, *map(place, marks))]
+        edges = jnp.sort(jnp.concatenate(cuts, axis=-1), axis=-1)
+        self.start = edges[..., :-1], edges[..., 1:]
+        self.watched = self._watched()
+        values = jax.eval_shape(lambda u: f.values(self.origin + u, self.rank + 1), self.spread(np.zeros(1)))
+        values = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
+        self.zero, _, self.back = flattened(values, self.spread(np.zeros(1)))
+
+    def spread(self, t: Any) -> Float[Array, "*family n"]:
+        return jnp.broadcast_to(jnp.asarray(t, self.dtype), (*self.family, jnp.shape(t)[-1]))
+
+    def nodes(self, t: Array, lengths: Any = 1.0) -> Nodes:
+        u, log_slope, gaps = self.forward(t)
+        return Nodes(u, log_slope, *(jnp.broadcast_to(x, u.shape) for x in (lengths, *gaps)))
+
+    def _ends(self, support: tuple[Any, Any], width: Any, place: Callable) -> list[End]:
+        stop, made = lax.stop_gradient, []
+        ends = [(sign, end) for sign, end in zip((-1, 1), support, strict=True) if finite(end)]
+        size = jnp.minimum(width, ends[1][1] - ends[0][1]) if len(ends) == 2 else width
+        for sign, end in ends:
+            at = self.spread(jnp.atleast_1d(end))
+            near, layer = near_of(stop(at), stop(self.spread(size)))
+            edge, _, gaps = self.forward(stop(place(self.origin + stop(at) - sign * layer)))
+            made.append(End(sign, at, near, gaps[sign > 0], edge))
+        return made
+
+    def _watched(self) -> Nodes:
+        """What is looked at in every turn: the tips, both sides of known kinks, and the places that tell of the ends."""
+        beside = [lax.stop_gradient(t) + side for side in (-1e-4, 1e-4) for t in self.kinks]
+        made = [self.nodes(jnp.concatenate([self.spread([-self.tip, self.tip]), *beside], axis=-1))]
+        for end in self.ends:
+            u = end.places(self.forward(self.spread([end.sign * self.tip]))[0])
+            made.append(Nodes(u, jnp.zeros_like(u), jnp.ones_like(u), *(jnp.full_like(u, jnp.inf),) * 2))
+        return Nodes.join(made)
+
+    def _values(self, u: Array) -> Any:
+        """The values of f, or the ratios that they are of."""
+        f = self.f if self.ratio is None else self.ratio[0]
+        values = f.values(self.origin + u, self.rank + 1)
+        spread = lambda v: jnp.broadcast_to(v, (*self.family, u.shape[-1]))
+        return values if self.ratio is None else jax.tree.map(spread, values)
+
+    def _flat(self, values: Any, n: int) -> Float[Array, "*family leaves n"]:
+        values = values if self.ratio is None else self.ratio[1](values)
+        return flattened(values, self.spread(np.ones(n)))[0]
+
+    def look(self, nodes: Nodes, tails: list[Tail], allowed: Any = True, as_is: int = 0, final: bool = False) -> Look:
+        """Looks at f at the nodes where there is mass, of those that are allowed, and at the last few as they are. In a final
+        look, all that is seen has derivatives."""
+        n, u = nodes.u.shape[-1], nodes.u
+        elsewhere = self.forward(jnp.asarray(0.0137, self.dtype))[0]  # inside, where nothing is known to happen
+        beside = list(zip(self.ends, tails, strict=True))
+        depths = [tail.depth(end, nodes) for end, tail in beside]
+        for (end, tail), depth in zip(beside, depths, strict=True):
+            u = tail.place(end, u, nodes, depth)
+        probes = [self.spread(tail.probes(end, elsewhere)) for end, tail in beside]
+        with_probes = lambda u: jnp.concatenate([u, *probes], axis=-1)
+        apart = lambda x: [x[..., :n], *(x[..., n + 3 * i : n + 3 * (i + 1)] for i in range(len(probes)))]
+
+        def density(u):
+            log_p, *at_probes = apart(self.law.log_density_of(with_probes(u) + (self.origin - self.c)))
+            risen = log_p + nodes.log_slope  # far out the density alone underflows
+            for tail, at, depth in zip(tails, at_probes, depths, strict=True):
+                risen = risen + tail.log_density_rise(at, depth)
+            return jnp.exp(risen), log_p
+
+        p, log_p = density(u)
+        used = allowed & jnp.isfinite(p) & (p > 0)
+        # Elsewhere no derivative is taken: the integrand is looked at where the density is greatest.
+        best = jnp.argmax(jnp.where(used, p, 0), axis=-1, keepdims=True)
+        u = jnp.where(used | (np.arange(n) >= n - as_is), u, jnp.take_along_axis(u, best, axis=-1))
+        values = seen = self._values(with_probes(u))
+        if self.ratio is not None:  # a power of the distance, whatever f makes of it
+            _, *at_probes = apart(values.log_inside)
+            zero = [jnp.zeros_like(x) for x in probes]
+            for at, depth in zip(at_probes, depths, strict=True):
+                values = _shifted(values, jnp.concatenate([ratio_rise(at, depth), *zero], axis=-1))
+        if final and not self.law.tame:
+            p, _ = density(u)
+        f, *at_probes = apart(self._flat(values, n + 3 * len(probes)))
+        off = jnp.zeros_like(f)
+        for tail, at, depth in zip(tails, at_probes, depths, strict=True):
+            if self.ratio is None:
+                f = f + (more := rise(at, depth[..., None, :]))
+            else:
+                more = f - at[..., :1]
+            off += tail.error(more, depth)
+        return Look(u, used, jnp.where(used, p, 0), f, off, log_p, seen)
+
+    def learn(self, look: Look) -> list[Tail]:
+        """What the ends are like, from a look that nothing was known of them in."""
+        made, k = [], 6 * len(self.ends)
+        for i, end in enumerate(self.ends):
+            of_end = lambda x, n=look.u.shape[-1], i=i: x[..., n - k + 6 * i : n - k + 6 * (i + 1)]
+            f = of_end(look.f)
+            one = f[..., :1]
+            if self.ratio is None:
+                rise_to_8 = rise(f, jnp.full_like(one, 3 * LOG_2))
+            else:
+                ratio = jax.tree.map(of_end, look.values)
+                first = jax.tree.map(lambda x: x[..., :1], ratio)
+                rise_to_8 = self._flat(_shifted(first, ratio_rise(ratio.log_inside, 3 * LOG_2)), 1) - one
+            made.append(Tail.of(end, f, of_end(look.log_p), rise_to_8))
+        return made
+
+    def unknown(self) -> list[Tail]:
+        return [Tail.unknown(end, self.zero) for end in self.ends]
+
+    def terms(self, nodes: Nodes, tails: list[Tail], row: int) -> tuple[Look, Array, Array]:
+        """A look at panels of ``row`` nodes and at what is watched; lengths · slope · p(x) · (f(x), 1); what it is off by."""
+        n, nodes = nodes.u.shape[-1], Nodes.join([nodes, self.watched])
+        look = self.look(nodes, tails, as_is=self.watched.u.shape[-1])
+        alone = _alone(self.f.places(self.origin + look.u, self.rank + 1)[..., :n], ~jnp.isfinite(look.f[..., :n]), row)
+        used = look.used & ~jnp.pad(alone, [(0, 0)] * (alone.ndim - 1) + [(0, nodes.u.shape[-1] - n)])
+        mass = jnp.where(used, look.p * nodes.lengths, 0)[..., None, :]
+        terms = jnp.concatenate([null_safe_product(mass, look.f), mass.astype(look.f.dtype)], axis=-2)
+        return look._replace(used=used), terms, null_safe_product(jnp.abs(mass), look.off)
+
+    def derived(self, value: Array, nodes: Nodes, tails: list[Tail], used: Array) -> Array:
+        """The value of a sum over nodes, with its derivatives."""
+        boundary = self.boundary(tails)
+        n, nodes = nodes.u.shape[-1], Nodes.join([nodes, *boundary])
+        more = nodes.u.shape[-1] - n
+        look = self.look(
+            nodes, tails, jnp.pad(used, [(0, 0)] * (used.ndim - 1) + [(0, more)], constant_values=True), final=True
+        )
+        w = (look.p * nodes.lengths)[..., None, :]
+        # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
+        at_ends = w[..., n:] * jnp.where(jnp.isfinite(look.f[..., n:]), look.f[..., n:], 0)
+        return as_derived(value, null_safe_product(w[..., :n], look.f[..., :n]).sum(-1) + at_ends.sum(-1))
+
+    def boundary(self, tails: list[Tail]) -> list[Nodes]:
+        """Panels of length 0 at the ends that may move, or where the layer is that moves with them."""
+        made = []
+        for i in self.movable:
+            end, edge = self.ends[i], tails[i].edge(self.ends[i])
+            half = (end.at - lax.stop_gradient(end.at)) / 2
+            u = edge + half + half * jnp.asarray(POINTS, self.dtype)
+            lengths = end.sign * half * jnp.asarray(WEIGHTS, self.dtype)
+            made.append(Nodes(u, jnp.zeros_like(u), lengths, *(jnp.full_like(u, jnp.inf),) * 2))
+        return made
+
+    def _nodes(self, a: Array, b: Array) -> Nodes:
+        """The nodes in all panels."""
+        half = ((b - a) / 2)[..., None]
+        # Just inside of the ends, where known jumps are.
+        inside = 1 - 16 * float(jnp.finfo(self.dtype).eps)
+        t = ((a + b) / 2)[..., None] + half * jnp.asarray(inside * POINTS, self.dtype)
+        flat = lambda x: x.reshape(*self.family, -1)
+        return self.nodes(flat(t), flat(half * jnp.asarray(WEIGHTS, self.dtype)))
+
+    def integral(self, tolerance: float | None, rounds: int) -> Integral:
+        """Halves the panels that are furthest off, beside the whole, until together they are within the tolerance."""
+        m, leaves = self.start[0].shape[-1], self.zero.shape[-2]
+        rounds += -(-m // HALVED)  # those that nobody has looked at yet
+        slots, dtype = m + HALVED * (rounds + 1), self.zero.dtype
+        goal = (float(jnp.finfo(self.dtype).eps) ** 0.5 if tolerance is None else tolerance) / 4
+        zeros = lambda k: jnp.zeros((*self.family, k, slots), dtype)
+        a, b = (jnp.concatenate([x, self.spread(np.full(slots - m, self.tip))], axis=-1) for x in self.start)
+        unseen = zeros(leaves + 1) + np.where(np.arange(slots) < m, np.inf, 0).astype(dtype)
+        sums = zeros(leaves + 1)
+        start = Panel(a, b, sums, unseen, sums, zeros(leaves), zeros(len(POINTS)).astype(bool))
+        watched = self.f.watched(leaves)
+
+        def off(panels):
+            gaps, sizes = panels.gaps[..., :watched, :], panels.sizes[..., :watched, :]
+            return (gaps / jnp.maximum(sizes.sum(-1, keepdims=True), jnp.finfo(self.dtype).tiny)).max(-2)
+
+        def halve(state):
+            i, panels, tails, _ = state
+            new = m + HALVED * i + np.arange(HALVED)
+            # The first turn is for what the ends are like: its panels have no length.
+            worst = jnp.where(i == 0, new, lax.top_k(off(panels), HALVED)[1])
+            left, right = (jnp.take_along_axis(x, worst, axis=-1) for x in panels[:2])
+            middle = (left + right) / 2
+            a, b = jnp.concatenate([left, middle], axis=-1), jnp.concatenate([middle, right], axis=-1)
+            look, terms, beside = self.terms(self._nodes(a, b), tails, len(POINTS))
+            n = 2 * HALVED * len(POINTS)
+            rows = lambda x: x[..., :n].reshape(*x.shape[:-1], -1, len(POINTS))
+            seen = Panel(a, b, *_rules(rows(terms)), rows(beside).sum(-1), jnp.swapaxes(rows(look.used), -1, -2))
+
+            def store(x, seen):
+                old, fresh = jnp.split(seen, 2, axis=-1)
+                at = worst if x.ndim == worst.ndim else jnp.broadcast_to(worst[..., None, :], old.shape)
+                x = jnp.put_along_axis(x, at, old, axis=-1, inplace=False)
+                return lax.dynamic_update_slice_in_dim(x, fresh, m + HALVED * i, axis=-1)
+
+            panels = jax.tree.map(store, panels, seen)
+            tails = jax.tree.map(lambda learnt, known: jnp.where(i == 0, learnt, known), self.learn(look), tails)
+            return lax.stop_gradient((i + 1, panels, tails, terms[..., :-1, n:]))
+
+        unfinished = lambda state: (state[0] < rounds) & jnp.any(off(state[1]).sum(-1) > goal)
+        at_watched = jnp.zeros((*self.family, leaves, self.watched.u.shape[-1]), dtype)
+        _, panels, tails, at_watched = lax.while_loop(unfinished, halve, (0, start, self.unknown(), at_watched))
+        used = jnp.swapaxes(panels.used, -1, -2).reshape(*self.family, -1)
+        value = panels.sums[..., :-1, :].sum(-1)
+        value = self.derived(value, self._nodes(*self._moved(panels, at_watched)), tails, used)
+        # Mass that no node can see, for it is within rounding of an end, has some part of the integral. Where the integrand
+        # is 0 panels are wide, and what the mass is off by there is their own error.
+        seen, slack = panels.sums[..., -1:, :].sum(-1), 3 * panels.gaps[..., -1:, :].sum(-1)
+        mass = lax.stop_gradient(self.law.mass)
+        unseen = jnp.maximum(jnp.abs(seen - mass) - slack, 0) / mass
+        unseen = jnp.where(jnp.isfinite(mass), jnp.where(jnp.isfinite(unseen), unseen, 1), 0)
+        size = panels.sizes[..., :-1, :].sum(-1)
+        # At the tips is what is cut off there, about.
+        cut_off = jnp.abs(at_watched[..., :2]).sum(-1)
+        error = 3 * panels.gaps[..., :-1, :].sum(-1) + cut_off + panels.off.sum(-1) + unseen * size
+        total = judged(value, error, size, self.back, self.f, tolerance)
+        return Integral(total.value, total.error, total.status | (unseen[..., 0] > 0.1).astype(jnp.int32))
+
+    def _moved(self, panels: Panel, at_watched: Array) -> tuple[Array, Array]:
+        """The edges at known kinks, moving as those do, where the integrand does not jump."""
+        a, b, k = panels.a, panels.b, len(self.kinks)
+        for i, t in enumerate(self.kinks):
+            fixed = lax.stop_gradient(t)
+            left, right = at_watched[..., 2 + i : 3 + i], at_watched[..., 2 + k + i : 3 + k + i]
+            smooth = jnp.all(jnp.abs(left - right) <= 0.05 * (jnp.abs(left) + jnp.abs(right)), axis=-2)
+            a, b = (x + jnp.where((x == fixed) & smooth, t - fixed, 0) for x in (a, b))
+        return a, b
+
+
+@custom_jvp
+def as_derived(value: Array, same: Array) -> Array:
+    """The value, with the derivatives of another that would be the same, which no program then computes for its value."""
+    del same
+    return value
+
+
+@as_derived.defjvp
+def _as_derived_jvp(primals, tangents):
+    return as_derived(*primals), tangents[1]
+
+
+def _rules(terms: Float[Array, "*family leaves panels 17"]) -> tuple[Array, Array, Array]:
+    """Panel by panel: the sum, its error, the sum of absolute values."""
+    known = lax.stop_gradient(jnp.where(jnp.isfinite(terms), terms, 0))
+    size = jnp.abs(known).sum(-1)
+    gap = jnp.abs(known @ jnp.asarray(1 - COARSE / WEIGHTS, known.dtype)) / jnp.where(size == 0, 1, size)
+    # QUADPACK's estimate, which is wary of what is not smooth, but no less than the gap itself.
+    return terms.sum(-1), size * jnp.minimum(1, jnp.maximum(gap, (200 * gap) ** 1.5)), size
+
+
+def _shifted(ratio: Any, by: Array) -> Any:
+    return ratio._replace(log_scale=ratio.log_scale + by)
+
+
+def _alone(x: Float[Array, "*family n"], bad: Bool[Array, "*family leaves n"], row: int) -> Bool[Array, "*family n"]:
+    """Nodes where f is not finite beside others where it is: an infinity at one place, as far as x can tell places apart."""
+    x, bad = (a.reshape(*a.shape[:-1], -1, row) for a in (x, bad))
+    apart = jnp.abs(jnp.diff(x)) > 64 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x[..., 1:]), jnp.abs(x[..., :-1]))
+    both = bad[..., 1:] & bad[..., :-1] & apart[..., None, :, :]
+    no = jnp.zeros_like(both[..., :1])
+    believed = jnp.concatenate([both, no], axis=-1) | jnp.concatenate([no, both], axis=-1)
+    alone = (bad & ~believed).any(-3)
+    return alone.reshape(*alone.shape[:-2], -1)
+
+
+def over_the_line(P: Continuous, f: Integrand, tolerance: float | None, rounds: int | None) -> Integral:
+    """∫ f(x) p(x) dx."""
+    panels = Panels(P, f)
+    return panels.integral(tolerance, rounds or (24 if panels.tip == END else 40))
+
+
+def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Integral:
+    """Σ f(k) p(k) over a window of integers around the mean. What its outer half adds bounds what is left out."""
+    rank = max(len(P.shape), len(f.shape))
+    P = P.at_rank(rank)
+    mean, sd = (jnp.broadcast_to(lax.stop_gradient(x), P.shape)[..., None] for x in (P.mean, P.width))
+    stride = jnp.maximum(
+        1, jnp.ceil(32 * sd / WINDOW)
+    )  # a pmf this wide is a smooth curve: every so many integers will do
+    k = jnp.maximum(0, jnp.floor(mean - stride * WINDOW / 2)) + stride * jnp.arange(WINDOW)
+    p = P.each().density_of(k)
+    p = p / p.sum(-1, keepdims=True)  # of so many integers, or with a rounding error of its own
+    outside = jnp.abs(k - mean) > stride * (WINDOW // 4)
+    here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
+    # A mass of 0 has a derivative at the end of a parameter's range.
+    values = values_at(
+        lambda k: f.values(k.astype(int), rank + 1),
+        p,
+        (jnp.broadcast_to(k, p.shape),),
+        lambda absent, k: (jnp.where(absent, here, k),),
+    )
+    flat, w, back = flattened(values, p)
+    terms = w * flat
+    known = jnp.abs(lax.stop_gradient(terms))
+    between = jnp.abs(lax.stop_gradient(2 * terms[..., ::2].sum(-1) - terms.sum(-1)))
+    error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(stride > 1, between, 0)
+    return judged(terms.sum(-1), error, known.sum(-1), back, f, tolerance)
+
+
+def weighted(values: Any, w: Float[Array, "*family n"]) -> tuple[Float[Array, "*family leaves n"], Callable]:
+    """w · f(x), all of f's leaves flat, and how to make of an array [*family, leaves] what they were."""
+    flat, w, back = flattened(values, w)
+    return null_safe_product(w, flat), back
+
+
+def flattened(values: Any, w: Float[Array, "*family n"]) -> tuple[Array, Array, Callable]:
+    """f(x) and w as arrays [*family, leaves, n], and the way back."""
+    rank = w.ndim - 1
+    leaves, tree = jax.tree.flatten(values)
+    leaves = [jnp.asarray(v) for v in leaves]
+    leaves = [v.reshape(v.shape + (1,) * (w.ndim - v.ndim)) for v in leaves]
+    events = [v.shape[w.ndim :] for v in leaves]
+    family = jnp.broadcast_shapes(w.shape, *(v.shape[: w.ndim] for v in leaves))
+    flat = [
+        jnp.broadcast_to(v.reshape(*v.shape[: w.ndim], -1), (*family, int(np.prod(v.shape[w.ndim :])))) for v in leaves
+    ]
+    flat = jnp.moveaxis(jnp.concatenate(flat, axis=-1), -1, -2)
+    dtype = jnp.result_type(flat, w)
+    flat, w = flat.astype(dtype), jnp.broadcast_to(w[..., None, :], flat.shape).astype(dtype)
+    stops = np.cumsum([int(np.prod(e)) for e in events])[:-1]
+
+    def back(x: Array) -> Any:
+        parts = jnp.split(x, stops, axis=rank)
+        return tree.unflatten([part.reshape(*x.shape[:rank], *e) for part, e in zip(parts, events, strict=True)])
+
+    return flat, w, back
+
+
+def judged(
+    value: Array,
+    error: Array,
+    size: Array,
+    back: Callable,
+    f: Integrand,
+    tolerance: float | None,
+    converges: bool = True,
+) -> Integral:
+    """Values [*family, leaves] as an integral: their errors, and whether those are small beside the sums of absolute values."""
+    eps = jnp.finfo(value.dtype).eps
+    goal = eps**0.5 if tolerance is None else max(tolerance, float(eps))
+    # An infinite integrand where there is mass makes an infinite integral, and no mistake.
+    wrong = (error > goal * size + f.noise * eps) & ~jnp.isinf(value) if converges else jnp.zeros(value.shape, bool)
+    # The logarithm of a density that is far from 1 has few digits behind its point.
+    error = lax.stop_gradient(error + 32 * eps * size + jnp.finfo(value.dtype).tiny)
+    watched = f.watched(value.shape[-1])
+    return Integral(back(value), back(error), wrong[..., :watched].any(-1).astype(jnp.int32))

@@ -1,0 +1,78 @@
+"""Exact integration: linearity in the integrand, and enumeration of atoms."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from .._forms.normal_form import NormalForm, check_one_space
+from .._integrands.density import LogDensity, LogRatio, log
+from .._integrands.integral import Integral, together
+from .._integrands.integrand import Constant, Integrand, Multiple, Sum, Tree
+from .._integrands.rules import integrate, rule
+from .._kernels.null import null_safe_product
+from .._measures.measure import Measure
+
+
+@rule(Measure, Integrand)
+def enumerate_atoms(P, f):
+    """Σ_x P({x}) f(x)."""
+    return functools.reduce(Integral.__add__, (form.integrate(f) for form in P.forms()))
+
+
+@rule(Measure, LogDensity, Measure)
+def one_space(P, f):
+    """Refuses measures on different numbers of classes, or on points of different shapes; integrating is the next rule's."""
+    p, q = (_classes(measure) for measure in (P, f.Q))
+    if p and q and p != q:
+        raise ValueError(f"P is a measure on {p} classes, Q = {type(f.Q).__name__} on {q}")
+    with contextlib.suppress(NotImplementedError):
+        jax.eval_shape(lambda: check_one_space([*P.forms(), *f.Q.forms()]))
+    return NotImplemented
+
+
+@rule(Measure, LogRatio)
+def difference_of_logarithms(P, f):
+    """∫ log dP/dQ = ∫ log p − ∫ log q, functions that rules know, where both measures have one part, of one kind."""
+    kinds = [*f.P.parts(), *f.Q.parts()]
+    return integrate(P, log(f.P) - log(f.Q)) if len(kinds) == 2 and kinds[0] == kinds[1] else NotImplemented
+
+
+def _classes(measure):
+    found = []
+    note = lambda: found.extend(
+        form.classes for form in measure.forms() if isinstance(form, NormalForm) and form.classes
+    )
+    try:
+        jax.eval_shape(note)  # a form's shapes are enough
+    except NotImplementedError:
+        return None
+    return found[0] if found else None
+
+
+@rule(Measure, Constant)
+def mass(P, f):
+    """∫ c dP = c · P(1)."""
+    c = jnp.asarray(f.c)
+    # Of a sum over devices, the mass of this device's share.
+    mass = functools.reduce(jnp.add, [form.mass() for form in P.forms()]) if P.mesh_axes else P.mass
+    return null_safe_product(mass, c)
+
+
+@rule(Measure, Sum)
+def add(P, f):
+    """∫ Σ fᵢ dP = Σ ∫ fᵢ dP."""
+    return functools.reduce(Integral.__add__, (integrate(P, term) for term in f.terms))
+
+
+@rule(Measure, Tree)
+def each(P, f):
+    """(∫ f₁ dP, ∫ f₂ dP, …)."""
+    return together(f.map_integrands(lambda f: integrate(P, f)))
+
+
+@rule(Measure, Multiple)
+def scale(P, f):
+    """∫ c f dP = c ∫ f dP."""
+    return integrate(P, f.f).scale(f.c, max(len(P.shape), len(f.shape)))
