@@ -20,9 +20,9 @@ from .._kernels.tanh_sinh import bend, end_of, fixed
 from .._measures.laws import Blank, Continuous, Nested
 from .._measures.measure import Lowered, shapes_of
 from .._pytree import pytree, static
+from .draws import Draws
 
 NODES = 2048  # of an adaptive integral, about
-from .draws import Draws
 
 
 @pytree
