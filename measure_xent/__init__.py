@@ -85,9 +85,10 @@ from ._measures.external import from_distribution
 from ._measures.finite import Bernoulli, Categorical, Counting, Dirac, Discrete, DiscreteUniform
 from ._measures.intervals import Lebesgue, Uniform, truncate
 from ._measures.line import Cauchy, Laplace, Normal, StudentT
-from ._measures.measure import Measure, pushforward
+from ._measures.measure import Measure
 from ._measures.positive import Beta, Exponential, Gamma, LogNormal
 from ._measures.product import power, product
+from ._measures.pushforward import pushforward
 from ._measures.vectors import Dirichlet, MultivariateNormal, independent
 from ._methods.method import Method
 from ._methods.quadrature import Adaptive, Quadrature

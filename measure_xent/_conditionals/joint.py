@@ -11,19 +11,9 @@ from .._forms.smooth_form import Smooth, is_smooth
 from .._kernels.classes import class_index, out_of_range, take
 from .._kernels.null import null_atoms, where_supported, without
 from .._kernels.scaled import ScaledNumber
-from .._measures.laws import Blank, MassOf, Vectors, draw_of
-from .._measures.measure import (
-    Combination,
-    Measure,
-    Normalized,
-    Scaled,
-    Sum,
-    Weighted,
-    enumerable,
-    of_parts,
-    pushforward,
-    shapes_of,
-)
+from .._measures.laws import Vectors
+from .._measures.measure import Combination, Measure, Normalized, Scaled, Sum, Weighted, enumerable, of_parts, shapes_of
+from .._measures.nested import Blank, MassOf, draw_of
 from .._measures.product import (
     ProductMeasure,
     atoms_and_laws,
@@ -33,6 +23,7 @@ from .._measures.product import (
     product,
     scaled_product,
 )
+from .._measures.pushforward import pushforward
 from .._measures.relative_entropy import against_the_first, between
 from .._methods.mixtures import NODES, MixtureDensity, density_over, mixture
 from .._pytree import pytree, static

@@ -19,7 +19,8 @@ from .._integrands.integrand import Sum as SumOfFunctions
 from .._measures.atoms import Atoms
 from .._measures.finite import Dirac
 from .._measures.laws import Integers
-from .._measures.measure import Indicator, Measure, Normalized, Pushforward, Scaled, Sum, Weighted
+from .._measures.measure import Indicator, Measure, Normalized, Scaled, Sum, Weighted
+from .._measures.pushforward import Pushforward
 
 
 def words(P: Any) -> str:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from .._forms.normal_form import NormalForm
 from .._integrands.density import measure_at
-from .._measures.measure import Measure, pushforward
+from .._measures.measure import Measure
+from .._measures.pushforward import pushforward
 
 BLUE, GREY = "#2563a8", "#8a8f98"
 

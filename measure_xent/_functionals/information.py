@@ -26,8 +26,8 @@ from .._conditionals.joint import (
 from .._forms.smooth_form import Smooth
 from .._integrands.density import Entropy, KullbackLeibler, log, nats
 from .._integrands.integrand import Integrand, density_terms, room_for
-from .._measures.laws import count
 from .._measures.measure import Measure, enumerable
+from .._measures.nested import count
 from .._measures.relative_entropy import against_the_first
 from .._measures.vectors import Vectors
 from .._methods.mixtures import NODES

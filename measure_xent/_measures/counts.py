@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from .._kernels.checks import a_probability, parameters
 from .._pytree import pytree
-from .laws import Integers, Natural
+from .exponential_family import Natural
+from .laws import Integers
 from .special import factorial_rest, tilt, whole_power, x_log1p
 from .statistics import Exponent, Identity, LogFactorial, moments
 

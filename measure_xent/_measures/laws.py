@@ -5,7 +5,6 @@ P, whatever family P is of: no table of pairs.
 """
 
 import abc
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +20,9 @@ from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate, rule
 from .._kernels.scaled import ScaledNumber
 from .._kernels.tanh_sinh import bend, end_of, finite, fixed
-from .._pytree import pytree, set_fields, static
-from .measure import Lowered, Measure
+from .._pytree import set_fields
+from .exponential_family import Natural, Statistic
+from .measure import Measure
 
 
 class Law(Measure):
@@ -289,37 +289,6 @@ class Vectors(Law):
         raise NotImplementedError(f"{type(self).__name__} with independent entries is not known")
 
 
-class Statistic(Integrand):
-    """A function whose mean some laws have in closed form."""
-
-    @property
-    def kinks(self) -> tuple[Any, ...]:
-        """Where it is not smooth."""
-        return ()
-
-
-@pytree
-class Natural:
-    """log p = Σ ηᵢ Tᵢ − A + Σ log h: an exponential family's natural parameters, sufficient statistics, log-partition and base.
-
-    Examples:
-        >>> import measure_xent as mx
-        >>> family = mx.Poisson(2.).natural
-        >>> [eta.item() for eta in family.parameters], family.log_partition.item()  # log 2, 2
-        ([0.6931], 2.0)
-    """
-
-    parameters: tuple[Array, ...]
-    statistics: tuple[Integrand, ...]
-    log_partition: Float[Array, "*family"]
-    log_base: tuple[Integrand, ...] = ()
-
-    @property
-    def log_density(self) -> Integrand:
-        terms = [eta * T for eta, T in zip(self.parameters, self.statistics, strict=True)]
-        return functools.reduce(lambda a, b: a + b, [*terms, *self.log_base]) - self.log_partition
-
-
 @rule(Law, Statistic)
 def moment(P: Law, f: Statistic) -> Any:
     """∫ T dP, from P's own table: exact but for rounding, of which it tells."""
@@ -363,126 +332,3 @@ def marks_of(f: Any) -> list[Any]:
     is_leaf = lambda node: hasattr(node, "marks")
     others = [x for node in jax.tree.leaves(f, is_leaf=is_leaf) if is_leaf(node) for x in node.marks]
     return bulk + others + [end for law in laws for end in law.support if finite(end)]
-
-
-@pytree
-class Nested(Law):
-    """x from a form that is not all atoms, then y from K given x: points (x…, y…)."""
-
-    outer: Any  # a form
-    K: Any  # a Conditional
-
-    @property
-    def shape(self) -> Any:
-        return jnp.broadcast_shapes(self.outer.family, self.K.shape)
-
-    @property
-    def certain_mass(self):
-        return None
-
-    @property
-    def mass(self):
-        if isinstance(self.K, Always):
-            return jnp.broadcast_to(self.outer.mass() * self.K.Q.mass, self.shape)
-        return self.outer.integrate(MassOf(self.K)).checked
-
-    def split(self):
-        return None, self
-
-    def sample(self, key, shape=()):
-        raise NotImplementedError
-
-    def one_point(self):
-        return jax.eval_shape(lambda: self.draw(Blank())[0])
-
-    def draw(self, stream: Any) -> tuple[tuple, Float[Array, "*family"]]:
-        """A point and its weight."""
-        x, weight = self.outer.draw(stream)
-        x = x if isinstance(x, tuple) else (x,)
-        y, inner = draw_of(self.K.family(x, jnp.ndim(weight)), stream)
-        y, total = y if isinstance(y, tuple) else (y,), weight * inner
-        spread = lambda w: (
-            lambda a: jnp.broadcast_to(
-                a.reshape((1,) * (total.ndim - w.ndim) + a.shape), (*total.shape, *a.shape[w.ndim :])
-            )
-        )
-        return (*jax.tree.map(spread(weight), x), *jax.tree.map(spread(inner), y)), total
-
-    def log_density_of(self, x):
-        raise NotImplementedError
-
-
-@pytree
-class MassOf(Integrand):
-    """x ↦ K(x)(1)."""
-
-    K: Any
-
-    def __call__(self, *x):
-        return self.K(*x).mass
-
-    def values(self, points, lead):
-        return self.K.family(points if isinstance(points, tuple) else (points,), lead).mass
-
-
-@pytree
-class Always:
-    """The Conditional that gives the same family of measures at all points."""
-
-    Q: Measure
-    rank: int = static()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.Q.shape
-
-    def family(self, x: tuple, lead: int) -> Measure:
-        del x
-        grow = lambda form: form.at_rank(self.rank).map_family(lambda a: _expanded(a, self.rank, lead - self.rank))
-        return Lowered(tuple(grow(form) for form in self.Q.forms()))
-
-
-def _expanded(a, axis, n):
-    return a.reshape(*a.shape[:axis], *(1,) * n, *a.shape[axis:])
-
-
-class Blank:
-    """A stream of points that only their shapes matter of; it counts what they take."""
-
-    def __init__(self):
-        self.laws = self.uniforms = 0
-
-    def draw(self, law: Any) -> tuple[Any, Array]:
-        if hasattr(law, "draw"):
-            return law.draw(self)
-        self.laws, self.uniforms = self.laws + law.dimension, self.uniforms + law.dimension
-        return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), law.one_point()), jnp.ones(law.shape)
-
-    def choose(self, weights: Array) -> tuple[Array, Array]:
-        self.uniforms += 1
-        return jnp.zeros(weights.shape[:-1], int), jnp.ones(weights.shape[:-1])
-
-
-def count(form: Any) -> Blank:
-    """How many ``laws`` a point of a form takes, one integral each, and how many ``uniforms``."""
-    blank = Blank()
-    jax.eval_shape(lambda: form.draw(blank))
-    return blank
-
-
-def draw_of(P: Measure, stream: Any) -> tuple[Any, Array]:
-    """A point of a measure and its weight: of one of its forms, by their masses."""
-    forms = P.forms()
-    if len(forms) == 1:
-        return forms[0].draw(stream)
-    masses = jnp.stack(jnp.broadcast_arrays(*(form.mass() for form in forms)), axis=-1)
-    i, weight = stream.choose(masses)
-    points, weights = zip(*(form.draw(stream) for form in forms), strict=True)
-    own = [w / jnp.where(m == 0, 1, m) for w, m in zip(weights, jnp.moveaxis(masses, -1, 0), strict=True)]
-    pick = lambda *leaves: _of_form(i, leaves)
-    return jax.tree.map(pick, *points), weight * pick(*own)
-
-
-def _of_form(i, leaves):
-    where = lambda n: (i == n).reshape(i.shape + (1,) * (leaves[0].ndim - i.ndim))
-    return functools.reduce(lambda a, b: jnp.where(where(b[0]), b[1], a), enumerate(leaves[1:], 1), leaves[0])

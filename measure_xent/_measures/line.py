@@ -13,8 +13,9 @@ from .._kernels.checks import parameters, positive
 from .._pytree import pytree, set_fields
 from .._strict import custom_jvp
 from . import gauss
+from .exponential_family import Natural
 from .fits import median
-from .laws import Continuous, Natural
+from .laws import Continuous
 from .special import HALF_LOG_2PI, half_line, log1p_over, stirling
 from .statistics import AbsoluteDeviation, Identity, SquaredDeviation, moments
 

@@ -584,76 +584,6 @@ class Normalized(Combination):
 
 
 @pytree
-class Pushforward(Combination):
-    """T_* P, the law of T(x) for x ~ P."""
-
-    T: Callable
-    P: Measure
-    inverse: tuple[Callable, ...] = ()
-
-    def __post_init__(self):
-        set_fields(self, T=as_node(self.T), inverse=tuple(map(as_node, self.inverse)))
-
-    @property
-    def shape(self):
-        return self.P.shape
-
-    @property
-    def coordinates(self):
-        return shapes_of(lambda: self.forms()[0].coordinates)
-
-    @property
-    def mesh_axes(self):
-        return self.P.mesh_axes
-
-    @property
-    def mass(self):
-        return self.P.mass
-
-    def forms(self):
-        return tuple(image for form in self.P.forms() for image in form.push(self.T))
-
-    def parts(self) -> Any:
-        # Of a chosen coordinate what it had; of a function of them all a density, where any has one.
-        n = 1 if self.inverse else self.coordinates
-        kind_of = getattr(self.T, "chosen", lambda kind: (all(kind),) * n)
-        images: Any = [
-            {kind_of(kind): Pushforward(self.T, part, self.inverse)} for kind, part in self.P.parts().items()
-        ]
-        return together(images) if len(images) > 1 else {next(iter(images[0])): self}
-
-    def scaled_density(self, *x):
-        if enumerable(self.P):
-            return super().scaled_density(*x)
-        if len(parts := self.parts()) > 1:
-            return of_parts(parts, x)
-        if not self.inverse:
-            raise NotImplementedError(
-                "the density of a pushforward: pass pushforward(T, P, inverse=…), or one for each branch"
-            )
-        (y,) = x
-        return ScaledNumber.sum([self._branch(of_user(g), jnp.asarray(y)) for g in self.inverse])
-
-    def _branch(self, g, y):
-        """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""
-        event = next(form.event_rank for form in self.P.forms() if isinstance(form, Smooth))
-        x = g(y) if not event else _mapped(g, y.ndim - 1)(y)
-        if event:
-            log_slope = _mapped(lambda y: jnp.linalg.slogdet(jax.jacfwd(g)(y))[1], y.ndim - 1)(y)
-        else:
-            log_slope = jnp.log(jnp.abs(jax.jvp(g, (y,), (jnp.ones_like(y),))[1]))
-        exists = jnp.isfinite(x) if not event else jnp.all(jnp.isfinite(x), axis=-1)
-        log_p, p = self.P.scaled_density(x)
-        return ScaledNumber(jnp.where(exists, log_p + log_slope, -jnp.inf), p)
-
-
-def _mapped(f, n):
-    for _ in range(n):
-        f = jax.vmap(f)
-    return f
-
-
-@pytree
 class Lowered(Measure):
     """A measure given by its forms."""
 
@@ -665,32 +595,3 @@ class Lowered(Measure):
 
     def forms(self):
         return self.lowered
-
-
-def pushforward(T: Callable, P: Measure, inverse: Callable | Sequence[Callable] = ()) -> Measure:
-    """T_* P, the image measure: ``pushforward(T, P).expect(f)`` is ``P.expect(lambda *x: f(T(*x)))``.
-
-    Args:
-        T: a function of one point; a tuple for a value makes a measure on tuples.
-        P: a measure.
-        inverse: for the image's density, if P has one: the inverse of T, or one function for each branch of a T that is not
-            injective, NaN where there is none. The determinant of its derivative is taken by differentiation.
-
-    Raises:
-        TypeError: P is not a Measure.
-        NotImplementedError: the density is asked for, and there is no inverse.
-
-    Source: https://en.wikipedia.org/wiki/Pushforward_measure.
-
-    Examples:
-        >>> import jax.numpy as jnp, measure_xent as mx
-        >>> parity = mx.pushforward(lambda face: face % 2, mx.DiscreteUniform(5))
-        >>> mx.log(parity)(jnp.array([0, 1])).tolist()  # log 3/5, log 2/5
-        [-0.5108, -0.9163]
-        >>> chi2 = mx.pushforward(jnp.square, mx.Normal(0., 1.), inverse=(jnp.sqrt, lambda y: -jnp.sqrt(y)))
-        >>> chi2.expect(lambda y: y).item(), mx.entropy(chi2).item()
-        (1.0, 0.7838)
-    """
-    if not isinstance(P, Measure):
-        raise TypeError(f"pushforward(T, P): P must be a Measure, got {type(P).__name__}")
-    return Pushforward(T, P, (inverse,) if callable(inverse) else tuple(inverse))

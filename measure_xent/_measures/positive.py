@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 from .._kernels.checks import parameters, positive
 from .._pytree import pytree
 from . import gauss
+from .exponential_family import Natural
 from .fits import dirichlet_concentration, gamma_concentration
-from .laws import Continuous, Natural
+from .laws import Continuous
 from .line import LOG_2PI, Normal
 from .special import factorial_rest, log_gamma, log_less_digamma, tilt
 from .statistics import Identity, Logarithm, LogarithmOfRest, SquaredLogDeviation, Tilt, TiltOfRest, moments

@@ -16,8 +16,8 @@ from .._integrands.rules import integrate, rule
 from .._kernels.null import null_safe_product
 from .._kernels.scaled import ScaledNumber
 from .._pytree import pytree
-from .laws import Always, Nested
 from .measure import Combination, Measure, family_of
+from .nested import Always, Nested
 
 
 def product(P: Measure, Q: Measure) -> Measure:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._pytree import pytree
-from .laws import Statistic
+from .exponential_family import Statistic
 from .special import log_gamma, tilt, x_log1p
 
 

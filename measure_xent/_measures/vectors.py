@@ -17,8 +17,9 @@ from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate, rule
 from .._kernels.checks import check_values, positive, real_array
 from .._pytree import pytree, set_fields
+from .exponential_family import Statistic
 from .fits import dirichlet_concentration
-from .laws import Line, Statistic, Vectors
+from .laws import Line, Vectors
 from .line import LOG_2PI, Normal
 from .measure import Measure
 from .positive import Beta, log_dirichlet_scale

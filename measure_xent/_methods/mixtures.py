@@ -17,8 +17,9 @@ from .._integrands.integrand import Integrand, in_blocks, room_for
 from .._integrands.rules import integrate
 from .._kernels.scaled import ScaledNumber
 from .._kernels.tanh_sinh import bend, end_of, fixed
-from .._measures.laws import Blank, Continuous, Nested
+from .._measures.laws import Continuous
 from .._measures.measure import Lowered, shapes_of
+from .._measures.nested import Blank, Nested
 from .._pytree import pytree, static
 from .draws import Draws
 

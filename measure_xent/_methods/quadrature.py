@@ -14,7 +14,8 @@ from .._integrands.integrand import Integrand, density_terms
 from .._integrands.rules import rule
 from .._kernels.null import null_safe_product
 from .._kernels.tanh_sinh import END
-from .._measures.laws import Continuous, Integers, Law, Nested, Vectors, count
+from .._measures.laws import Continuous, Integers, Law, Vectors
+from .._measures.nested import Nested, count
 from .._pytree import pytree, static
 from .._strict import seen_by_user
 from .adaptive import Panels, flattened, judged, over_the_integers, over_the_line

@@ -13,8 +13,8 @@ from jaxtyping import Array
 from .._forms.smooth_form import Smooth
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand
-from .._measures.laws import Nested, count
 from .._measures.measure import Indicator
+from .._measures.nested import Nested, count
 from .._pytree import pytree, set_fields, static
 from .adaptive import weighted
 from .draws import Draws, Uniforms

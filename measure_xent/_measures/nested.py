@@ -1,0 +1,136 @@
+"""Laws of a point and of what depends on it; streams that only count."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._integrands.integrand import Integrand
+from .._pytree import pytree, static
+from .laws import Law
+from .measure import Lowered, Measure
+
+
+@pytree
+class Nested(Law):
+    """x from a form that is not all atoms, then y from K given x: points (x…, y…)."""
+
+    outer: Any  # a form
+    K: Any  # a Conditional
+
+    @property
+    def shape(self) -> Any:
+        return jnp.broadcast_shapes(self.outer.family, self.K.shape)
+
+    @property
+    def certain_mass(self):
+        return None
+
+    @property
+    def mass(self):
+        if isinstance(self.K, Always):
+            return jnp.broadcast_to(self.outer.mass() * self.K.Q.mass, self.shape)
+        return self.outer.integrate(MassOf(self.K)).checked
+
+    def split(self):
+        return None, self
+
+    def sample(self, key, shape=()):
+        raise NotImplementedError
+
+    def one_point(self):
+        return jax.eval_shape(lambda: self.draw(Blank())[0])
+
+    def draw(self, stream: Any) -> tuple[tuple, Float[Array, "*family"]]:
+        """A point and its weight."""
+        x, weight = self.outer.draw(stream)
+        x = x if isinstance(x, tuple) else (x,)
+        y, inner = draw_of(self.K.family(x, jnp.ndim(weight)), stream)
+        y, total = y if isinstance(y, tuple) else (y,), weight * inner
+        spread = lambda w: (
+            lambda a: jnp.broadcast_to(
+                a.reshape((1,) * (total.ndim - w.ndim) + a.shape), (*total.shape, *a.shape[w.ndim :])
+            )
+        )
+        return (*jax.tree.map(spread(weight), x), *jax.tree.map(spread(inner), y)), total
+
+    def log_density_of(self, x):
+        raise NotImplementedError
+
+
+@pytree
+class MassOf(Integrand):
+    """x ↦ K(x)(1)."""
+
+    K: Any
+
+    def __call__(self, *x):
+        return self.K(*x).mass
+
+    def values(self, points, lead):
+        return self.K.family(points if isinstance(points, tuple) else (points,), lead).mass
+
+
+@pytree
+class Always:
+    """The Conditional that gives the same family of measures at all points."""
+
+    Q: Measure
+    rank: int = static()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.Q.shape
+
+    def family(self, x: tuple, lead: int) -> Measure:
+        del x
+        grow = lambda form: form.at_rank(self.rank).map_family(lambda a: _expanded(a, self.rank, lead - self.rank))
+        return Lowered(tuple(grow(form) for form in self.Q.forms()))
+
+
+def _expanded(a, axis, n):
+    return a.reshape(*a.shape[:axis], *(1,) * n, *a.shape[axis:])
+
+
+class Blank:
+    """A stream of points that only their shapes matter of; it counts what they take."""
+
+    def __init__(self):
+        self.laws = self.uniforms = 0
+
+    def draw(self, law: Any) -> tuple[Any, Array]:
+        if hasattr(law, "draw"):
+            return law.draw(self)
+        self.laws, self.uniforms = self.laws + law.dimension, self.uniforms + law.dimension
+        return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), law.one_point()), jnp.ones(law.shape)
+
+    def choose(self, weights: Array) -> tuple[Array, Array]:
+        self.uniforms += 1
+        return jnp.zeros(weights.shape[:-1], int), jnp.ones(weights.shape[:-1])
+
+
+def count(form: Any) -> Blank:
+    """How many ``laws`` a point of a form takes, one integral each, and how many ``uniforms``."""
+    blank = Blank()
+    jax.eval_shape(lambda: form.draw(blank))
+    return blank
+
+
+def draw_of(P: Measure, stream: Any) -> tuple[Any, Array]:
+    """A point of a measure and its weight: of one of its forms, by their masses."""
+    forms = P.forms()
+    if len(forms) == 1:
+        return forms[0].draw(stream)
+    masses = jnp.stack(jnp.broadcast_arrays(*(form.mass() for form in forms)), axis=-1)
+    i, weight = stream.choose(masses)
+    points, weights = zip(*(form.draw(stream) for form in forms), strict=True)
+    own = [w / jnp.where(m == 0, 1, m) for w, m in zip(weights, jnp.moveaxis(masses, -1, 0), strict=True)]
+    pick = lambda *leaves: _of_form(i, leaves)
+    return jax.tree.map(pick, *points), weight * pick(*own)
+
+
+def _of_form(i, leaves):
+    where = lambda n: (i == n).reshape(i.shape + (1,) * (leaves[0].ndim - i.ndim))
+    return functools.reduce(lambda a, b: jnp.where(where(b[0]), b[1], a), enumerate(leaves[1:], 1), leaves[0])
