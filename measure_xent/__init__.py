@@ -80,16 +80,19 @@ from ._integrands.integral import Integral
 from ._integrands.integrand import Integrand
 from ._integrands.rules import rule
 from ._measures.atoms import Atoms, Empirical
+from ._measures.categorical import Bernoulli, Categorical
 from ._measures.counts import Binomial, Geometric, Poisson
+from ._measures.dirichlet import Dirichlet
+from ._measures.discrete import Counting, Dirac, Discrete, DiscreteUniform
 from ._measures.external import from_distribution
-from ._measures.finite import Bernoulli, Categorical, Counting, Dirac, Discrete, DiscreteUniform
 from ._measures.intervals import Lebesgue, Uniform, truncate
 from ._measures.line import Cauchy, Laplace, Normal, StudentT
 from ._measures.measure import Measure
+from ._measures.multivariate_normal import MultivariateNormal
 from ._measures.positive import Beta, Exponential, Gamma, LogNormal
 from ._measures.product import power, product
 from ._measures.pushforward import pushforward
-from ._measures.vectors import Dirichlet, MultivariateNormal, independent
+from ._measures.vectors import independent
 from ._methods.method import Method
 from ._methods.quadrature import Adaptive, Quadrature
 from ._methods.sampling import MonteCarlo, QuasiMonteCarlo

@@ -38,7 +38,8 @@ from ._kernels.classes import accumulator, class_index
 from ._kernels.ctc import ctc_loss, ctc_loss_with_forward_probs
 from ._kernels.null import null_safe_product
 from ._measures.atoms import Atoms
-from ._measures.finite import Bernoulli, Categorical, Dirac, Discrete, DiscreteUniform
+from ._measures.categorical import Bernoulli, Categorical
+from ._measures.discrete import Dirac, Discrete, DiscreteUniform
 from ._measures.measure import Measure
 from ._strict import of_user
 

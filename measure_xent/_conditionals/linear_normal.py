@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from .._kernels.checks import real_array
 from .._measures.measure import Measure
-from .._measures.vectors import MultivariateNormal, gaussian
+from .._measures.multivariate_normal import MultivariateNormal, gaussian
 from .._pytree import pytree, set_fields
 from .conditional import AbstractConditional
 

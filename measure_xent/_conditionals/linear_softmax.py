@@ -19,9 +19,10 @@ from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
 from .._kernels.softmax import log_softmax, rows, softmax
 from .._kernels.target import Target, expand, join, split
-from .._measures.finite import Categorical, Row, check_labels, target, written_target
+from .._measures.categorical import Categorical, Row
 from .._measures.measure import Measure
 from .._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
+from .._measures.target import check_labels, target, written_target
 from .._pytree import pytree, set_fields, static
 from .conditional import AbstractConditional
 

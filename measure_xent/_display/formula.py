@@ -17,7 +17,7 @@ from .._integrands.density import LogDensity, RadonNikodym
 from .._integrands.integrand import Composed, Function, Integrand, Multiple, Product
 from .._integrands.integrand import Sum as SumOfFunctions
 from .._measures.atoms import Atoms
-from .._measures.finite import Dirac
+from .._measures.discrete import Dirac
 from .._measures.laws import Integers
 from .._measures.measure import Indicator, Measure, Normalized, Scaled, Sum, Weighted
 from .._measures.pushforward import Pushforward

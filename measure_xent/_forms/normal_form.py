@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._integrands.composites import Given
 from .._integrands.integral import Integral, align
 from .._integrands.integrand import Integrand, as_integrand, at
 from .._kernels.classes import accumulator, class_index
@@ -26,7 +27,7 @@ from .._kernels.mesh import sum_over, zeros
 from .._kernels.null import null_atoms, null_safe_product, values_at, where_supported, without
 from .._pytree import pytree, set_fields, static
 from .members import without_null
-from .smooth_form import Given, Smooth, is_smooth
+from .smooth_form import Smooth, is_smooth
 
 
 @pytree

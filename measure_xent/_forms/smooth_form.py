@@ -1,4 +1,4 @@
-"""The form of what has a law and no list of atoms: T_*(c · Πf · law), and the integrands that integrating it makes."""
+"""The form of what has a law and no list of atoms: T_*(c · Πf · law)."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._integrands.composites import Last, Seen, Times
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand
 from .._integrands.rules import integrate
@@ -149,17 +150,6 @@ class Smooth:
         return new
 
 
-@pytree
-class Last(Integrand):
-    """(x…, y) ↦ y."""
-
-    def __call__(self, *x):
-        return x[-1]
-
-    def values(self, points, lead):
-        return points[-1]
-
-
 def is_smooth(form: Any) -> bool:
     """Whether somewhere in a form there is a law, and so no list of all its atoms."""
     return isinstance(form, Smooth) or (hasattr(form, "target") and is_smooth(form.target))
@@ -170,143 +160,6 @@ def has_density(form: Any) -> bool:
     if isinstance(form, Smooth):
         return form.law.split()[1] is not None
     return hasattr(form, "target") and has_density(form.target)
-
-
-@pytree
-class Times(Integrand):
-    """x ↦ Π wᵢ(x) · f(x) with scalar wᵢ, 0 where a w is, whatever the others are."""
-
-    w: tuple[Integrand, ...]
-    f: Integrand
-
-    def __call__(self, *x):
-        return self._product([w(*x) for w in self.w], self.f(*x), 0)
-
-    @property
-    def shape(self):
-        return jnp.broadcast_shapes(self.f.shape, *(w.shape for w in self.w))
-
-    def values(self, points, lead):
-        return self._product([w.values(points, lead) for w in self.w], self.f.values(points, lead), lead)
-
-    def watched(self, leaves):
-        return self.f.watched(leaves)
-
-    @property
-    def noise(self):
-        return self.f.noise
-
-    def _product(self, weights, values, lead):
-        def times(v):
-            for w in map(jnp.asarray, weights):
-                if w.ndim > max(lead, len(self.shape)):
-                    raise ValueError(f"f * P: f must be scalar-valued, got values of shape {w.shape[lead:]}")
-                w = w.reshape(w.shape + (1,) * max(0, jnp.ndim(v) - max(lead, w.ndim)))
-                dtype = jnp.result_type(float, v, w)
-                v = null_safe_product(w.astype(dtype), v.astype(dtype))
-            return v
-
-        return jax.tree.map(times, values)
-
-
-@pytree
-class Seen(Integrand):
-    """x ↦ f(T(x))."""
-
-    f: Integrand
-    T: Integrand
-
-    def __call__(self, *x):
-        y = self.T(*x)
-        return self.f(*y) if isinstance(y, tuple) else self.f(y)
-
-    @property
-    def shape(self):
-        return jnp.broadcast_shapes(self.f.shape, self.T.shape)
-
-    def values(self, points, lead):
-        return self.f.values(self.T.values(points, lead), lead)
-
-    def watched(self, leaves):
-        return self.f.watched(leaves)
-
-    @property
-    def noise(self):
-        return self.f.noise
-
-    def by_ratio(self):
-        known = self.f.by_ratio()
-        return None if known is None else (Seen(known[0], self.T), known[1])
-
-    def places(self, x, lead):
-        y = self.T.values(x, lead)
-        return y if jnp.shape(y) == x.shape else x
-
-
-@pytree
-class Given(Integrand):
-    """y ↦ f(x, y), one x a member of the family whose axes are those of ``like``."""
-
-    f: Integrand
-    x: tuple
-    like: Float[Array, "*family"]
-
-    def __call__(self, *y):
-        return self.f(*self.x, *y)
-
-    @property
-    def shape(self):
-        return jnp.shape(self.like)
-
-    def values(self, points, lead):
-        own = jnp.ndim(self.like)
-        y = points if isinstance(points, tuple) else (points,)
-        x = jax.tree.map(lambda a: a.reshape((1,) * (lead - 1 - own) + a.shape[:own] + (1,) + a.shape[own:]), self.x)
-        shape = jnp.broadcast_shapes(*(a.shape[:lead] for a in jax.tree.leaves((x, y))))
-        x, y = jax.tree.map(lambda a: jnp.broadcast_to(a, (*shape, *a.shape[lead:])), (x, y))
-        if not self.f.shape:
-            return self.f.values((*x, *y), lead)
-        # A family of functions takes its own axes and then one of points, of all the nodes of all the atoms.
-        one_axis = lambda a: a.reshape(*a.shape[: own - 1], -1, *a.shape[lead:])
-        values = self.f.values(jax.tree.map(one_axis, (*x, *y)), own)
-        return jax.tree.map(lambda v: v.reshape(*v.shape[: own - 1], *shape[own - 1 :], *v.shape[own:]), values)
-
-
-@pytree
-class Inner(Integrand):
-    """x ↦ ∫ f(x, y) K(x, dy), its error and its status: the integrand of an iterated integral."""
-
-    f: Integrand
-    K: Any  # a Conditional
-    method: Any = None
-
-    def __call__(self, *x):
-        values = self.values(tuple(jnp.asarray(a)[None] for a in x), 1)
-        return jax.tree.map(lambda v: v[0], values)
-
-    @property
-    def shape(self) -> Any:
-        return jnp.broadcast_shapes(self.f.shape, self.K.shape)
-
-    def values(self, points, lead):
-        x = points if isinstance(points, tuple) else (points,)
-        like = jnp.zeros(jax.tree.leaves(x)[0].shape[:lead])
-        known = hasattr(self.f.model, "family")  # a function of a Conditional: there may be a closed form
-        f = self.f.given(self.f.model.family(x, lead)) if known else Given(self.f, x, like)
-        measure = self.K.family(x, lead)
-        total = integrate(measure if self.method is None else measure.by(self.method), f)
-        error = jax.tree.map(lambda v, e: jnp.broadcast_to(e, jnp.shape(v)), total.value, total.error)
-        return total.value, error, jnp.asarray(total.status, like.dtype) + like
-
-    def watched(self, leaves):
-        return (leaves - 1) // 2
-
-
-def iterated(total: Integral) -> Integral:
-    """The iterated integral, from the outer integral of an ``Inner``."""
-    value, inner, failed = total.value
-    error = jax.tree.map(lambda outer, inner: outer + jnp.abs(inner), total.error[0], inner)
-    return Integral(value, error, total.status + jnp.asarray(failed != 0, jnp.int32))
 
 
 @custom_jvp

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped, UInt32
 
 from .._conditionals.conditional import AbstractConditional
 from .._forms.normal_form import NormalForm
-from .._measures.finite import Categorical
+from .._measures.categorical import Categorical
 from .._measures.laws import Integers, Line
 from .._measures.measure import Measure
 from .likelihood import log_likelihood

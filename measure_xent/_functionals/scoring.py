@@ -21,7 +21,7 @@ from .._kernels.log_sum import distance
 from .._kernels.null import values_at
 from .._kernels.scaled import Ratio
 from .._kernels.softmax import log_softmax, softmax
-from .._measures.finite import Categorical
+from .._measures.categorical import Categorical
 from .._measures.laws import Continuous
 from .._measures.measure import Measure, enumerable
 from .._measures.statistics import AbsoluteDeviation

@@ -12,14 +12,17 @@ from jaxtyping import Array, Float
 
 from .._pytree import pytree, static
 from .atoms import Atoms
+from .categorical import Bernoulli, Categorical
 from .counts import Binomial, Geometric, Poisson
-from .finite import Bernoulli, Categorical, Dirac
+from .dirichlet import Dirichlet
+from .discrete import Dirac
 from .intervals import Uniform
 from .laws import Continuous, Integers, Law
 from .line import Cauchy, Laplace, Normal, StudentT
 from .measure import Measure
+from .multivariate_normal import MultivariateNormal
 from .positive import Beta, Exponential, Gamma, LogNormal
-from .vectors import Dirichlet, MultivariateNormal, independent
+from .vectors import independent
 
 # Families of ours, by the name that the others give them, with what they call our parameters, in our order. A parameter is the
 # first of several names that is there.

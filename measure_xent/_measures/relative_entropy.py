@@ -24,14 +24,18 @@ from .._kernels.ratio import divergence_of_softmaxes, excess, log_ratio, relativ
 from .._kernels.scaled import Ratio
 from .._kernels.softmax import log_softmax
 from .._kernels.target import expand
+from .categorical import Bernoulli, Categorical
 from .counts import Geometric, Poisson
-from .finite import Bernoulli, Categorical, written_target
+from .dirichlet import Dirichlet
 from .intervals import Uniform
 from .line import Cauchy, Laplace, Normal
 from .measure import Measure, Sum
+from .multivariate_normal import gaussian
 from .positive import Beta, Exponential, Gamma, LogNormal
 from .product import ProductMeasure, times_mass
-from .vectors import Dirichlet, Independent, Vectors, gaussian, one_space
+from .target import written_target
+from .vector_pairs import one_space
+from .vectors import Independent, Vectors
 
 
 def between(P: type, Q: type) -> Callable[[Callable], Callable]:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from .._forms.smooth_form import Smooth, Times
+from .._forms.smooth_form import Smooth
+from .._integrands.composites import Times
 from .._integrands.integrand import Integrand, in_blocks, room_for
 from .._integrands.rules import integrate
 from .._kernels.scaled import ScaledNumber

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._forms.smooth_form import Inner, Last, Seen, Smooth, iterated
+from .._forms.smooth_form import Smooth
+from .._integrands.composites import Last, Seen
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, density_terms
 from .._integrands.rules import rule
@@ -19,6 +20,7 @@ from .._measures.nested import Nested, count
 from .._pytree import pytree, static
 from .._strict import seen_by_user
 from .adaptive import Panels, flattened, judged, over_the_integers, over_the_line
+from .iterated import Inner, iterated
 from .method import Method
 from .mixtures import NODES, Mixture
 

@@ -1,4 +1,4 @@
-"""Measures on the classes 0..V−1, and point masses."""
+"""Laws on classes by logits or probabilities, and integrals against them."""
 
 import functools
 from collections.abc import Callable
@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
-from .._forms.normal_form import Form, NormalForm
-from .._forms.smooth_form import Smooth
+from .._forms.normal_form import NormalForm
 from .._integrands.density import LogDensity
 from .._integrands.integrand import Integrand
 from .._integrands.rules import rule
@@ -20,146 +19,10 @@ from .._kernels.null import values_at, where_supported
 from .._kernels.ratio import log_ratio_of_softmaxes
 from .._kernels.scaled import Ratio, ScaledNumber
 from .._kernels.softmax import Rows, cross_entropy, log_softmax, rows, softmax
-from .._kernels.target import Target, expand, mass, mass_at
-from .._pytree import pytree, set_fields, static
+from .._kernels.target import Target, mass, mass_at
+from .._pytree import pytree, set_fields
 from .measure import Measure
-
-
-@pytree
-class Dirac(Measure):
-    """δ_x, the unit mass at a point; an array of points is a family, one measure each.
-
-    Args:
-        point: the points; all axes are the family's. Against a Categorical they are class labels, integers; a one-hot row is
-            ``Discrete(weights=row)``.
-
-    Examples:
-        >>> import jax.numpy as jnp, measure_xent as mx
-        >>> mx.Dirac(jnp.array([3, 1])).expect(lambda x: x**2).tolist()
-        [9.0, 1.0]
-    """
-
-    point: Num[Array, "*family"]
-
-    def __post_init__(self):
-        set_fields(self, point=real_array("Dirac(point)", self.point))
-
-    @property
-    def shape(self):
-        return self.point.shape
-
-    def forms(self):
-        unit = jnp.broadcast_to(jnp.asarray(1.0), (*self.shape, 1))
-        return (NormalForm(self.point[..., None], unit, certain=True),)
-
-
-@pytree
-class Discrete(Measure):
-    """Σ_j w_j δ_{i_j}: finitely many atoms, the last axis; leading axes index a family. A sparse teacher is one.
-
-    Args:
-        indices: the atoms, [*family, k]; repeated atoms add up. Without them the atoms are the classes 0..k−1.
-        weights: their masses, [*family, k], of any sum; a negative one makes a signed measure.
-
-    Raises:
-        TypeError: there are no weights.
-        ValueError: the shapes do not broadcast, or there is no atom.
-
-    Examples:
-        >>> import jax.numpy as jnp, measure_xent as mx
-        >>> teacher = mx.Discrete(jnp.array([7, 2]), jnp.array([0.75, 0.25]))
-        >>> mx.cross_entropy(teacher, mx.Categorical(jnp.zeros(10))).item()  # log 10
-        2.3026
-        >>> mx.Discrete(weights=jnp.array([1., 2., 4.])).mass.item()
-        7.0
-    """
-
-    indices: Num[Array, "*family k"] | None = None
-    weights: Float[Array, "*family k"] | None = None
-
-    def __post_init__(self):
-        if self.weights is None:
-            raise TypeError("Discrete(indices, weights): weights are missing, the masses of the atoms")
-        weights = real_array("Discrete(weights)", self.weights, floating=True)
-        indices = None if self.indices is None else real_array("Discrete(indices)", self.indices)
-        for name, array in (("indices", indices), ("weights", weights)):
-            if array is not None and array.ndim == 0:
-                raise ValueError(f"Discrete({name}): needs a last axis for the atoms, got a scalar")
-        if weights.shape[-1] == 0:
-            raise ValueError("Discrete(weights): an empty list of atoms; the null measure is 0 * P")
-        if indices is not None and indices.shape[-1] != weights.shape[-1]:
-            raise ValueError(f"Discrete: {indices.shape[-1]} indices but {weights.shape[-1]} weights on the last axis")
-        set_fields(self, indices=indices, weights=weights)
-        try:
-            _ = self.shape
-        except ValueError:
-            raise ValueError(
-                f"Discrete: indices of shape {indices.shape} and weights of shape {weights.shape} do not broadcast"
-            ) from None
-
-    @property
-    def shape(self):
-        return jnp.broadcast_shapes(() if self.indices is None else self.indices.shape, self.weights.shape)[:-1]
-
-    def forms(self):
-        weights = self.weights.astype(accumulator(self.weights.dtype))
-        if self.indices is None:
-            return (NormalForm(dense=weights, classes=weights.shape[-1]),)
-        shape = jnp.broadcast_shapes(self.indices.shape, self.weights.shape)
-        return (NormalForm(jnp.broadcast_to(self.indices, shape), jnp.broadcast_to(weights, shape)),)
-
-
-@pytree
-class Counting(Measure):
-    """Counting measure on the classes 0..V−1: mass 1 each. Its integral is the sum.
-
-    Args:
-        classes: V, a positive int.
-
-    Examples:
-        >>> import measure_xent as mx
-        >>> float(mx.Counting(4).expect(lambda y: y**2))
-        14.0
-    """
-
-    classes: int = static()
-
-    def __post_init__(self):
-        _check_classes("Counting(classes)", self.classes)
-
-    @property
-    def shape(self):
-        return ()
-
-    def forms(self):
-        return (NormalForm(background=jnp.asarray(1.0), classes=self.classes, certain=True),)
-
-
-@pytree
-class DiscreteUniform(Measure):
-    """The uniform distribution on the classes 0..V−1. Label smoothing mixes it in.
-
-    Args:
-        classes: V, a positive int.
-
-    Examples:
-        >>> import measure_xent as mx
-        >>> smoothed = 0.9 * mx.Dirac(2) + 0.1 * mx.DiscreteUniform(5)
-        >>> smoothed.expect(lambda y: y == 2).item()
-        0.92
-    """
-
-    classes: int = static()
-
-    def __post_init__(self):
-        _check_classes("DiscreteUniform(classes)", self.classes)
-
-    @property
-    def shape(self):
-        return ()
-
-    def forms(self):
-        return (NormalForm(background=jnp.asarray(1 / self.classes), classes=self.classes, certain=True),)
+from .target import check_labels, masses, outcomes, written_target
 
 
 @pytree
@@ -364,22 +227,6 @@ def log_sigmoid_against_target(P: Measure, f: LogDensity) -> Any:
     return functools.reduce(jnp.add, (-sigmoid.cross_entropy(z, *masses) for masses in targets))
 
 
-def outcomes(target: Target, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
-    """The masses of 0, of 1, and of anything else."""
-    none = jnp.zeros((), dtype)
-    p0, p1, other = none, none, none
-    if target.weights is not None:
-        weights = target.weights.astype(dtype)
-        at = lambda outcome: jnp.sum(jnp.where(outcome, weights, 0), axis=-1)
-        p0, p1 = at(target.indices == 0), at(target.indices == 1)
-        other = jnp.sum(jnp.where((target.indices < 0) | (target.indices > 1), jnp.abs(weights), 0), axis=-1)
-    if target.background is not None:
-        p0, p1 = p0 + target.background.astype(dtype), p1 + target.background.astype(dtype)
-    if target.dense is not None:
-        p0, p1 = p0 + target.dense[..., 0].astype(dtype), p1 + target.dense[..., 1].astype(dtype)
-    return p0, p1, other
-
-
 @rule(Measure, Integrand, Categorical)
 def softmax_rows_against_target(P: Measure, f: Any) -> Any:
     """∫ f dP for functions of softmax(z), all from one kernel: log q is the pairing of the logits with P, less A times
@@ -394,15 +241,6 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
         part = f.over_row(Row.of(against, rows(Q.logits, against, f.asked), Classes.of(Q.logits)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
-
-
-def check_labels(form: Form, rows: tuple[int, ...], classes: int) -> None:
-    """Refuses one-hot rows in place of labels, where they would broadcast with as many rows of logits as there are classes."""
-    if rows and isinstance(form, NormalForm) and form.points is not None and form.family == (*rows, classes):
-        raise ValueError(
-            f"point masses at labels of shape {form.family} against {rows} measures on {classes} classes: one-hot rows are "
-            f"Discrete(weights=rows), and labels of that shape take logits of shape {(*rows, 1, classes)}"
-        )
 
 
 class Row(NamedTuple):
@@ -445,44 +283,7 @@ class Row(NamedTuple):
         return jax.tree.map(lambda value: self.mass * value, values)
 
 
-def masses(P: Measure, classes: int, name: str) -> Float[Array, "*family V"]:
-    """P's share of each class; they sum to less than 1 where P has mass on none."""
-    vectors = [expand(Classes(classes), *written_target(form, classes, name)) for form in P.forms()]
-    mass, vector = (functools.reduce(jnp.add, parts) for parts in zip(*vectors, strict=True))
-    return vector / jnp.where(mass == 0, jnp.nan, mass)
-
-
-def target(form: Form, classes: int, name: str) -> Target:
-    """A form as the kernels take it, but for its deferred parts, checked against the number of classes."""
-    if isinstance(form, Smooth):
-        raise TypeError(
-            f"log({name}) is a function of a class, but P has a density: {type(form.law).__name__} is not on classes"
-        )
-    if not isinstance(form, NormalForm) or isinstance(form.points, tuple | dict | list):
-        raise TypeError(f"log({name}) is a function of a class, but P is a measure on tuples; take a Conditional")
-    if form.classes not in (None, classes):
-        hint = "; V counts the classes on all devices, of axis_name" if name == "LinearSoftmax" else ""
-        raise ValueError(f"P is a measure on {form.classes} classes, Q = {name} on {classes}{hint}")
-    points = None if form.weights is None else class_index(form.points)
-    if points is not None and points.ndim != form.weights.ndim:
-        raise ValueError(
-            f"log({name}) is a function of one class, but the points of P have shape {points.shape[form.weights.ndim :]}: "
-            "labels are integers with no axis of their own"
-        )
-    return Target(points, form.weights, form.background, form.dense)
-
-
-def written_target(form: Form, classes: int, name: str) -> Target:
-    """The same with every dense part written out."""
-    return target(form.written() if isinstance(form, NormalForm) else form, classes, name)
-
-
 def _one_of(name, logits, probs):
     if (logits is None) == (probs is None):
         raise TypeError(f"{name}(logits, *, probs): give exactly one of logits and probs")
     return "logits" if probs is None else "probs"
-
-
-def _check_classes(name, classes):
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise ValueError(f"{name}: a positive int, got {classes!r}")

@@ -1,0 +1,49 @@
+"""Iterated integrals: the inner one as a function of the outer point."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._integrands.composites import Given
+from .._integrands.integral import Integral
+from .._integrands.integrand import Integrand
+from .._integrands.rules import integrate
+from .._pytree import pytree
+
+
+@pytree
+class Inner(Integrand):
+    """x ↦ ∫ f(x, y) K(x, dy), its error and its status: the integrand of an iterated integral."""
+
+    f: Integrand
+    K: Any  # a Conditional
+    method: Any = None
+
+    def __call__(self, *x):
+        values = self.values(tuple(jnp.asarray(a)[None] for a in x), 1)
+        return jax.tree.map(lambda v: v[0], values)
+
+    @property
+    def shape(self) -> Any:
+        return jnp.broadcast_shapes(self.f.shape, self.K.shape)
+
+    def values(self, points, lead):
+        x = points if isinstance(points, tuple) else (points,)
+        like = jnp.zeros(jax.tree.leaves(x)[0].shape[:lead])
+        known = hasattr(self.f.model, "family")  # a function of a Conditional: there may be a closed form
+        f = self.f.given(self.f.model.family(x, lead)) if known else Given(self.f, x, like)
+        measure = self.K.family(x, lead)
+        total = integrate(measure if self.method is None else measure.by(self.method), f)
+        error = jax.tree.map(lambda v, e: jnp.broadcast_to(e, jnp.shape(v)), total.value, total.error)
+        return total.value, error, jnp.asarray(total.status, like.dtype) + like
+
+    def watched(self, leaves):
+        return (leaves - 1) // 2
+
+
+def iterated(total: Integral) -> Integral:
+    """The iterated integral, from the outer integral of an ``Inner``."""
+    value, inner, failed = total.value
+    error = jax.tree.map(lambda outer, inner: outer + jnp.abs(inner), total.error[0], inner)
+    return Integral(value, error, total.status + jnp.asarray(failed != 0, jnp.int32))
