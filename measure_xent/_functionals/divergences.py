@@ -25,7 +25,7 @@ from .._kernels.ratio import excess
 from .._kernels.scaled import Ratio
 from .._measures.measure import Measure, enumerable
 from ..generators import Generator
-from .information import functional, kl_divergence, nats
+from .information import functional, in_units, kl_divergence
 
 
 @functional(r"D_f(P \,\|\, Q) = \int f\left(\frac{dP}{dQ}\right) dQ + f'(\infty) \, P(Q = 0)")
@@ -113,10 +113,11 @@ def jeffreys(P: Measure, Q: Measure, *, base: float | None = None, method: Any =
         >>> mx.jeffreys(mx.Normal(0., 1.), mx.Normal(1., 1.)).item()
         1.0
     """
-    kl: Any = functools.partial(kl_divergence, base=base, method=method)
+    kl: Any = functools.partial(kl_divergence, method=method)
     return kl(P, Q) + kl(Q, P)
 
 
+@in_units
 def jensen_shannon(
     P: Measure,
     Q: Measure,
@@ -159,7 +160,7 @@ def jensen_shannon(
         total, M = both, share * M + (1 - share) * R
     # Weights of another sum W make KL(Pᵢ‖W M) of KL(Pᵢ‖M).
     unequal = total * (total - 1) - special.xlogy(total, total)
-    return (value + unequal * M.mass) / nats(base)
+    return value + unequal * M.mass
 
 
 def _is_zero(weight: Any) -> bool:
@@ -191,7 +192,7 @@ def renyi_divergence(
 
     def of(P, Q):
         kl: Any = functools.partial(kl_divergence, P, Q, method=method)
-        return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method) / nats(base)
+        return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method)
 
     return _of_present(of, alpha, P, Q)
 
@@ -211,7 +212,7 @@ def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None, method: 
 
     def of(P):
         mean: Any = functools.partial(P.expect, log(P), method=method)
-        return -_renyi(P, log(P), alpha, mean, method) / nats(base)
+        return -_renyi(P, log(P), alpha, mean, method)
 
     return _of_present(of, alpha, P)
 

@@ -38,13 +38,27 @@ _KINDS = (Measure, AbstractConditional)
 
 
 def functional(formula: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: refuses by name what the annotations do not take, and shows the formula, LaTeX, in a notebook."""
-    return lambda function: _shown(_checked(function), formula)
+    """Decorator: refuses by name what the annotations do not take, turns nats into units of ``base``, and shows the formula,
+    LaTeX, in a notebook."""
+    return lambda function: _shown(_checked(in_units(function)), formula)
 
 
 def _shown(function: Callable[_P, _R], formula: str) -> Callable[_P, _R]:
     setattr(function, "_repr_latex_", lambda: f"${formula}$")  # noqa: B010
     return function
+
+
+def in_units(functional: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorator of what gives nats: with a ``base`` it tells them in units of that."""
+
+    @functools.wraps(functional)
+    def told(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        base: Any = kwargs.pop("base", None)
+        unit = nats(base)
+        value: Any = functional(*args, **kwargs)
+        return value if base is None else value / unit
+
+    return told
 
 
 def _checked(functional: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -99,7 +113,7 @@ def cross_entropy(
         >>> mx.cross_entropy(mx.Dirac(labels), mx.Categorical(logits)).tolist()
         [0.2395, 0.5514]
     """
-    return -P.expect(log(Q, base), method=method)
+    return -P.expect(log(Q), method=method)
 
 
 @functional(r"H(P) = -\int \log p \, dP")
@@ -120,8 +134,8 @@ def entropy(
         (Array(2.0794415, dtype=float32), Array(2.0794415, dtype=float32))
     """
     if isinstance(P, AbstractConditional):
-        return Entropy(P) if base is None else Entropy(P) / nats(base)
-    return -P.expect(log(P, base), method=method)
+        return Entropy(P)
+    return -P.expect(log(P), method=method)
 
 
 @functional(r"\mathrm{KL}(P \,\|\, Q) = \int \log \frac{dP}{dQ} \, dP + Q(1) - P(1)")
@@ -146,8 +160,8 @@ def kl_divergence(
         0.3863
     """
     if isinstance(Q, AbstractConditional):
-        return conditional_divergence(P, Q, method) / nats(base)
-    return (P + Q).expect(KullbackLeibler(P, Q), method=method) / nats(base)
+        return conditional_divergence(P, Q, method)
+    return (P + Q).expect(KullbackLeibler(P, Q), method=method)
 
 
 def conditional_divergence(P: Measure, Q: AbstractConditional, method: Any) -> Float[Array, "*family"]:
@@ -217,24 +231,24 @@ def mutual_information(
         P = P.normalize()
         M = bind(P, K)
         if not isinstance(M, Bind) or not any(False in kind for kind in M.parts()):
-            return P.expect(Partial(_gain, K, M), method=method) / nats(base)
+            return P.expect(Partial(_gain, K, M), method=method)
         if enumerable(P):
             size = room_for(NODES * density_terms(M))
-            return P.expect(Partial(_gain, K, M), batch_size=size, method=method) / nats(base)
+            return P.expect(Partial(_gain, K, M), batch_size=size, method=method)
         if method is None and any(count(form).laws > 2 for form in M.forms() if isinstance(form, Smooth)):
             raise NotImplementedError(
                 "mutual_information(P, K): x and y have densities of more than two dimensions, and no closed form is known: "
                 "that of normal noise is LinearNormal(weight, bias, covariance_matrix), with a MultivariateNormal P; or give "
                 "P as atoms, such as the nodes and weights of a Gauss rule"
             )
-        H: Any = entropy(M, base=base, method=method)
-        return H - conditional_entropy(P, K, base=base, method=method)
+        H: Any = entropy(M, method=method)
+        return H - conditional_entropy(P, K, method=method)
     X, Y = sorted((_tuple(X), _tuple(Y)))  # it is symmetric
     match P:
         case Joint(P=A, K=AbstractConditional() as K) if not enumerable(P):
             if (tuple(range(A.coordinates)), (A.coordinates,)) == (X, Y):
-                return mutual_information(A, K, base=base, method=method)
-    return kl_divergence(*_coupled(P, X, Y), base=base, method=method)
+                return mutual_information(A, K, method=method)
+    return kl_divergence(*_coupled(P, X, Y), method=method)
 
 
 def _probability(P: Measure) -> Measure:
@@ -274,7 +288,7 @@ def pointwise_mutual_information(P: Measure, *, X: Any = 0, Y: Any = 1, base: fl
         1.0
     """
     M, independent = _coupled(P, _tuple(X), _tuple(Y))
-    return log(M / independent, base)
+    return log(M / independent)
 
 
 @functional(r"H(Y \mid X) = -\int \log p(y \mid x) \, dP(x, y)")
@@ -296,9 +310,9 @@ def conditional_entropy(
     """
     P = _probability(P)
     if K is not None:
-        mean_entropy: Any = entropy(K, base=base)
+        mean_entropy: Any = entropy(K)
         return P.expect(mean_entropy, method=method)
-    H: Any = functools.partial(entropy, base=base, method=method)
+    H: Any = functools.partial(entropy, method=method)
     return H(marginal(P, *sorted((*_tuple(X), *_tuple(Y))))) - H(marginal(P, *_tuple(X)))
 
 
@@ -315,8 +329,8 @@ def conditional_mutual_information(
         >>> mx.mutual_information(P, base=2).item(), mx.conditional_mutual_information(P, base=2).item()
         (0.0, 1.0)
     """
-    both = mutual_information(P, X=X, Y=(*_tuple(Y), *_tuple(Z)), base=base, method=method)
-    return both - mutual_information(P, X=X, Y=Z, base=base, method=method)
+    both = mutual_information(P, X=X, Y=(*_tuple(Y), *_tuple(Z)), method=method)
+    return both - mutual_information(P, X=X, Y=Z, method=method)
 
 
 @functional(r"\mathrm{KL}(P \,\|\, P_1 \otimes \cdots \otimes P_n)")
@@ -331,7 +345,7 @@ def total_correlation(P: Measure, *, base: float | None = None, method: Any = No
         >>> mx.total_correlation(mx.Empirical((x, x, x)), base=2).item()
         2.0
     """
-    return kl_divergence(*_coupled(P, *((i,) for i in range(dimensions(P)))), base=base, method=method)
+    return kl_divergence(*_coupled(P, *((i,) for i in range(dimensions(P)))), method=method)
 
 
 @functional(r"I(X; Y; Z) = I(X; Y \mid Z) - I(X; Y)")
@@ -349,7 +363,7 @@ def interaction_information(P: Measure, *, base: float | None = None, method: An
     """
     P, n = _probability(P), dimensions(P)
     sets = (T for size in range(1, n + 1) for T in itertools.combinations(range(n), size))
-    total: Any = sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), base=base, method=method) for T in sets)
+    total: Any = sum((-1) ** (n - len(T)) * entropy(marginal(P, *T), method=method) for T in sets)
     return -total
 
 
