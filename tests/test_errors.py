@@ -178,6 +178,12 @@ def test_points_of_different_shapes(functional):
     for P, Q in ((mx.Categorical(jnp.zeros(3)), vectors), (vectors, numbers), (mx.Dirac(jnp.zeros(2)), vectors)):
         with pytest.raises(ValueError, match=r"one space, got points of shapes"):
             functional(P, Q)
-    for P, Q in ((mx.Categorical(jnp.zeros(3)), numbers), (numbers, mx.Categorical(jnp.zeros(3)))):
+
+
+def test_classes_are_no_numbers():
+    classes, numbers = mx.Categorical(jnp.zeros(3)), mx.Normal(0.0, 1.0)
+    for P, Q in ((classes, numbers), (numbers, classes)):
         with pytest.raises(TypeError, match=r"labels must be integers, .* a measure on the line is not one on classes"):
-            functional(P, Q)
+            mx.kl_divergence(P, Q)
+    with pytest.raises(TypeError, match="Normal is not on classes"):
+        mx.cross_entropy(numbers, classes)
