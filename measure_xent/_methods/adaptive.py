@@ -29,7 +29,7 @@ from .._kernels.null import null_safe_product, values_at
 from .._kernels.tanh_sinh import END, bend, end_of, finite, fixed
 from .._measures.laws import Continuous, Integers, kinks_of, marks_of
 from .._strict import custom_jvp
-from .ends import LOG_2, End, Nodes, Tail, near_of, ratio_rise, rise
+from .ends import LOG_2, PLACES, PROBES, End, Nodes, Tail, near_of, ratio_rise, rise
 
 PANELS, HALVED = 4, 4  # to start with; at a time
 WINDOW = 2048  # integers that a sum reaches
@@ -160,7 +160,7 @@ class Panels:
             u = tail.place(end, u, nodes, depth)
         probes = [self.spread(tail.probes(end, elsewhere)) for end, tail in beside]
         with_probes = lambda u: jnp.concatenate([u, *probes], axis=-1)
-        apart = lambda x: [x[..., :n], *(x[..., n + 3 * i : n + 3 * (i + 1)] for i in range(len(probes)))]
+        apart = lambda x: [x[..., :n], *jnp.split(x[..., n:], max(1, len(probes)), axis=-1)[: len(probes)]]
 
         def density(u):
             log_p, *at_probes = apart(self.law.log_density_of(with_probes(u) + (self.origin - self.c)))
@@ -182,7 +182,7 @@ class Panels:
                 values = _shifted(values, jnp.concatenate([ratio_rise(at, depth), *zero], axis=-1))
         if final and not self.law.tame:
             p, _ = density(u)
-        f, *at_probes = apart(self._flat(values, n + 3 * len(probes)))
+        f, *at_probes = apart(self._flat(values, n + len(PROBES) * len(probes)))
         off = jnp.zeros_like(f)
         for tail, at, depth in zip(tails, at_probes, depths, strict=True):
             if self.ratio is None:
@@ -194,9 +194,9 @@ class Panels:
 
     def learn(self, look: Look) -> list[Tail]:
         """What the ends are like, from a look that nothing was known of them in."""
-        made, k = [], 6 * len(self.ends)
+        made, k = [], PLACES * len(self.ends)
         for i, end in enumerate(self.ends):
-            of_end = lambda x, n=look.u.shape[-1], i=i: x[..., n - k + 6 * i : n - k + 6 * (i + 1)]
+            of_end = lambda x, n=look.u.shape[-1], i=i: x[..., n - k + PLACES * i :][..., :PLACES]
             f = of_end(look.f)
             one = f[..., :1]
             if self.ratio is None:
@@ -226,9 +226,8 @@ class Panels:
         boundary = self.boundary(tails)
         n, nodes = nodes.u.shape[-1], Nodes.join([nodes, *boundary])
         more = nodes.u.shape[-1] - n
-        look = self.look(
-            nodes, tails, jnp.pad(used, [(0, 0)] * (used.ndim - 1) + [(0, more)], constant_values=True), final=True
-        )
+        used = jnp.pad(used, [(0, 0)] * (used.ndim - 1) + [(0, more)], constant_values=True)
+        look = self.look(nodes, tails, used, final=True)
         w = (look.p * nodes.lengths)[..., None, :]
         # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
         at_ends = w[..., n:] * jnp.where(jnp.isfinite(look.f[..., n:]), look.f[..., n:], 0)

@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 PROBES = 1, 2, 4  # δ that f and log p are known from
+PLACES = len(PROBES) + 3  # that tell what an end is like
 LOG_2 = np.log(2)
 
 
@@ -42,9 +43,7 @@ class End(NamedTuple):
     sign: int  # −1 of the low end, 1 of the high one
     at: Float[Array, "*family 1"]
     near: Float[Array, "*family 1"]  # δ
-    layer: Float[
-        Array, "*family 1"
-    ]  # up to this distance nodes move with an end that moves, where the integrand is singular
+    layer: Float[Array, "*family 1"]  # up to this distance nodes move with an end, where f is singular
     edge: Float[Array, "*family 1"]  # where that is
 
     def places(self, tip: Array) -> Float[Array, "*family 6"]:
