@@ -112,7 +112,8 @@ class Panels:
         self.zero, _, self.back = flattened(values, self.spread(np.zeros(1)))
 
     def spread(self, t: Any) -> Float[Array, "*family n"]:
-        return jnp.broadcast_to(jnp.asarray(t, self.dtype), (*self.family, jnp.shape(t)[-1]))
+        t = jnp.asarray(t, self.dtype)
+        return jnp.broadcast_to(t, (*self.family, t.shape[-1]))
 
     def nodes(self, t: Array, lengths: Any = 1.0) -> Nodes:
         u, log_slope, gaps = self.forward(t)
