@@ -93,7 +93,9 @@ def _times_log_jvp(log, primals, tangents):
     if dc is not None:
         tangent += log(y) * dc
     if dy is not None:
-        tangent += jnp.where(c == 0, 0, c / (y if log is jnp.log else 1 + y)) * dy
+        argument = y if log is jnp.log else 1 + y
+        null = (c == 0) & (argument == 0)
+        tangent += jnp.where(null, 0, c / jnp.where(null, 1, argument)) * dy
     return out, tangent
 
 

@@ -85,7 +85,7 @@ class Panels:
         self.f, self.rank, self.ratio = f, max(len(P.shape), len(f.shape)), f.by_ratio()
         P = P.at_rank(self.rank).each()
         self.law, self.c = P.centred()
-        self.origin = stop(P.bounds_centre() if isinstance(self.c, float) else self.c)
+        self.origin = fixed(P.bounds_centre() if isinstance(self.c, float) else self.c)
         column = lambda x: jnp.asarray(x)[..., None]
         kinks = [*P.kinks, *map(column, kinks_of(f))]
         marks = [jnp.atleast_1d(P.centre), *map(column, marks_of(f))]
@@ -206,7 +206,7 @@ class Panels:
                 ratio = jax.tree.map(of_end, look.values)
                 first = jax.tree.map(lambda x: x[..., :1], ratio)
                 rise_to_8 = self._flat(_shifted(first, ratio_rise(ratio.log_inside, 3 * LOG_2)), 1) - one
-            made.append(Tail.of(end, f, of_end(look.log_p), rise_to_8))
+            made.append(Tail.of(end, f, of_end(look.log_p), rise_to_8, self.law.tame))
         return made
 
     def unknown(self) -> list[Tail]:
@@ -229,10 +229,11 @@ class Panels:
         more = nodes.u.shape[-1] - n
         used = jnp.pad(used, [(0, 0)] * (used.ndim - 1) + [(0, more)], constant_values=True)
         look = self.look(nodes, tails, used, final=True)
-        w = (look.p * nodes.lengths)[..., None, :]
-        # A panel of length 0 is all derivative, of every order: a product as any other, where there is something to multiply.
-        at_ends = w[..., n:] * jnp.where(jnp.isfinite(look.f[..., n:]), look.f[..., n:], 0)
-        return as_derived(value, null_safe_product(w[..., :n], look.f[..., :n]).sum(-1) + at_ends.sum(-1))
+        p, lengths = look.p[..., None, :], nodes.lengths[..., None, :]
+        inside = null_safe_product((p * lengths)[..., :n], look.f[..., :n])
+        # A panel of length 0 is all derivative, of every order in the end.
+        at_ends = null_safe_product(lengths[..., n:], p[..., n:] * look.f[..., n:])
+        return as_derived(value, inside.sum(-1) + at_ends.sum(-1))
 
     def boundary(self, tails: list[Tail]) -> list[Nodes]:
         """Panels of length 0 at the ends that may move, or where the layer is that moves with them."""

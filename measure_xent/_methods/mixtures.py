@@ -167,7 +167,7 @@ def _greatest(
 ) -> tuple[Array, Array]:
     """(s, x): the greatest exponent and where, by a scan over the bent line and near y, then ever closer to the best."""
     each = law.each()
-    origin = stop_gradient(each.bounds_centre())
+    origin = fixed(each.bounds_centre())
     forward, back = bend(*map(fixed, each.bounds()))
     end = end_of(jnp.result_type(float, law.width))
     grid = jnp.linspace(-end, end, 129)
