@@ -279,3 +279,69 @@ def test_draws_and_derivatives_far_in_a_tail():
         np.testing.assert_allclose(jax.grad(loss)(0.0, 1.0), difference, rtol=1e-6)
         mass = lambda a: log(mx.truncate(mx.Beta(a, 3.0), 0.25, 0.75))(0.5)
         np.testing.assert_allclose(jax.grad(mass)(2.0), (mass(2 + step) - mass(2 - step)) / (2 * step), rtol=1e-6)
+
+
+LOG_DENSITIES = {
+    mx.Gamma: lambda a, r, x: a * mp.log(r) - mp.loggamma(a) + (a - 1) * mp.log(x) - r * x,
+    mx.Beta: lambda a, b, x: (a - 1) * mp.log(x) + (b - 1) * mp.log1p(-x) - mp.log(mp.beta(a, b)),
+    mx.StudentT: lambda df, m, s, x: student((x - m) / s, df) - mp.log(s),
+    mx.LogNormal: lambda m, s, x: -(((mp.log(x) - m) / s) ** 2) / 2 - mp.log(s * x) - mp.log(2 * mp.pi) / 2,
+    mx.Exponential: lambda r, x: mp.log(r) - r * x,
+    mx.Normal: lambda m, s, x: -(((x - m) / s) ** 2) / 2 - mp.log(s) - mp.log(2 * mp.pi) / 2,
+}
+ONES = (1.0, 0.5, 2.0, 1.0)  # what formulas of powers and factorials may have a seam at
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("make", LOG_DENSITIES, ids=lambda make: make.__name__)
+def test_second_derivatives_of_log_densities(make, x64):
+    """In the parameters and in the point, at round parameters, at the law's bulk and near its ends."""
+    with jax.enable_x64(x64):
+        of = LOG_DENSITIES[make]
+        count = of.__code__.co_argcount - 1
+        thetas = [[ONES[(i + j) % 4] for j in range(count)] for i in range(4)] + [[1.0] * count]
+        points = [1e-6, 0.1, 0.5, 0.9] + ([] if make is mx.Beta else [1.0, 3.0, 30.0])
+        at = jnp.asarray([[*theta, x] for theta in thetas for x in points])
+        got = jax.jit(jax.vmap(jax.hessian(lambda t: log(make(*t[:-1]))(t[-1]))))(at)
+        for t, hessian in zip(np.asarray(at, float), got, strict=True):
+            for i in range(count + 1):
+                for j in range(i + 1):
+                    order = tuple((k == i) + (k == j) for k in range(count + 1))
+                    with mp.workdps(40):
+                        true = float(mp.diff(of, tuple(map(mp.mpf, t)), order))
+                    # Of what adds up to it: at 1e-6 the logarithm's own derivatives are 1e6 and 1e12.
+                    eps = float(jnp.finfo(at.dtype).eps)
+                    np.testing.assert_allclose(
+                        hessian[i, j], true, rtol=1e3 * eps, atol=1e3 * eps, err_msg=str((t, i, j))
+                    )
+
+
+MEANS = {
+    mx.Gamma: lambda a, r: a / r,
+    mx.Beta: lambda a, b: a / (a + b),
+    mx.LogNormal: lambda m, s: jnp.exp(m + s**2 / 2),
+    mx.Exponential: lambda r: 1 / r,
+    mx.Uniform: lambda low, high: (low + high) / 2,
+    mx.Laplace: lambda m, s: m + 0 * s,
+    mx.Normal: lambda m, s: m + 0 * s,
+}
+
+
+@sweep("make", list(MEANS), cost=1)
+@pytest.mark.parametrize("image", [False, True], ids=["law", "image"])
+def test_derivatives_of_integrals_at_round_parameters(make, image):
+    """Value, gradient and Hessian of a mean by quadrature, in parameters of 1 and in those of an affine image."""
+    mean = MEANS[make]
+    count = mean.__code__.co_argcount
+    start = jnp.asarray(([0.0, 1.0] if make is mx.Uniform else [1.0] * count) + [3.0, -2.0])
+
+    def integral(t):
+        law = make(*t[:count])
+        return (mx.pushforward(lambda x: t[-2] + t[-1] * x, law) if image else law).expect(lambda x: x)
+
+    def closed(t):
+        return t[-2] + t[-1] * mean(*t[:count]) if image else mean(*t[:count])
+
+    figures = lambda f: (f(start), jax.jacfwd(f)(start), jax.hessian(f)(start))
+    for got, true in zip(jax.jit(lambda: figures(integral))(), figures(closed), strict=True):
+        np.testing.assert_allclose(got, true, rtol=1e-4, atol=1e-4)
