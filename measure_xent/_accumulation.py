@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._integrands.integral import Integral
+from ._kernels.mesh import vary, varying
 from ._strict import of_user, promoting
 
 
@@ -57,11 +58,22 @@ def value_and_grad(
         return result.checked, (result, given)
 
     def both(*args):
+        if jax.sharding.get_abstract_mesh().manual_axes:
+            args = _each_device_its_own(of_value, args, argnums)
         (_, (total, given)), gradient = jax.value_and_grad(of_value, argnums, has_aux=True)(*args)
         slope = Integral(gradient, jax.tree.map(lambda _: 0.0, gradient), total.status, total.mass)
         return given, slope
 
     return both
+
+
+def _each_device_its_own(of_value: Callable, args: tuple, argnums: int | Sequence[int]) -> tuple:
+    """The arguments inside shard_map as what varies over the axes that the integral does: JAX sums the gradient of what does
+    not over devices, and the integral itself it does not."""
+    axes = varying(jax.eval_shape(of_value, *args)[0])
+    chosen = {i % len(args) for i in ((argnums,) if isinstance(argnums, int) else argnums)}
+    own = lambda x: vary(jnp.asarray(x), axes)
+    return tuple(jax.tree.map(own, x) if i in chosen else x for i, x in enumerate(args))
 
 
 class Accumulated(NamedTuple):

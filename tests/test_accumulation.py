@@ -58,18 +58,41 @@ def test_micro_batches_in_a_loop_and_in_a_scan():
     close(value.mean, gradient.mean)
 
 
-def test_over_devices():
+@pytest.mark.parametrize("varied", [False, True])
+def test_over_devices(varied):
     mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,))
     share = PartitionSpec("data")
 
     def shard(params, *part):
-        vary = lambda a: jax.lax.pcast(a, ("data",), to="varying")
+        vary = lambda a: jax.lax.pcast(a, ("data",), to="varying") if varied else a
         total = mx.value_and_grad(loss)(jax.tree.map(vary, params), *(a[0] for a in part))
         value, gradient = jax.lax.psum(jax.tree.map(jnp.asarray, total), "data")
         return value.mean, gradient.mean
 
     run = jax.shard_map(shard, mesh=mesh, in_specs=(PartitionSpec(), share, share, share), out_specs=PartitionSpec())
     close(*jax.jit(run)(PARAMS, X, Y, MASK))
+
+
+@pytest.mark.parametrize(("axis", "spec"), [(None, PartitionSpec()), ("model", PartitionSpec(None, "model"))])
+def test_a_closure_over_devices_of_data_and_classes(axis, spec):
+    """A gradient is of this device's rows, as its integral and mass are, whatever JAX sums for parameters that do not vary."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    h, y, mask = X.reshape(24, 3), Y.reshape(24), MASK.reshape(24)
+    weight = jnp.pad(PARAMS["weight"], [(0, 0), (0, 1)])  # six classes, for two devices
+    share = PartitionSpec("data")
+
+    def shard(h, y, mask, weight):
+        part = mx.Atoms((h, y), weights=mask)
+        total = mx.value_and_grad(lambda w: part.integrate(-mx.log(mx.LinearSoftmax(w, axis_name=axis))))(weight)
+        value, gradient = jax.lax.psum(total, "data")
+        return value.mean, gradient.mean
+
+    run = jax.shard_map(shard, mesh=mesh, in_specs=(share, share, share, spec), out_specs=(PartitionSpec(), spec))
+    got = jax.jit(run)(h, y, mask, weight)
+    P = mx.Empirical((h, y), weights=mask)
+    true = jax.value_and_grad(lambda w: mx.cross_entropy(P, mx.LinearSoftmax(w)))(weight)
+    for x, y in zip(got, true, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 def test_multi_steps_of_optax_alone_is_not_the_large_batch():

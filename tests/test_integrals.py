@@ -259,3 +259,10 @@ def test_a_value_takes_the_memory_of_a_turn():
     plane = mx.product(mx.Normal(0.5, 1.0), mx.Gamma(2.0, 1.0))
     program = jax.jit(lambda P: P.expect(lambda x, y: jnp.tanh(x * y))).lower(plane).compile()
     assert program.memory_analysis().temp_size_in_bytes < 2**23  # seen 1.7 MiB, and 165 where terms were kept
+
+
+@pytest.mark.parametrize("f", [jnp.log, lambda x: jnp.where(x > 0, jnp.nan, 1.0)], ids=["log", "step"])
+def test_a_value_that_is_no_number_did_not_converge(f):
+    total = mx.Normal(0.0, 1.0).integrate(f)
+    assert np.isnan(total.value)
+    assert total.status == 1

@@ -291,3 +291,9 @@ def test_second_derivatives_of_an_information_projection():
             np.testing.assert_allclose(mode(height)(3.5), 1 / variance, rtol=1e-6)
         square = lambda t: project(mx.Exponential(1.0), t).expect(lambda x: x**2)
         np.testing.assert_allclose(jax.jit(jax.hessian(square))(3.0), 4, rtol=1e-5)
+
+
+def test_a_projection_onto_hidden_parameters_says_how_to_show_them():
+    P = mx.Empirical((jnp.zeros((2, 3)), jnp.arange(2)))
+    with pytest.raises(TypeError, match=r"project\(P, lambda T: Conditional"):
+        mx.project(P, mx.Conditional(lambda z: mx.Categorical(z / 1.5)))

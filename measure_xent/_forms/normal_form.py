@@ -462,7 +462,8 @@ def check_one_space(forms: Iterable[Any]) -> None:
     shapes = {shape for form in forms if (shape := _event_shape(form)) is not None}
     if len(shapes) > 1:
         raise ValueError(
-            f"P and Q: measures on one space, got points of shapes {' and '.join(map(str, sorted(shapes)))}"
+            f"P and Q: measures on one space, got points of shapes {' and '.join(map(str, sorted(shapes)))}; a label is an "
+            "integer, and probabilities of classes are a measure: joint(Empirical(x), Discrete(weights=p))"
         )
 
 

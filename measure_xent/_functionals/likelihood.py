@@ -85,6 +85,11 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
     if P.shape:
         raise ValueError(f"project(P, Q): L-BFGS takes one measure P, got a family {P.shape}; vmap over it")
     if start is None:
+        if not jax.tree.leaves(Q):
+            raise TypeError(
+                "project(P, Q): Q has no parameters to see; of a Conditional whose function holds them, pass the function "
+                "that makes it and their start: project(P, lambda T: Conditional(…), 1.)"
+            )
         return _descend(lambda Q: cross_entropy(P, Q), Q, steps, tolerance)
     family: Any = Q
     best = _descend(lambda parameters: cross_entropy(P, of_user(family)(parameters)), start, steps, tolerance)

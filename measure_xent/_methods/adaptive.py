@@ -437,7 +437,8 @@ def judged(
     eps = jnp.finfo(value.dtype).eps
     goal = eps**0.5 if tolerance is None else max(tolerance, float(eps))
     # An infinite integrand where there is mass makes an infinite integral, and no mistake.
-    wrong = (error > goal * size + f.noise * eps) & ~jnp.isinf(value) if converges else jnp.zeros(value.shape, bool)
+    far = (error > goal * size + f.noise * eps) & ~jnp.isinf(value) if converges else jnp.zeros(value.shape, bool)
+    wrong = far | jnp.isnan(value)
     # The logarithm of a density that is far from 1 has few digits behind its point.
     error = lax.stop_gradient(error + 32 * eps * size + jnp.finfo(value.dtype).tiny)
     watched = f.watched(value.shape[-1])
