@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
+from scipy import special
 
 import measure_xent as mx
 from measure_xent import log
@@ -345,3 +346,25 @@ def test_derivatives_of_integrals_at_round_parameters(make, image):
     figures = lambda f: (f(start), jax.jacfwd(f)(start), jax.hessian(f)(start))
     for got, true in zip(jax.jit(lambda: figures(integral))(), figures(closed), strict=True):
         np.testing.assert_allclose(got, true, rtol=1e-4, atol=1e-4)
+
+
+@either
+@pytest.mark.parametrize("p", [0.2, 0.03, 0.004, 1e-4])
+def test_counts_with_a_bulk_beside_0_and_a_long_tail(p, x64):
+    """Integrals, divergences and derivatives of a geometric law, against the sums over all integers."""
+    p = rounded(p, x64)
+    k = np.arange(int(60 / p))
+    mass = p * np.exp(k * np.log1p(-p))
+    with jax.enable_x64(x64):
+        rtol = 1e-8 if x64 else 1e-5
+        for of in (lambda n, k: n.sqrt(k), lambda n, k: 1 / (1 + k), lambda n, k: n.cos(p * k)):
+            got = mx.Geometric(p).expect(lambda k, of=of: of(jnp, 1.0 * k))
+            np.testing.assert_allclose(got, mass @ of(np, 1.0 * k), rtol=rtol)
+        square = lambda p: mx.Geometric(p).expect(lambda k: (1.0 * k) ** 2)
+        closed = lambda p: (1 - p) * (2 - p) / p**2
+        figures = lambda f: [f(p), jax.grad(f)(p), jax.grad(jax.grad(f))(p)]
+        np.testing.assert_allclose(figures(square), figures(closed), rtol=rtol)
+        log_other = k * np.log(50.0) - 50 - special.gammaln(k + 1.0)
+        np.testing.assert_allclose(
+            mx.kl_divergence(mx.Geometric(p), mx.Poisson(50.0)), mass @ (np.log(mass) - log_other), rtol=rtol
+        )

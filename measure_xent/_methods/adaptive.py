@@ -32,7 +32,7 @@ from .._strict import custom_jvp
 from .ends import LOG_2, PLACES, PROBES, End, Nodes, Tail, near_of, ratio_rise, rise
 
 PANELS, HALVED = 4, 4  # to start with; at a time
-WINDOW = 2048  # integers that a sum reaches
+WINDOW = 2048  # integers that a sum looks at
 
 
 def clenshaw_curtis(n: int) -> np.ndarray:
@@ -40,6 +40,30 @@ def clenshaw_curtis(n: int) -> np.ndarray:
     k, j = np.arange(n + 1), np.arange(1, n // 2 + 1)
     terms = np.where(j == n // 2, 1, 2) / (4 * j**2 - 1) * np.cos(2 * np.pi * np.outer(k, j) / n)
     return np.where((k == 0) | (k == n), 1, 2) / n * (1 - terms.sum(-1))
+
+
+def graded(coarser: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(k, w) with Σ w f(k) ≈ Σ f(k) over the integers from 0 to 10⁹: all of the first 512, then ever fewer.
+
+    A block of M steps of s integers is s times the sum over its nodes, less by Euler and Maclaurin's formula
+    (s − 1)/2 (f(a) + f(b)) + (s² − 1)/12 (f′(b) − f′(a)), the slopes by four nodes. A coarser sum, which tells the error,
+    has a weight of 0 at the nodes that it leaves out.
+    """
+    head, steps, blocks = 512, 64, 24
+    k, w = list(range(head)), [1.0] * head
+    for s in 2.0 ** np.arange(blocks):
+        k += [k[-1] + s * (i + 1) for i in range(steps)]
+        w += [0.0] * steps
+        nodes, step = np.arange(len(k) - steps - 1, len(k), coarser), s * coarser
+        of_block = np.full(len(nodes), step)
+        of_block[[0, -1]] -= (step - 1) / 2
+        slope = np.array([-11, 18, -9, 2]) / (6 * step) * (step**2 - 1) / 12
+        of_block[:4] += slope
+        of_block[-4:] += slope[::-1]
+        of_block[0] -= 1  # the block before has it
+        for node, more in zip(nodes, of_block, strict=True):
+            w[node] += more
+    return np.array(k), np.array(w)
 
 
 POINTS = -np.cos(np.pi * np.arange(17) / 16)
@@ -372,13 +396,14 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     rank = max(len(P.shape), len(f.shape))
     P = P.at_rank(rank)
     mean, sd = (jnp.broadcast_to(lax.stop_gradient(x), P.shape)[..., None] for x in (P.mean, P.width))
-    stride = jnp.maximum(
-        1, jnp.ceil(32 * sd / WINDOW)
-    )  # a pmf this wide is a smooth curve: every so many integers will do
+    # A pmf that is wide is a smooth curve: every so many integers will do. One with a bulk beside 0 has an edge there.
+    stride, edge = jnp.maximum(1, jnp.ceil(32 * sd / WINDOW)), (sd > 16) & (mean < 16 * sd)
+    (from_0, fine), (_, coarse) = graded(), graded(2)
     k = jnp.maximum(0, jnp.floor(mean - stride * WINDOW / 2)) + stride * jnp.arange(WINDOW)
-    p = P.each().density_of(k)
+    k = jnp.where(edge, jnp.asarray(from_0, k.dtype), k)
+    p = P.each().density_of(k) * jnp.where(edge, jnp.asarray(fine, k.dtype), 1)
     p = p / p.sum(-1, keepdims=True)  # of so many integers, or with a rounding error of its own
-    outside = jnp.abs(k - mean) > stride * (WINDOW // 4)
+    outside = jnp.where(edge, np.arange(WINDOW) >= WINDOW - 64, jnp.abs(k - mean) > stride * (WINDOW // 4))
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
     # A mass of 0 has a derivative at the end of a parameter's range.
     values = values_at(
@@ -390,8 +415,9 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     flat, w, back = flattened(values, p)
     terms = w * flat
     known = jnp.abs(lax.stop_gradient(terms))
-    between = jnp.abs(lax.stop_gradient(2 * terms[..., ::2].sum(-1) - terms.sum(-1)))
-    error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(stride > 1, between, 0)
+    other = jnp.where(edge, coarse / fine, 2.0 * (np.arange(WINDOW) % 2 == 0)).astype(terms.dtype)[..., None, :]
+    between = jnp.abs(lax.stop_gradient((other * terms).sum(-1) - terms.sum(-1)))
+    error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(edge | (stride > 1), between, 0)
     return judged(terms.sum(-1), error, known.sum(-1), back, f, tolerance)
 
 
