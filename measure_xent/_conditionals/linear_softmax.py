@@ -334,8 +334,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
     if f.shape or not all(plain(pair) and _one_batch(pair) for pair in pairs):
         return NotImplemented  # a family of integrals, or a law, is the tower's
     function, asked = jax.tree.map(jnp.asarray, with_model(f, None)), f.asked
-    # What is minimised is −log q. With its sign inside, the cotangent of −P.expect(log(Q)) is 1 within, and the gradient that
-    # was added up is the result as it is, not another array with the sign changed.
+    # −f is integrated: the cotangent of −P.expect(log(Q)) is 1 then, and the gradient [D, V] is not copied to change its sign.
     sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
 
     shapes = _shapes(Q)

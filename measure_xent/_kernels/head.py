@@ -181,7 +181,7 @@ def integral(
     of the classes, and ``values`` sums over them.
     """
     arguments = hidden, matrix.weight, weights, shared, rows, indices
-    # A gradient is then of this device's total too. What others have to do with it is for the transpose of this to sum.
+    # Arguments are marked as varying over devices, so that a gradient is of this device's total; the transpose of ``vary`` sums.
     arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
     sizes = block_rows(len(hidden), matrix, size)
     certain = certain and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
@@ -218,7 +218,7 @@ def integral(
         smooth, rebuild = _smooth(shared)
 
         def of_block(hidden, weights, rows, indices):
-            # What a null row's weight has for its derivative; unless that is asked for, it is never computed.
+            # The value of a null row as it is, which is the derivative in its weight: dead code unless that is asked for.
             original = values(product.logits(hidden), shared, rows, indices)
             held = jax.tree.map(lambda o: jnp.where(jnp.isfinite(o), o, 0), original)
             null = weights == 0

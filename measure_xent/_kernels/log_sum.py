@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from .classes import Classes
 
 # Measured on an H200: half precision waits for arithmetic as much as for memory, and from here on one reduction is faster than
-# a maximum and a sum. A merge of pieces costs more than a term: a piece is of one class in each of so many parts of the row.
+# a maximum and a sum. Merging two partial results costs more than adding a term to one, so each takes a class from every part.
 LONG_ROW, PARTS = 512, 8
 
 
@@ -26,8 +26,8 @@ class Relative(NamedTuple):
 def relative_to_top(classes: Classes, z: Float[Array, "*family V"], platform: str) -> Relative:
     """Relative to the first maximum; on "cuda" by one reduction, else by two.
 
-    Its own term is exactly 1, and 1 + tail would round a tail below 6e-8 away, so it is kept out of the sum: by its index, for
-    logits that a compiler makes again in every loop that reads them may differ in the last bit.
+    The reference is left out of the sum, for 1 + tail would round a tail below 6e-8 away. It is told by its index: XLA may compute
+    logits again in each loop that reads them, with another last bit.
     """
     if platform == "cuda":
         top, tail, at = _in_one_pass(z)
@@ -81,18 +81,18 @@ def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"])
 
 
 def all_but(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
-    """0 for the class ``at``, 1 for the others, by arithmetic: integers are apart."""
+    """0 for the class ``at``, 1 for the others, by floating-point arithmetic, which XLA keeps in the loop over the classes."""
     index = apart(at.astype(z.dtype), of)
-    one = apart(0 * index + 1)  # of constants, one that others use would be written out
+    one = apart(0 * index + 1)  # a literal 1 would be shared with other sums, see below
     return jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
 
 
 def apart(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family 1"]:
-    """The same, of one number a row, kept out of the loops over the classes before and after it, where it would be slow.
+    """The same array [*, 1], which XLA's CPU compiler then stores instead of computing it again for every class.
 
-    What several sums have in common would be written out, a number a logit: each has its own, that ``of`` the sum.
+    Each sum needs a copy of its own, told by ``of``: with a shared one XLA stores the terms of the sums, an array [*, V].
     """
-    # A selection that changes nothing: such a loop does not take it in. A barrier does not keep JAX 0.10 from it.
+    # A selection that changes nothing, which is not fused into a loop. A barrier does not keep JAX 0.10 from fusing.
     return jnp.where(jnp.isnan(row), {"tail": jnp.nan, "background": 0, "dense": 1, "entropy": 2}[of], row)
 
 

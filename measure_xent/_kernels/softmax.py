@@ -146,8 +146,8 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
         # Beyond, a float32 does not number the classes; and where the quick pass fails it makes a NaN.
         if z.shape[-1] <= 1 << 24 and not jax.config.jax_debug_nans:
             quick = functools.partial(_quick_pass, classes=classes, asked=asked, exact=cpu)
-            # In blocks what would be written out: half precision as it is converted, parts of rows that have no divisor. And
-            # float64, which the library does not know.
+            # Blocks of rows where the quick pass would store a matrix as large as the logits: half precision's conversion, and
+            # rows whose length has no good divisor; for float64 too.
             whole = _pivots(target, asked) or z.shape[-1] % part_size(z.shape[-1]) == 0
             cpu = quick if whole and z.dtype == jnp.float32 else functools.partial(in_row_blocks, quick)
     return lax.platform_dependent(*operands, cpu=cpu, **platforms)
@@ -198,7 +198,7 @@ def _pass(z, own, shared, *, classes, asked=(), platform="default", plain=False)
     target = join(own, shared)
     indices, weights, background, dense = target
     z = z.astype(accumulator(z.dtype))
-    # Where a sum may be tiny beside the logits, the reference's own term is 0 by its index: ``others`` of the terms.
+    # Where a sum may be tiny beside the logits, ``others`` makes the reference's own term 0, by its index.
     if plain:
         at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else first_maximum(z, "cpu")[1]
         reference, log_sum, at = relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
@@ -214,7 +214,7 @@ def _pass(z, own, shared, *, classes, asked=(), platform="default", plain=False)
         surprisal = jnp.where(classes.excludes(indices), jnp.inf, surprisal)
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
-        # Or XLA's CPU compiler pulls columns written out apart, into a later sum over the rows.
+        # Else XLA's CPU compiler fuses columns that are written out one by one into a later sum over the rows.
         gaps = apart(classes.sum(lambda z, c: gap(z, "background"), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     here = classes.first + jnp.arange(z.shape[-1])
@@ -242,7 +242,7 @@ def _rows_jvp(asked, classes, primals, tangents):
     out = _rows(asked, classes, *primals)
     tangent = jnp.zeros((), out.cross_entropy.dtype)
     undefined = jnp.isnan(out.log_sum) & is_null(classes, weights, background, dense)
-    # Only this module's rules read reference and log_sum by themselves; the sum's derivative stands with the second.
+    # lse = reference + log_sum: all of its derivative is put on log_sum, for nobody outside reads the two apart.
     d = jax.tree.map(jnp.zeros_like, out._replace(mode=None))
     if dz is not None:
         dz = dz.astype(tangent.dtype)
@@ -255,7 +255,7 @@ def _rows_jvp(asked, classes, primals, tangents):
             some = classes.all_parts(jnp.sum(dz, axis=-1))
             slope += jnp.where(infeasible, some, 0) * jnp.where(infeasible, jnp.inf, 1) * jnp.where(infeasible, 0, 1)
         tangent += slope
-        # Where several targets share a row, it is not for one null target to say that the row is of no account.
+        # One null target must not mask a row that other targets share.
         absent = undefined if undefined.shape == out.log_sum.shape else jnp.zeros_like(out.log_sum, bool)
         defined = jnp.where(absent, 0, z.astype(tangent.dtype))
         p = _probabilities(classes, defined, *(jnp.where(absent, 0, x) for x in (out.reference, out.log_sum)))
