@@ -181,7 +181,7 @@ def integral(
     of the classes, and ``values`` sums over them.
     """
     arguments = hidden, matrix.weight, weights, shared, rows, indices
-    # Arguments are marked as varying over devices, so that a gradient is of this device's total; the transpose of ``vary`` sums.
+    # Arguments are marked as varying over devices: a gradient is of this device's total, and the transpose of ``vary`` sums.
     arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
     sizes = block_rows(len(hidden), matrix, size)
     certain = certain and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0

@@ -26,7 +26,7 @@ class Relative(NamedTuple):
 def relative_to_top(classes: Classes, z: Float[Array, "*family V"], platform: str) -> Relative:
     """Relative to the first maximum; on "cuda" by one reduction, else by two.
 
-    The reference is left out of the sum, for 1 + tail would round a tail below 6e-8 away. It is told by its index: XLA may compute
+    The reference is left out of the sum, for 1 + tail would round a tail below 6e-8 away. Its index tells it: XLA may compute
     logits again in each loop that reads them, with another last bit.
     """
     if platform == "cuda":
