@@ -357,6 +357,7 @@ def test_rows_of_a_block(features, classes, cpu, default):
     assert max(block_rows(10, matrix).values()) == 10
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are of the blocks of CPUs")
 def test_memory():
     """MiB beside the results: blocks of logits, whatever N, in value, a loss each, and first and second derivatives."""
     loss = lambda h, w, y: -mx.Empirical((h, y)).expect(log(mx.LinearSoftmax(w)))

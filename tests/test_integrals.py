@@ -238,6 +238,9 @@ def test_errors():
         mx.cross_entropy(mx.Normal(), mx.Categorical(jnp.zeros(3)))
 
 
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="GPUs compute an integrand again in each fusion that reads it"
+)
 @pytest.mark.parametrize(
     "law",
     [
