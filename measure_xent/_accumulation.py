@@ -70,7 +70,7 @@ def value_and_grad(
 def _each_device_its_own(of_value: Callable, args: tuple, argnums: int | Sequence[int]) -> tuple:
     """The arguments inside shard_map as what varies over the axes that the integral does: JAX sums the gradient of what does
     not over devices, and the integral itself it does not."""
-    axes = varying(jax.eval_shape(of_value, *args)[0])
+    axes = varying(jax.eval_shape(lambda: of_value(*args)[0]))
     chosen = {i % len(args) for i in ((argnums,) if isinstance(argnums, int) else argnums)}
     own = lambda x: vary(jnp.asarray(x), axes)
     return tuple(jax.tree.map(own, x) if i in chosen else x for i, x in enumerate(args))
