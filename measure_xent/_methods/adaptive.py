@@ -14,6 +14,7 @@ A node at which the integrand is infinite or NaN, and its neighbours are not, is
 what is left of it is small, or until it is clear that it is not. An integrand that is infinite on a set of mass is.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from .ends import LOG_2, PLACES, PROBES, End, Nodes, Tail, near_of, ratio_rise, 
 
 PANELS, HALVED = 4, 4  # to start with; at a time
 WINDOW = 2048  # integers that a sum looks at
+HEAD, STEPS = 512, 64  # of a graded one: those at first, each one, and those of a block after it
 
 
 def clenshaw_curtis(n: int) -> np.ndarray:
@@ -42,28 +44,27 @@ def clenshaw_curtis(n: int) -> np.ndarray:
     return np.where((k == 0) | (k == n), 1, 2) / n * (1 - terms.sum(-1))
 
 
+@functools.cache
 def graded(coarser: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(k, w) with Σ w f(k) ≈ Σ f(k) over the integers from 0 to 10⁹: all of the first 512, then ever fewer.
+    """(k, w) with Σ w f(k) ≈ Σ f(k) over the integers from 0 to 10⁹: all at first, then ever fewer.
 
-    A block of M steps of s integers is s times the sum over its nodes, less by Euler and Maclaurin's formula
+    A block of steps of s integers is s times the sum over its nodes, less by Euler and Maclaurin's formula
     (s − 1)/2 (f(a) + f(b)) + (s² − 1)/12 (f′(b) − f′(a)), the slopes by four nodes. A coarser sum, which tells the error,
     has a weight of 0 at the nodes that it leaves out.
     """
-    head, steps, blocks = 512, 64, 24
-    k, w = list(range(head)), [1.0] * head
-    for s in 2.0 ** np.arange(blocks):
-        k += [k[-1] + s * (i + 1) for i in range(steps)]
-        w += [0.0] * steps
-        nodes, step = np.arange(len(k) - steps - 1, len(k), coarser), s * coarser
+    k, w = np.arange(float(WINDOW)), np.where(np.arange(WINDOW) < HEAD, 1.0, 0)
+    for block, start in enumerate(range(HEAD - 1, WINDOW - 1, STEPS)):
+        s = 2.0**block
+        k[start : start + STEPS + 1] = k[start] + s * np.arange(STEPS + 1)
+        nodes, step = np.arange(start, start + STEPS + 1, coarser), s * coarser
         of_block = np.full(len(nodes), step)
         of_block[[0, -1]] -= (step - 1) / 2
         slope = np.array([-11, 18, -9, 2]) / (6 * step) * (step**2 - 1) / 12
         of_block[:4] += slope
         of_block[-4:] += slope[::-1]
         of_block[0] -= 1  # the block before has it
-        for node, more in zip(nodes, of_block, strict=True):
-            w[node] += more
-    return np.array(k), np.array(w)
+        w[nodes] += of_block
+    return k, w
 
 
 POINTS = -np.cos(np.pi * np.arange(17) / 16)
@@ -403,7 +404,7 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     k = jnp.where(edge, jnp.asarray(from_0, k.dtype), k)
     p = P.each().density_of(k) * jnp.where(edge, jnp.asarray(fine, k.dtype), 1)
     p = p / p.sum(-1, keepdims=True)  # of so many integers, or with a rounding error of its own
-    outside = jnp.where(edge, np.arange(WINDOW) >= WINDOW - 64, jnp.abs(k - mean) > stride * (WINDOW // 4))
+    outside = jnp.where(edge, np.arange(WINDOW) >= WINDOW - STEPS, jnp.abs(k - mean) > stride * (WINDOW // 4))
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
     # A mass of 0 has a derivative at the end of a parameter's range.
     values = values_at(

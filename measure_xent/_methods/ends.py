@@ -64,9 +64,7 @@ class Tail(NamedTuple):
     relative: Float[Array, "*family leaves 1"]
 
     @classmethod
-    def of(
-        cls, end: End, flat: Float[Array, "*family leaves 6"], log_p: Array, rise_to_8: Array, tame: bool = True
-    ) -> "Tail":
+    def of(cls, end: End, flat: Float[Array, "*family leaves 6"], log_p: Array, rise_to_8: Array, tame: bool) -> "Tail":
         """From f and log p at the end's ``places``, and from what f(8δ) − f(δ) is by the form that it goes on with.
 
         A density that is not tame may be singular in its derivatives alone, as that of a Beta(2, 1) is in its second parameter.
