@@ -45,7 +45,7 @@ def promoting(function: _F) -> _F:
 
     @functools.wraps(function)
     def promotes(*args, **kwargs):
-        settings = jax.config.jax_numpy_rank_promotion, jax.config.jax_numpy_dtype_promotion
+        settings = jax.numpy_rank_promotion.value, jax.numpy_dtype_promotion.value
         if settings == _OWN:
             result = function(*args, **kwargs)
         else:

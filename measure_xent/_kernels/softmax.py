@@ -144,7 +144,7 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
         if z.dtype.itemsize == 2 and z.shape[-1] >= LONG_ROW:
             platforms["cuda"] = on("cuda")
         # Beyond, a float32 does not number the classes; and where the quick pass fails it makes a NaN.
-        if z.shape[-1] <= 1 << 24 and not jax.config.jax_debug_nans:
+        if z.shape[-1] <= 1 << 24 and not jax.debug_nans.value:
             quick = functools.partial(_quick_pass, classes=classes, asked=asked, exact=cpu)
             # Blocks of rows where the quick pass would store a matrix as large as the logits: half precision's conversion, and
             # rows whose length has no good divisor; for float64 too.
