@@ -41,6 +41,7 @@ from ._measures.atoms import Atoms
 from ._measures.categorical import Bernoulli, Categorical
 from ._measures.discrete import Dirac, Discrete, DiscreteUniform
 from ._measures.measure import Measure
+from ._program import program
 from ._strict import of_user
 
 __all__ = [
@@ -71,6 +72,7 @@ Axis = int | tuple[int, ...] | None
 Where = Bool[ArrayLike, "..."] | None
 
 
+@program
 def softmax_cross_entropy(
     logits: Float[ArrayLike, "..."], labels: Num[ArrayLike, "..."], axis: Axis = -1, where: Where = None
 ) -> Float[Array, "..."]:
@@ -101,6 +103,7 @@ def softmax_cross_entropy(
     return cross_entropy(P, Q)
 
 
+@program
 def safe_softmax_cross_entropy(
     logits: Float[ArrayLike, "*family V"], labels: Num[ArrayLike, "*family V"]
 ) -> Float[Array, "*family"]:
@@ -116,6 +119,7 @@ def safe_softmax_cross_entropy(
     return softmax_cross_entropy(logits, labels)
 
 
+@program
 def softmax_cross_entropy_with_integer_labels(
     logits: Float[ArrayLike, "..."],
     labels: Int[ArrayLike, "..."],
@@ -144,6 +148,7 @@ def softmax_cross_entropy_with_integer_labels(
     return cross_entropy(P if where is None or mask is None else jnp.any(mask, -1) * P, _restricted(z, mask))
 
 
+@program
 def sigmoid_binary_cross_entropy(
     logits: Float[ArrayLike, "*family"], labels: Num[ArrayLike, "*family"]
 ) -> Float[Array, "*family"]:
@@ -164,6 +169,7 @@ def sigmoid_binary_cross_entropy(
     return cross_entropy(_outcome(logits, labels), Bernoulli(jnp.asarray(logits)))
 
 
+@program
 def sigmoid_focal_loss(
     logits: Float[ArrayLike, "*family"],
     labels: Num[ArrayLike, "*family"],
@@ -206,6 +212,7 @@ def sigmoid_focal_loss(
     return null_safe_product(alpha * one + (1 - jnp.asarray(alpha)) * (1 - one), loss)
 
 
+@program
 def poly_loss_cross_entropy(
     logits: Float[ArrayLike, "..."],
     labels: Float[ArrayLike, "..."],
@@ -229,6 +236,7 @@ def poly_loss_cross_entropy(
     return cross_entropy(P, Q) - epsilon * P.expect(log(Q).map(jnp.expm1))
 
 
+@program
 def kl_divergence(
     log_predictions: Float[ArrayLike, "..."],
     targets: Float[ArrayLike, "..."],
@@ -256,6 +264,7 @@ def kl_divergence(
     return -entropy(P) - P.expect(log(Q) + log_partition(Q))  # a logit is log q + A
 
 
+@program
 def kl_divergence_with_log_targets(
     log_predictions: Float[ArrayLike, "..."],
     log_targets: Float[ArrayLike, "..."],
@@ -274,6 +283,7 @@ def kl_divergence_with_log_targets(
     return kl_divergence(log_predictions, jnp.exp(log_targets), axis, where)
 
 
+@program
 def generalized_kl_divergence(
     log_predictions: Float[ArrayLike, "..."],
     targets: Float[ArrayLike, "..."],
@@ -315,6 +325,7 @@ def smooth_labels(
     return labels * takes_part * (1 - alpha) + uniform * alpha
 
 
+@program
 def sparsemax_loss(logits: Float[ArrayLike, "*family"], labels: Int[ArrayLike, "*family"]) -> Float[Array, "*family"]:
     """The sparsemax loss of two classes, elementwise: 0 where a logit is beyond ±1 on the label's side.
 
@@ -335,6 +346,7 @@ def sparsemax_loss(logits: Float[ArrayLike, "*family"], labels: Int[ArrayLike, "
     return multiclass_sparsemax_loss(jnp.stack([jnp.zeros_like(logits), logits], axis=-1), labels)
 
 
+@program
 def multiclass_sparsemax_loss(
     scores: Float[ArrayLike, "*family V"], labels: Int[ArrayLike, "*family"]
 ) -> Float[Array, "*family"]:
@@ -381,6 +393,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Float[
 Reduction = Literal["mean", "sum", "none"]
 
 
+@program
 def cross_entropy_loss(
     logits: Float[ArrayLike, "..."],
     target: Num[ArrayLike, "..."],
@@ -433,6 +446,7 @@ def cross_entropy_loss(
     )
 
 
+@program
 def linear_cross_entropy(
     hidden: Float[ArrayLike, "*rows D"],
     linear_weight: Float[ArrayLike, "C D"],

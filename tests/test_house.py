@@ -10,6 +10,7 @@ import measure_xent
 ROOT = pathlib.Path(measure_xent.__file__).parent
 STOREYS = [  # from the ground up
     "_strict",
+    "_program",
     "_pytree",
     "_kernels",
     "generators",

@@ -24,6 +24,7 @@ from .._kernels.null import nan_where
 from .._kernels.ratio import excess
 from .._kernels.scaled import Ratio
 from .._measures.measure import Measure, enumerable
+from .._program import program
 from ..generators import Generator
 from .information import functional, in_units, kl_divergence
 
@@ -305,6 +306,7 @@ def cumulant(P: Measure, f: Any, *, method: Any = None) -> Float[Array, "*family
     return _cumulant(P, as_integrand(f), None, method)
 
 
+@program
 def _cumulant(P: Measure, f: Integrand, mean: Any, method: Any) -> Any:
     """With E_P[f], if it is known with digits that a sum has not."""
     mass = jnp.where(P.mass == 0, 1, P.mass)
@@ -335,6 +337,7 @@ def _shifted(y: Array) -> tuple[Array, Array]:
     return jnp.expm1(y), jnp.where(y == -jnp.inf, 0, excess(jnp.where(y == -jnp.inf, 0, y)))
 
 
+@program
 def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
     """The greatest value of f where P has mass, ess sup f, of a finite measure.
 

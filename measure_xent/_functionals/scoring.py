@@ -25,6 +25,7 @@ from .._measures.categorical import Categorical
 from .._measures.laws import Continuous
 from .._measures.measure import Measure, enumerable
 from .._measures.statistics import AbsoluteDeviation
+from .._program import program
 from .._pytree import pytree
 from .._strict import custom_jvp
 from .divergences import tsallis_entropy
@@ -203,7 +204,7 @@ def entmax(logits: Float[ArrayLike, "*family V"], alpha: float = 1.5) -> Measure
     logits = real_array("entmax(logits)", logits, floating=True)
     logits = logits.astype(accumulator(logits.dtype))
     _check_order("entmax", alpha)
-    return Categorical(logits) if alpha == 1 else Categorical(probs=_entmax(float(alpha), logits))
+    return Categorical(logits) if alpha == 1 else Categorical(probs=_argmax(float(alpha), logits))
 
 
 def sparsemax(logits: Float[ArrayLike, "*family V"]) -> Measure:
@@ -265,6 +266,7 @@ def _conjugate_jvp(alpha, primals, tangents):
     return _conjugate(alpha, z), jnp.sum(_argmax(alpha, z) * dz, axis=-1)
 
 
+@program
 def _argmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
     """The probabilities of ``entmax``."""
     return softmax(z) if alpha == 1 else _entmax(alpha, z)
@@ -273,6 +275,7 @@ def _argmax(alpha: float, z: Float[Array, "*family V"]) -> Float[Array, "*family
 @functional(
     r"\max_Q \left[\int z \, dQ + \frac{H_\alpha(Q)}{\alpha}\right] - \int z \, dP - \frac{H_\alpha(P)}{\alpha}"
 )
+@program
 def fenchel_young_loss(
     P: Measure, logits: Float[ArrayLike, "*family V"], alpha: float = 1.5
 ) -> Float[Array, "*family"]:

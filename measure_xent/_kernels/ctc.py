@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 
+from .._program import program
 from .._strict import custom_jvp
 from .checks import fitting, real_array
 from .classes import Classes, accumulator, class_index, first_maximum, take
@@ -22,6 +23,7 @@ from .null import where_supported
 from .softmax import log_softmax, softmax
 
 
+@program
 def ctc_loss(
     logits: Float[ArrayLike, "B T K"],
     logit_paddings: Num[ArrayLike, "B T"],
@@ -62,6 +64,7 @@ def ctc_loss(
     return _forward(*_checked(logits, logit_paddings, labels, label_paddings, blank_id))[0]
 
 
+@program
 def ctc_loss_with_forward_probs(
     logits: Float[ArrayLike, "B T K"],
     logit_paddings: Num[ArrayLike, "B T"],

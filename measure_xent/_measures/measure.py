@@ -21,8 +21,22 @@ from .._kernels.mesh import sum_over
 from .._kernels.null import null_atoms, null_safe_product, without
 from .._kernels.scaled import Ratio, ScaledNumber
 from .._kernels.target import Target, expand
+from .._program import program
 from .._pytree import as_node, pytree, set_fields
 from .._strict import of_user
+
+_PROGRAMS = {"mass", "mode", "log_partition", "log_density"}  # beside the integrals
+
+
+def _compile(cls: type) -> None:
+    """Makes programs of what a class of measures computes outside of its integrals."""
+    for name in _PROGRAMS.intersection(vars(cls)):
+        member: Any = vars(cls)[name]
+        if isinstance(member, property):
+            getter: Any = member.fget
+            setattr(cls, name, property(program(getter), doc=member.__doc__))
+        else:
+            setattr(cls, name, program(member))
 
 
 class Measure(abc.ABC):
@@ -48,6 +62,10 @@ class Measure(abc.ABC):
         >>> float(Die(6).expect(lambda face: face)), float(mx.entropy(Die(6)))
         (3.5, 1.791759)
     """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        _compile(cls)
 
     @property
     @abc.abstractmethod
@@ -163,6 +181,7 @@ class Measure(abc.ABC):
         """The mass where the shapes alone say it, so that normalising makes no atom null."""
         return None
 
+    @program
     def expect(
         self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None, method: Any = None
     ) -> PyTree[Shaped[Array, "..."]]:
@@ -192,6 +211,7 @@ class Measure(abc.ABC):
         """
         return self._integral(f, batch_size, method).checked
 
+    @program
     def integrate(
         self, f: Callable | Integrand | dict | tuple | list, *, batch_size: int | None = None, method: Any = None
     ) -> Integral:
@@ -595,3 +615,6 @@ class Lowered(Measure):
 
     def forms(self):
         return self.lowered
+
+
+_compile(Measure)

@@ -1,8 +1,6 @@
 """Methods of quadrature, iterated in more than one dimension."""
 
 import abc
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,8 @@ from .._kernels.null import null_safe_product
 from .._kernels.tanh_sinh import END
 from .._measures.laws import Continuous, Integers, Law, Vectors
 from .._measures.nested import Nested, count
+from .._program import program
 from .._pytree import pytree, static
-from .._strict import seen_by_user
 from .adaptive import Panels, flattened, judged, over_the_integers, over_the_line
 from .iterated import Inner, iterated
 from .method import Method
@@ -86,29 +84,11 @@ class Adaptive(Deterministic):
 @rule(Law, Integrand)
 def without_a_method(P: Law, f: Integrand) -> Integral:
     """∫ f dP by adaptive quadrature."""
-    # One program also where nobody compiles: one for each of its operations would take longer than the integral. A user's
-    # function is compiled anew, for what it closes over may have changed.
-    compiled = (
-        jax.jit(lambda P, f, _: Adaptive().over(P, f), static_argnums=2)
-        if _has_function_of_users((P, f))
-        else _compiled
-    )
-    return compiled(P, f, seen_by_user())
+    return _compiled(P, f)
 
 
-_compiled = jax.jit(lambda P, f, _: Adaptive().over(P, f), static_argnums=2)
-
-
-def _has_function_of_users(node: Any) -> bool:
-    is_function = lambda node: isinstance(node, jax.tree_util.Partial)
-    functions = [leaf for leaf in jax.tree.leaves(node, is_leaf=is_function) if is_function(leaf)]
-    return any(not _is_constant(f.func) or _has_function_of_users((f.args, f.keywords)) for f in functions)
-
-
-def _is_constant(f: Callable) -> bool:
-    """Whether a function reads nothing but its arguments, as those written at the top of this package's modules and JAX's."""
-    home = (getattr(f, "__module__", None) or "").partition(".")[0]
-    return home in ("jax", __package__.partition(".")[0]) and getattr(f, "__closure__", None) is None
+# One program also where nobody compiles: one for each of its operations would take longer than the integral.
+_compiled = program(lambda P, f: jax.jit(lambda P, f: Adaptive().over(P, f))(P, f))
 
 
 @pytree

@@ -1,0 +1,336 @@
+"""Outside of ``jit`` a call is one compiled program, and a call that is alike meets it again.
+
+What a program is made for is the structure of the arguments; arrays are operands, and those that functions close over are, too.
+A function is known by its code, its defaults, what it closes over and the globals that it reads, as they are at the call: one
+made anew is the same, and one of which anything has changed is another. Where that cannot be told, as of an object with fields
+that may change, or where a function asks for an array's value, the call runs as it is written.
+"""
+
+import contextlib
+import dis
+import enum
+import functools
+import sys
+import sysconfig
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.core
+import numpy as np
+
+from ._strict import at_home, seen_by_user
+
+_F = TypeVar("_F", bound=Callable)
+_VALUES = bool | int | float | complex | str | bytes | slice | range | enum.Enum | np.dtype | type(None) | type(...)
+_ASKS_FOR_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+_PRIMAL = {"JVPTracer": "primal", "LinearizeTracer": "primal", "BatchTracer": "val"}
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+
+
+def program(function: _F) -> _F:
+    """Decorator: outside of any trace, calls are compiled, one program for all that are alike.
+
+    The function gives arrays, and is one of its arguments' arrays and structure alone.
+    """
+    call = lambda structure, *operands: structure.call(function, operands)
+    compiled = jax.jit(call, static_argnums=0, inline=True)
+
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        if _thread.tracing:
+            return function(*args, **kwargs)
+        try:
+            structure, operands = _structure_of((args, kwargs))
+        except _Unknown:
+            return function(*args, **kwargs)
+        if not all(map(_has_value, operands)):
+            return _traced(function, args, kwargs)
+        if structure not in _REFUSED:
+            try:
+                return compiled(structure, *operands)
+            except _ASKS_FOR_VALUES:
+                _REFUSED[structure] = None
+                if len(_REFUSED) > 1000:
+                    _REFUSED.pop(next(iter(_REFUSED)))
+        return function(*args, **kwargs)
+
+    return called  # type: ignore[return-value]
+
+
+_REFUSED: dict["_Structure", None] = {}  # whose functions ask for the values of arrays
+
+
+class _Thread(threading.local):
+    tracing = False  # a program, of which whatever is called is a part
+
+
+_thread = _Thread()
+
+
+def _traced(function: Callable, args: Any, kwargs: Any) -> Any:
+    before, _thread.tracing = _thread.tracing, True
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _thread.tracing = before
+
+
+class _Unknown(Exception):
+    """Nobody can say whether the object is what it was."""
+
+
+class _Same:
+    """An object that is equal to itself alone."""
+
+    def __init__(self, x: Any):
+        self.x = x
+
+    def __hash__(self):
+        return id(self.x)
+
+    def __eq__(self, other):
+        return isinstance(other, _Same) and self.x is other.x
+
+
+class _Structure:
+    """What a call is but for its operands: a list of nodes, the last one the arguments. Nodes that are one stay one."""
+
+    def __init__(self, nodes: list["_Node"], settings: Any):
+        self.nodes, self.key = nodes, (tuple(node.key for node in nodes), settings)
+        self.hash = hash(self.key)
+
+    def __hash__(self):
+        return self.hash
+
+    def __eq__(self, other):
+        return isinstance(other, _Structure) and self.hash == other.hash and self.key == other.key
+
+    def call(self, function: Callable, operands: tuple) -> Any:
+        made: list[Any] = []
+        for node in self.nodes:
+            made.append(node.make(made, operands))
+        return _traced(function, *made[-1])
+
+
+class _Node:
+    """A part of the arguments: ``key`` says what it is, ``make`` makes it of the nodes before it and of operands."""
+
+    def __init__(self, key: Any, make: Callable[[list, tuple], Any], operands: bool):
+        self.key, self.make, self.operands = key, make, operands
+
+
+def _structure_of(arguments: Any) -> tuple[_Structure, list]:
+    walk = _Walk()
+    walk(arguments)
+    try:
+        return _Structure(walk.nodes, seen_by_user()), walk.operands
+    except TypeError:  # static fields that have no hash
+        raise _Unknown from None
+
+
+class _Walk:
+    """Makes nodes of an object, those it is made of before itself."""
+
+    def __init__(self):
+        self.nodes: list[_Node] = []
+        self.operands: list[Any] = []
+        self.found: dict[tuple[int, bool], tuple[Any, int]] = {}  # an id's object is kept, so that no other gets it
+        self.open = 0  # how many objects it is in, of which those that are found again are numbered from −1 down
+        self.fixed = 0  # in what cannot be made anew, as classes and modules, arrays are no operands
+        self.codes: list[types.CodeType] = []  # of the functions that lead to where it is
+        self.ours = False  # in a node of this package, numbers are operands, too
+
+    def __call__(self, x: Any) -> int:
+        """The number of x's node."""
+        number = isinstance(x, int | float | complex | np.number) and not isinstance(x, bool)
+        if number and not self.fixed and (self.ours or (self.codes and isinstance(x, np.number))):
+            return self.array(x) if isinstance(x, np.number) else self.operand(x)
+        if isinstance(x, _VALUES | np.generic):
+            return self.add(x, (type(x), repr(x) if isinstance(x, float | complex | slice) else x), ())
+        if isinstance(x, types.ModuleType):
+            return self.module(x)
+        place = id(x), self.fixed > 0
+        if place in self.found:
+            _, i = self.found[place]
+            if i < 0 and not self.fixed:
+                raise _Unknown  # what holds itself cannot be made in any order
+            return i
+        self.open += 1
+        self.found[place] = x, -self.open
+        self.found[place] = x, self.node(x)
+        self.open -= 1
+        return self.found[place][1]
+
+    def add(self, x: Any, key: Any, children: Any, make: Callable | None = None) -> int:
+        children = tuple(children)
+        operands = any(self.nodes[i].operands for i in children if i >= 0)
+        if make is None or not operands:
+            make = lambda made, given: x  # as it is: what a function appends to a list of the user's is there
+        self.nodes.append(_Node((key, children), make, operands))
+        return len(self.nodes) - 1
+
+    def node(self, x: Any) -> int:
+        if isinstance(x, jax.Array | np.ndarray):
+            return self.array(x)
+        if isinstance(x, types.FunctionType):
+            return self.function(x)
+        if isinstance(x, types.MethodType):
+            children = self(x.__func__), self(x.__self__)
+            return self.add(x, "method", children, lambda made, _: types.MethodType(*(made[i] for i in children)))
+        if isinstance(x, functools.partial) and type(x) in (functools.partial, jax.tree_util.Partial):
+            with self.numbers(at_home(x.func)):
+                children, kind = [self(x.func), self(x.args), self(x.keywords)], type(x)
+
+            def make(made, _):
+                f, args, keywords = (made[i] for i in children)
+                return kind(f, *args, **keywords)
+
+            return self.add(x, kind, children, make)
+        if isinstance(x, type):
+            return self.add(x, _Same(x), () if _is_installed(x) else self.members(x))
+        if isinstance(x, types.BuiltinFunctionType) and not isinstance(x.__self__, types.ModuleType | type(None)):
+            raise _Unknown
+        if not jax.tree_util.all_leaves([x]):
+            return self.tree(x)
+        if callable(x) and _is_installed(type(x)):
+            # A compiled function, a NumPy one, a rule of derivatives: known by itself, and by the user's function in it.
+            wrapped = getattr(x, "__wrapped__", None)
+            return self.add(x, _Same(x), () if wrapped is None else [self.as_is(wrapped)])
+        raise _Unknown
+
+    @contextlib.contextmanager
+    def numbers(self, ours: bool):
+        before, self.ours = self.ours, ours
+        yield
+        self.ours = before
+
+    def as_is(self, x: Any) -> int:
+        self.fixed += 1
+        try:
+            return self(x)
+        finally:
+            self.fixed -= 1
+
+    def array(self, x: Any) -> int:
+        if self.fixed:
+            if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+                raise _Unknown
+            return self.add(x, _Same(x), ())
+        if not isinstance(x, jax.Array) and x.dtype.kind not in "biufcV":
+            raise _Unknown
+        if isinstance(x, np.ndarray | np.integer) and x.dtype.kind in "iu" and x.size:
+            held = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+            if not held.min <= x.min() <= x.max() <= held.max:
+                raise _Unknown  # as operands they would wrap
+        return self.operand(x)
+
+    def operand(self, x: Any) -> int:
+        at = len(self.operands)
+        self.operands.append(x)
+        self.nodes.append(_Node((), lambda _, operands: operands[at], True))
+        return len(self.nodes) - 1
+
+    def tree(self, x: Any) -> int:
+        parts, tree = jax.tree.flatten(x, is_leaf=lambda part: part is not x)
+        with self.numbers(self.ours if type(x) in (tuple, list, dict) else at_home(type(x))):
+            children = [self(part) for part in parts]
+        if not _is_installed(type(x)):
+            children = [*children, self.as_is(type(x))]
+        n = len(parts)
+        return self.add(x, tree, children, lambda made, _: tree.unflatten([made[i] for i in children[:n]]))
+
+    def function(self, f: types.FunctionType) -> int:
+        if f.__closure__ is None and _is_installed(f):
+            return self.add(f, _Same(f), ())
+        names = () if _is_installed(f) else [name for name in _globals_of(f.__code__) if name in f.__globals__]
+        self.codes.append(f.__code__)
+        with self.numbers(False):
+            cells = [self.cell(cell) for cell in f.__closure__ or ()]
+            values = [self(f.__globals__[name]) for name in names]
+            defaults = self(f.__defaults__), self(f.__kwdefaults__)
+        self.codes.pop()
+        children = [*defaults, *cells, *values]
+
+        # Of f only what is no array: a program that is kept keeps none.
+        code, space, name, module = f.__code__, f.__globals__, f.__name__, f.__module__
+
+        def make(made, _):
+            own = {**space, **{name: made[i] for name, i in zip(names, values, strict=True)}}
+            new = types.FunctionType(code, own, name, made[defaults[0]], tuple(types.CellType(made[i]) for i in cells))
+            new.__kwdefaults__, new.__module__ = made[defaults[1]], module
+            return new
+
+        return self.add(f, (code, module, tuple(names)), children, make)
+
+    def cell(self, cell: types.CellType) -> int:
+        try:
+            return self(cell.cell_contents)
+        except ValueError:  # not filled yet
+            raise _Unknown from None
+
+    def module(self, x: types.ModuleType) -> int:
+        """Of a user's module its constants, and what the functions that lead here may read of it."""
+        if _is_installed(x):
+            return self.add(x, _Same(x), ())
+        read = frozenset().union(*map(_names_of, self.codes))
+        names = [name for name, value in vars(x).items() if name in read or isinstance(value, _VALUES)]
+        return self.add(x, (_Same(x), tuple(names)), [self.as_is(vars(x)[name]) for name in names])
+
+    def members(self, cls: type) -> list[int]:
+        """What a user's class does: its own functions, and those of the user's classes that it is made of."""
+        children = [self.as_is(base) for base in cls.__bases__ if not _is_installed(base)]
+        for member in vars(cls).values():
+            for f in (member.fget, member.fset) if isinstance(member, property) else (member,):
+                f = getattr(f, "__func__", f)  # of a static or a class method
+                written = (
+                    isinstance(f, types.FunctionType) and f.__code__.co_filename[:1] != "<"
+                )  # by nobody's decorator
+                if written or isinstance(f, _VALUES):
+                    children.append(self.as_is(f))
+        return children
+
+
+def _has_value(x: Any) -> bool:
+    """Whether an operand has a value, perhaps with a derivative or one of a batch, and is not a name in some program."""
+    while isinstance(x, jax.core.Tracer):
+        x = getattr(x, _PRIMAL.get(type(x).__name__, ""), None)
+        if x is None:
+            return False
+    return True
+
+
+@functools.cache
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = (name for x in code.co_consts if isinstance(x, types.CodeType) for name in _globals_of(x))
+    return tuple(sorted(own.union(inner)))
+
+
+@functools.cache
+def _names_of(code: types.CodeType) -> frozenset[str]:
+    inner = (_names_of(x) for x in code.co_consts if isinstance(x, types.CodeType))
+    return frozenset(code.co_names).union(*inner)
+
+
+def _is_installed(x: Any) -> bool:
+    """Whether a function, a class or a module is of this package, of Python or of an installed one: those do not change."""
+    name = x.__name__ if isinstance(x, types.ModuleType) else x.__module__
+    return name is not None and _module_is_installed(name)
+
+
+@functools.cache
+def _module_is_installed(name: str) -> bool:
+    root = name.partition(".")[0]
+    if root == __name__.partition(".")[0] or root in sys.stdlib_module_names - {"__main__"}:
+        return True
+    file = getattr(sys.modules.get(root), "__file__", None)
+    return file is not None and any(place in Path(file).resolve().parents for place in _INSTALLED)
