@@ -249,8 +249,6 @@ class _Walk:
         return self.add(x, tree, children, lambda made, _: tree.unflatten([made[i] for i in children[:n]]))
 
     def function(self, f: types.FunctionType) -> int:
-        if f.__closure__ is None and _is_installed(f):
-            return self.add(f, _Same(f), ())
         names = () if _is_installed(f) else [name for name in _globals_of(f.__code__) if name in f.__globals__]
         self.codes.append(f.__code__)
         with self.numbers(False):

@@ -1,10 +1,15 @@
-"""Property tests have a fixed, small budget; ``pytest --examples 200`` gives them a larger one.
+"""What is run: a part that one can wait for, or with ``--full`` all of it.
 
-So has a sweep, a test over many cases that are alike, such as all measures: it runs some of them, each sweep others.
+Property tests draw ``--examples``, and so many cases has a sweep, a test over many that are alike, such as all measures: each
+sweep others. A test marked ``slow``, which says why, is run in one of five turns; ``--turn`` says which one it is, and moves
+the sweeps on, too.
 """
 
 import collections
+import contextlib
+import ctypes
 import os
+import pathlib
 import resource
 import sys
 import zlib
@@ -44,14 +49,33 @@ COMPILE_MUCH = {
 }
 
 
+TURNS, WORKER = 5, 3 << 29  # the turns of slow tests; what a worker takes, in bytes
+
+
 def pytest_addoption(parser):
     parser.addoption(
-        "--examples", type=int, default=3, help="examples a property test draws, cases a sweep runs (default 3)"
+        "--examples", type=int, help="examples a property test draws, cases a sweep runs (1; with --full, 3)"
+    )
+    parser.addoption("--turn", type=int, default=0, help="which of the slow tests, and of a sweep's cases (0)")
+    parser.addoption("--full", action="store_true", help="all slow tests, in an hour")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many workers as there are cores, and gigabytes and a half."""
+    try:
+        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # no such figure on this system
+        memory = 8 << 30
+    return max(
+        1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), memory // WORKER)
     )
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "sweep: a test whose cases are alike")
+    config.addinivalue_line("markers", "slow(why): a test that is run in one of five turns")
+    if config.option.examples is None:
+        config.option.examples = 3 if config.option.full else 1
     hypothesis.settings.register_profile(
         "budget",
         max_examples=config.getoption("--examples"),
@@ -75,17 +99,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of a sweep as many cases are run as ``--examples`` says, spread over it, other ones in each test."""
-    examples = config.getoption("--examples")
-    sweeps = collections.defaultdict(list)
+    """Of a sweep as many cases are run as ``--examples`` says, spread over it, other ones in each test and turn."""
+    examples, turn, full = (config.getoption(f"--{name}") for name in ("examples", "turn", "full"))
+    sweeps, left_out = collections.defaultdict(list), set()
     for item in items:
         if item.get_closest_marker("sweep"):
             sweeps[item.nodeid.partition("[")[0]].append(item)
-    left_out = set()
     for name, cases in sweeps.items():
         n = max(1, int(examples / max(mark.args[0] for mark in cases[0].iter_markers("sweep"))))
-        kept = {(zlib.crc32(name.encode()) + i * len(cases) // n) % len(cases) for i in range(n)}
+        kept = {(zlib.crc32(name.encode()) + turn + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
+    if not full:
+        another = lambda item: (zlib.crc32(item.nodeid.encode()) + turn) % TURNS != 0
+        left_out.update(item for item in items if item.get_closest_marker("slow") and another(item))
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
@@ -100,8 +126,21 @@ def quick_to_compile(request):
 
 @pytest.fixture(autouse=True)
 def no_gigabytes():
-    """No test takes 2 GiB: its process does not grow by that much at once."""
+    """No test takes 2 GiB: its process does not grow by that much at once. What is compiled is forgotten before it is a lot."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 2**31
+    if resident() > WORKER // 2:
+        jax.clear_caches()
+        with contextlib.suppress(OSError, AttributeError):  # glibc's: what is free goes back to the system
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """The bytes that the process holds; 0 where nobody says."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -275,4 +275,4 @@ def test_the_gradient_of_an_iterated_integral_takes_the_memory_of_a_piece():
     """All of its nodes of nodes at once take 15 MiB and more."""
     noisy = mx.Conditional(lambda x: mx.Normal(jnp.sin(x), 0.3))
     gradient = jax.grad(lambda a: mx.bind(mx.Normal(a, 0.5), noisy).expect(jnp.cos))
-    assert jax.jit(gradient).lower(0.3).compile().memory_analysis().temp_size_in_bytes < 8 << 20
+    assert jax.jit(gradient).lower(0.3).compile().memory_analysis().temp_size_in_bytes < 10 << 20

@@ -37,6 +37,10 @@ from .null import differentiated, null_safe_product
 from .target import Target, expand, is_null, join, split
 
 
+# Of so few the quick pass would save 30 µs, measured on x86 CPUs, and take 0.2 s to compile beside the one it is tried before.
+FEW_LOGITS = 1 << 15
+
+
 class Rows(NamedTuple):
     """What one pass over the logits gives a row; mode and surprisal together, and entropy, where they are asked for."""
 
@@ -136,7 +140,7 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
     if family != z.shape[:-1]:  # several targets a row of logits
         return on("default")(z, target, Target())
     operands = z, *split(target, family)
-    if z.shape[-1] <= SHORT_ROW:
+    if z.shape[-1] <= SHORT_ROW or z.size <= FEW_LOGITS:
         return on("default")(*operands)
     cpu = functools.partial(in_row_blocks, on("cpu"))
     platforms = {"default": on("default")}

@@ -97,6 +97,20 @@ class Panel(NamedTuple):
     off: Float[Array, "*family leaves panels"]
     used: Bool[Array, "*family 17 panels"]
 
+    @property
+    def rows(self) -> Float[Array, "*family rows panels"]:
+        """All of it as one array: a loop that carries one compiles in less."""
+        edges, dtype = (x[..., None, :] for x in self[:2]), self.sums.dtype
+        return jnp.concatenate([x.astype(dtype) for x in (*edges, *self[2:])], axis=-2)
+
+    @classmethod
+    def of(cls, rows: Float[Array, "*family rows panels"], dtype: Any) -> "Panel":
+        """``rows`` again, with the edges in their dtype."""
+        leaves = (rows.shape[-2] - len(POINTS) - 5) // 4
+        cuts = np.cumsum([1, 1, *[leaves + 1] * 3, leaves])
+        a, b, sums, gaps, sizes, off, used = jnp.split(rows, cuts, axis=-2)
+        return cls(a[..., 0, :].astype(dtype), b[..., 0, :].astype(dtype), sums, gaps, sizes, off, used > 0)
+
 
 class Panels:
     """The panels of one integral over the line: where they are cut, and the sums over them.
@@ -298,31 +312,30 @@ class Panels:
             return (gaps / jnp.maximum(sizes.sum(-1, keepdims=True), jnp.finfo(self.dtype).tiny)).max(-2)
 
         def halve(state):
-            i, panels, tails, _ = state
+            i, rows, far, tails, _ = state
             new = m + HALVED * i + np.arange(HALVED)
             # The first turn is for what the ends are like: its panels have no length.
-            worst = jnp.where(i == 0, new, lax.top_k(off(panels), HALVED)[1])
-            left, right = (jnp.take_along_axis(x, worst, axis=-1) for x in panels[:2])
+            worst = jnp.where(i == 0, new, lax.top_k(far, HALVED)[1])[..., None, :]
+            left, right = jnp.moveaxis(jnp.take_along_axis(rows[..., :2, :], worst, axis=-1), -2, 0).astype(self.dtype)
             middle = (left + right) / 2
             a, b = jnp.concatenate([left, middle], axis=-1), jnp.concatenate([middle, right], axis=-1)
             look, terms, beside = self.terms(self._nodes(a, b), tails, len(POINTS))
             n = 2 * HALVED * len(POINTS)
-            rows = lambda x: x[..., :n].reshape(*x.shape[:-1], -1, len(POINTS))
-            seen = Panel(a, b, *_rules(rows(terms)), rows(beside).sum(-1), jnp.swapaxes(rows(look.used), -1, -2))
-
-            def store(x, seen):
-                old, fresh = jnp.split(seen, 2, axis=-1)
-                at = worst if x.ndim == worst.ndim else jnp.broadcast_to(worst[..., None, :], old.shape)
-                x = jnp.put_along_axis(x, at, old, axis=-1, inplace=False)
-                return lax.dynamic_update_slice_in_dim(x, fresh, m + HALVED * i, axis=-1)
-
-            panels = jax.tree.map(store, panels, seen)
+            by_panel = lambda x: x[..., :n].reshape(*x.shape[:-1], -1, len(POINTS))
+            used = jnp.swapaxes(by_panel(look.used), -1, -2)
+            old, fresh = jnp.split(
+                Panel(a, b, *_rules(by_panel(terms)), by_panel(beside).sum(-1), used).rows, 2, axis=-1
+            )
+            rows = jnp.put_along_axis(rows, jnp.broadcast_to(worst, old.shape), old, axis=-1, inplace=False)
+            rows = lax.dynamic_update_slice_in_dim(rows, fresh, m + HALVED * i, axis=-1)
             tails = jax.tree.map(lambda learnt, known: jnp.where(i == 0, learnt, known), self.learn(look), tails)
-            return lax.stop_gradient((i + 1, panels, tails, terms[..., :-1, n:]))
+            return lax.stop_gradient((i + 1, rows, off(Panel.of(rows, self.dtype)), tails, terms[..., :-1, n:]))
 
-        unfinished = lambda state: (state[0] < rounds) & jnp.any(off(state[1]).sum(-1) > goal)
+        unfinished = lambda state: (state[0] < rounds) & jnp.any(state[2].sum(-1) > goal)
         at_watched = jnp.zeros((*self.family, leaves, self.watched.u.shape[-1]), dtype)
-        _, panels, tails, at_watched = lax.while_loop(unfinished, halve, (0, start, self.unknown(), at_watched))
+        everything = 0, start.rows, off(start), self.unknown(), at_watched
+        _, rows, _, tails, at_watched = lax.while_loop(unfinished, halve, everything)
+        panels = Panel.of(rows, self.dtype)
         used = jnp.swapaxes(panels.used, -1, -2).reshape(*self.family, -1)
         value = panels.sums[..., :-1, :].sum(-1)
         value = self.derived(value, self._nodes(*self._moved(panels, at_watched)), tails, used)

@@ -2,23 +2,47 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._forms.normal_form import NormalForm, check_one_space
+from .._forms.normal_form import Form, NormalForm, check_one_space
+from .._forms.smooth_form import Smooth
 from .._integrands.density import LogDensity, LogRatio, log
 from .._integrands.integral import Integral, together
 from .._integrands.integrand import Constant, Integrand, Multiple, Sum, Tree
 from .._integrands.rules import integrate, rule
 from .._kernels.null import null_safe_product
+from .._measures.laws import Continuous, Integers
 from .._measures.measure import Measure
 
 
 @rule(Measure, Integrand)
 def enumerate_atoms(P, f):
-    """Σ_x P({x}) f(x)."""
-    return functools.reduce(Integral.__add__, (form.integrate(f) for form in P.forms()))
+    """Σ_x P({x}) f(x), and ∫ f of each law in it."""
+    alike: dict[Any, list[Form]] = {}
+    for form in P.forms():
+        alike.setdefault(_kind(form) or len(alike), []).append(form)
+    return functools.reduce(Integral.__add__, (_integrate(forms, f) for forms in alike.values()))
+
+
+def _kind(form: Form) -> Any:
+    """What laws on the line have in common whose integrals are one program, of a family; None of anything else."""
+    if not isinstance(form, Smooth) or not isinstance(form.law, Continuous | Integers):
+        return None
+    if form.factors or form.transform is not None or form.method is not None:
+        return None
+    leaves, tree = jax.tree.flatten(form)
+    return tree, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def _integrate(forms: list[Any], f: Integrand) -> Integral:
+    if len(forms) == 1:
+        return forms[0].integrate(f)
+    rank = max(len(forms[0].family), len(f.shape))
+    family = jax.tree.map(lambda *x: jnp.stack(x), *(form.at_rank(rank) for form in forms))
+    return jax.tree.map(lambda x: x.sum(0) if jnp.ndim(x) else x, family.integrate(f))
 
 
 @rule(Measure, LogDensity, Measure)

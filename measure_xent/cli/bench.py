@@ -18,6 +18,7 @@ import jax
 
 from .contestants import HEAD_OPERATIONS, OPERATIONS, Case
 from .terminal import CommandError, positive
+from .touch import calls, steps
 
 # What is timed without being asked for something else: shapes, dtypes and operations by device and kind.
 TABLES: dict[tuple[str, str], tuple[list[str], list[str], list[str]]] = {
@@ -34,6 +35,7 @@ TABLES: dict[tuple[str, str], tuple[list[str], list[str], list[str]]] = {
 BOUNDS = {"float32": (1e-3, 1e-2), "bfloat16": (1e-2, 2e-2), "float16": (1e-2, 1e-2)}
 EPILOG = f"""
 "rows" are losses of logits that exist, "head" those of hidden @ weight, whose logits need not; without either both are timed.
+"touch" is what a notebook feels: the first call outside of jit, the next ones, and what compiling a step takes.
 Ratios are ours over theirs, of medians of interleaved runs: under 1 is faster than the peer. The limit is a pure read of the
 logits for a value, a read and a write for a gradient, three matmuls for the matmul and the head (one for its value).
 Temporaries are the compiler's own count, what the program needs beside its arguments and results; peak is all three together.
@@ -49,6 +51,7 @@ examples:
   measure-xent bench rows --shapes 4096x50257 --dtypes bfloat16 --operations value gradient --json
   measure-xent bench head --shapes 1024x512x50257 --plot bench.png
   measure-xent bench --device gpu
+  measure-xent bench touch
 """
 
 
@@ -74,7 +77,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", nargs="?", choices=["rows", "head"], help="one table alone")
+    add("what", nargs="?", choices=["rows", "head", "touch"], help="one table alone")
     add("--device", choices=["cpu", "gpu"], help="where to run, and whose shapes (JAX's default device)")
     add("--shapes", nargs="+", type=_shape, metavar="SHAPE", help="ROWSxCLASSES, of the head TOKENSxFEATURESxCLASSES")
     add("--dtypes", nargs="+", choices=list(BOUNDS), help="(float32, on a GPU bfloat16)")
@@ -94,6 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     console = Console(stderr=True)
     device = _device(arguments.device)
+    if arguments.what == "touch":
+        with jax.default_device(device):
+            return touch(arguments, device)
     cases = _cases(arguments, device.platform)
     figures = []
     with Progress(console=console) as progress, jax.default_device(device):
@@ -122,6 +128,37 @@ def run(arguments: argparse.Namespace) -> int:
             bench_report(arguments.plot, figures, versions)
         except (OSError, ValueError) as error:
             raise CommandError(f"--plot {arguments.plot}: cannot be written: {error}") from None
+    return 0
+
+
+def touch(arguments: argparse.Namespace, device: Any) -> int:
+    """The table of first calls."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for flag in ("shapes", "dtypes", "operations", "plot"):
+        if getattr(arguments, flag):
+            raise CommandError(f"--{flag}: bench touch has one table")
+    figures = [*calls(arguments.repeats), *steps()]
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "optax")} | {"device": device.device_kind}
+    if arguments.json:
+        print(json.dumps({"versions": versions, "figures": [figure._asdict() for figure in figures]}, indent=1))
+        return 0
+    table = Table(title=", ".join(f"{k} {v}" for k, v in versions.items()), title_justify="left")
+    table.add_column("ms")
+    for column in ("first", "again", "peer", "first", "again", "again / peer"):
+        table.add_column(column, justify="right")
+    for name, first, again, peer, peer_first, peer_again in figures:
+        row = (
+            f"{first:.0f}",
+            f"{again:.1f}",
+            peer,
+            f"{peer_first:.0f}",
+            f"{peer_again:.1f}",
+            f"{again / peer_again:.1f}",
+        )
+        table.add_row(name, *row)
+    Console(width=max(100, Console().width)).print(table)
     return 0
 
 
