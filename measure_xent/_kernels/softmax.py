@@ -36,7 +36,6 @@ from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
 from .target import Target, expand, is_null, join, split
 
-
 # Of so few the quick pass would save 30 µs, measured on x86 CPUs, and take 0.2 s to compile beside the one it is tried before.
 FEW_LOGITS = 1 << 15
 
