@@ -18,6 +18,8 @@ import hypothesis
 import jax
 import pytest
 
+from measure_xent._kernels import softmax
+
 COMPILE_MUCH = {
     "test_accumulation",
     "test_by_products",
@@ -85,6 +87,7 @@ def pytest_configure(config):
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     hypothesis.settings.load_profile("budget")
+    softmax.FEW_LOGITS = 0  # a small matrix is tested as a large one
     jax.config.update("jax_numpy_rank_promotion", "allow")
     jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for shard_map
     # What one worker, one run of the command, or the run of tests before has compiled, the others load.

@@ -48,6 +48,18 @@ def test_head(capsys):
     assert "17x6x40" in capsys.readouterr().out
 
 
+@pytest.mark.slow("compiles each of nine calls, and its peer's, twice")
+def test_touch(capsys):
+    """First calls and next ones, and compiling."""
+    assert main(["bench", "touch", "--repeats", "3", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert len(figures) == 9
+    for figure in figures:
+        assert min(figure[name] for name in ("first", "again", "peer_first", "peer_again")) > 0
+    assert main(["bench", "touch", "--shapes", "9x10"]) == 1
+    assert "--shapes: bench touch has one table" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("operation", HEAD_OPERATIONS)
 def test_the_contestants_of_the_head_agree(operation):
     """What is timed is the same number."""

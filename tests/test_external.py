@@ -1,7 +1,7 @@
 """Distributions of numpyro, distrax and TFP as measures; our numbers and gradients beside theirs, scipy's and efax's.
 
-Of the peers, numpyro and TFP come with the ``test`` extra. distrax asks for a release of TFP that new JAX cannot import, efax
-for Python 3.12: they are tested where they are installed.
+Of the peers, numpyro comes with the ``test`` extra, and TFP, of which no release works with new JAX, with ``dev``. distrax asks
+for such a release, efax for Python 3.12: they are tested where they are installed.
 """
 
 import importlib

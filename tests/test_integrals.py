@@ -276,3 +276,42 @@ def test_the_gradient_of_an_iterated_integral_takes_the_memory_of_a_piece():
     noisy = mx.Conditional(lambda x: mx.Normal(jnp.sin(x), 0.3))
     gradient = jax.grad(lambda a: mx.bind(mx.Normal(a, 0.5), noisy).expect(jnp.cos))
     assert jax.jit(gradient).lower(0.3).compile().memory_analysis().temp_size_in_bytes < 10 << 20
+
+
+CHARACTERISTIC = {  # E exp(itX)
+    "normal": (lambda: mx.Normal(0.5, 2.0), lambda t: np.exp(0.5j * t - 2 * t**2)),
+    "gamma": (lambda: mx.Gamma(2.0, 3.0), lambda t: (1 - 1j * t / 3) ** -2),
+    "uniform": (lambda: mx.Uniform(0.0, 1.0), lambda t: (np.exp(1j * t) - 1) / (1j * t)),
+    "poisson": (lambda: mx.Poisson(2.0), lambda t: np.exp(2 * (np.exp(1j * t) - 1))),
+    "mixed": (
+        lambda: 0.5 * mx.Dirac(1.0) + 0.5 * mx.Normal(0.0, 1.0),
+        lambda t: (np.exp(1j * t) + np.exp(-t * t / 2)) / 2,
+    ),
+}
+
+
+@sweep("name", CHARACTERISTIC, cost=0.5)
+def test_characteristic_functions(name):
+    """Complex integrands, by every method; a derivative in t."""
+    P, of = CHARACTERISTIC[name]
+    total = P().integrate(lambda x: jnp.exp(1.3j * x))
+    np.testing.assert_allclose(total.value, of(1.3), atol=2e-6)
+    assert total.status == 0
+    assert jnp.isrealobj(total.error)
+    assert abs(total.value - of(1.3)) <= total.error + 1e-6
+    sampled = P().integrate(lambda x: jnp.exp(1.3j * x), method=mx.MonteCarlo(jax.random.key(0), 10_000))
+    assert abs(sampled.value - of(1.3)) <= 5 * sampled.error + 1e-6
+    slope = jax.jacfwd(lambda t: P().expect(lambda x: jnp.exp(1j * t * x)))(1.3)
+    np.testing.assert_allclose(slope, (of(1.3 + 1e-5) - of(1.3 - 1e-5)) / 2e-5, atol=1e-4)
+
+
+def test_a_mixture_of_like_laws_is_one_program():
+    """The integrals against laws that are alike are one, of a family: five laws compile in about as much as one."""
+    lines = lambda n: len(
+        jax.jit(lambda: mx.entropy(sum(mx.Normal(float(i), 1.0) / n for i in range(n)))).lower().as_text().splitlines()
+    )
+    assert lines(5) < 1.5 * lines(2)
+    P = sum(mx.Normal(jnp.array([0.0, i]), 1.0) / 3 for i in (1.0, 2.0, 4.0))
+    got = P.expect({"mean": lambda x: x, "square": lambda x: jnp.stack([x**2, 1 + x])})
+    np.testing.assert_allclose(got["mean"], [0, 7 / 3], atol=1e-5)
+    np.testing.assert_allclose(got["square"], [[1, 1], [8, 10 / 3]], rtol=1e-5)

@@ -447,6 +447,8 @@ def flattened(values: Any, w: Float[Array, "*family n"]) -> tuple[Array, Array, 
     leaves, tree = jax.tree.flatten(values)
     leaves = [jnp.asarray(v) for v in leaves]
     leaves = [v.reshape(v.shape + (1,) * (w.ndim - v.ndim)) for v in leaves]
+    of_two = [jnp.iscomplexobj(v) for v in leaves]  # a complex number is two, each with an error
+    leaves = [jnp.stack([v.real, v.imag], axis=-1) if two else v for v, two in zip(leaves, of_two, strict=True)]
     events = [v.shape[w.ndim :] for v in leaves]
     family = jnp.broadcast_shapes(w.shape, *(v.shape[: w.ndim] for v in leaves))
     flat = [
@@ -458,8 +460,11 @@ def flattened(values: Any, w: Float[Array, "*family n"]) -> tuple[Array, Array, 
     stops = np.cumsum([int(np.prod(e)) for e in events])[:-1]
 
     def back(x: Array) -> Any:
-        parts = jnp.split(x, stops, axis=rank)
-        return tree.unflatten([part.reshape(*x.shape[:rank], *e) for part, e in zip(parts, events, strict=True)])
+        parts = [
+            part.reshape(*x.shape[:rank], *e) for part, e in zip(jnp.split(x, stops, axis=rank), events, strict=True)
+        ]
+        joined = lambda part: lax.complex(part[..., 0], part[..., 1])
+        return tree.unflatten([joined(part) if two else part for part, two in zip(parts, of_two, strict=True)])
 
     return flat, w, back
 
@@ -482,4 +487,4 @@ def judged(
     # The logarithm of a density that is far from 1 has few digits behind its point.
     error = lax.stop_gradient(error + 32 * eps * size + jnp.finfo(value.dtype).tiny)
     watched = f.watched(value.shape[-1])
-    return Integral(back(value), back(error), wrong[..., :watched].any(-1).astype(jnp.int32))
+    return Integral(back(value), jax.tree.map(jnp.abs, back(error)), wrong[..., :watched].any(-1).astype(jnp.int32))

@@ -104,7 +104,9 @@ def _mean(terms, back):
     total, largest = squares.sum(-1), squares.max(-1)
     one_decides = jnp.any((largest > total / 4) & (n >= 100), axis=-1)
     error = jnp.sqrt(total / (float(n) * (n - 1)))
-    return Integral(back(value), back(error), (one_decides | jnp.isnan(value).any(-1)).astype(jnp.int32))
+    return Integral(
+        back(value), jax.tree.map(jnp.abs, back(error)), (one_decides | jnp.isnan(value).any(-1)).astype(jnp.int32)
+    )
 
 
 @pytree
