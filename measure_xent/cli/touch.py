@@ -73,12 +73,12 @@ def _calls() -> list[tuple[str, Callable, str, Callable]]:
     both = lambda f: jax.value_and_grad(f, (0, 1))(*operands)
     found.append((f"{name}", lambda: head(*operands), "optax", lambda: plain(*operands)))
     found.append((f"{name}, gradients", lambda: both(head), "optax", lambda: both(plain)))
-    P, cos = mx.Normal(0.0, 1.0), jax.jit(jnp.cos)
+    P, cos = mx.Normal(), jax.jit(jnp.cos)
     found.append(("expect of a new lambda", lambda: P.expect(lambda x: jnp.cos(x)), "a jitted cos", lambda: cos(1.0)))
     a, b = (jax.random.normal(key, (64, 3000)) for key in keys[2:])
     ours = lambda: mx.jensen_shannon(mx.Categorical(a), mx.Categorical(b))
     found.append(("jensen_shannon [64, 3000]", ours, "by hand", lambda: _jensen_shannon(a, b)))
-    mixture = lambda: mx.entropy(0.5 * mx.Normal(0.0, 1.0) + 0.5 * mx.Normal(2.0, 1.0))
+    mixture = lambda: mx.entropy(0.5 * mx.Normal() + 0.5 * mx.Normal(jnp.array(2.0)))
     found.append(("entropy of a mixture", mixture, "a jitted cos", lambda: cos(1.0)))
     return found
 
