@@ -73,7 +73,9 @@ def test_sums_of_one_pass_each_write_nothing(asked):
 
     The first maximum is sought in the part of a row, of 25 classes here, whose own is the largest: a number a part.
     """
-    dense = lambda z, p: softmax._pass(z, Target(dense=p), Target(), classes=Classes(CLASSES), asked=asked, plain=True)
+    dense = lambda z, p: softmax._pass(
+        z, Target(dense=p), Target(), classes=Classes(CLASSES), row_statistics=asked, plain=True
+    )
     assert cost(dense, LOGITS, LOGITS)["temporaries"] <= (96 + 4 * CLASSES // 25) * ROWS
 
 

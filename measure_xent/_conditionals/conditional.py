@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from .._forms.smooth_form import Smooth
+from .._forms.law_form import LawForm
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate, rule
@@ -124,8 +124,8 @@ def tower(P: Measure, f: Any) -> Any:
     """∫ f(x, y) dP(x, y) = ∫ (∫ f(x, y) P_x(dy)) dμ(x) for functions of K(x): one inner integral a row, all in one family."""
 
     inner = lambda x, target, lead: integrate(Lowered((target,)), f.given(f.model.family(x, lead)))
-    part = lambda rows: rows.integrate(f) if isinstance(rows, Smooth) else rows.outer(inner)
-    return functools.reduce(Integral.__add__, (part(rows) for form in P.forms() for rows in form.rows(f.of_x)))
+    part = lambda rows: rows.integrate(f) if isinstance(rows, LawForm) else rows.outer(inner)
+    return functools.reduce(Integral.__add__, (part(rows) for form in P.forms() for rows in form.rows(f.ignores_y)))
 
 
 @rule(Law, Integrand, AbstractConditional)

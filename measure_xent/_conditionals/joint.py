@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._forms.law_form import LawForm, has_law
 from .._forms.normal_form import Disintegration, Form, NormalForm, stand_in
-from .._forms.smooth_form import Smooth, is_smooth
 from .._kernels.classes import class_index, out_of_range, take
 from .._kernels.null import null_atoms, where_supported, without
 from .._kernels.scaled import ScaledNumber
@@ -251,7 +251,9 @@ class Joint(Combination):
             (p,) = atoms  # a measure of several forms has no one list of atoms to index
             laws = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
         else:
-            laws = [(p, form.at_rank(rank + 1)) for p in atoms for form in self.K.family(p[0], p[1].ndim).forms()]
+            laws = [
+                (p, form.with_family_rank(rank + 1)) for p in atoms for form in self.K.family(p[0], p[1].ndim).forms()
+            ]
         rows = tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
         return rows + tuple(nested(form, self.K, self.shape) for form in laws_of_x)
 
@@ -351,8 +353,8 @@ class Bind(Combination):
 
     @staticmethod
     def _marginal(form):
-        law = mixture(form.law.outer, form.law.K) if isinstance(form, Smooth) else None
-        return form.marginal() if law is None else (Smooth(law, form.c),)
+        law = mixture(form.law.outer, form.law.K) if isinstance(form, LawForm) else None
+        return form.marginal() if law is None else (LawForm(law, form.c),)
 
     def parts(self) -> Any:
         kinds = _parts_of(self.joint.K, self.joint.P)
@@ -387,7 +389,7 @@ class Bind(Combination):
         """(V, if y are classes and nothing else, how many axes of its own each coordinate of y has)."""
         targets = [target for form in self.joint.forms() for target in _targets(form)]
         counts = {t.classes if isinstance(t, NormalForm) and t.weights is None else None for t in targets}
-        events = [[t.event_rank] if is_smooth(t) else _events(t) for t in targets]
+        events = [[t.event_rank] if has_law(t) else _events(t) for t in targets]
         return counts.pop() if len(counts) == 1 else None, [max(each) for each in zip(*events, strict=True)]
 
     def _at(self, y: tuple, events: list[int]) -> ScaledNumber:
@@ -420,7 +422,7 @@ def _of_atoms(joint: Joint, points: tuple, weights: Array, certain: bool, y: tup
 
 def _targets(form: Any) -> Any:
     """The forms of y given x, of a form of (x, y)."""
-    if not isinstance(form, Smooth):
+    if not isinstance(form, LawForm):
         return (form.target,)
     x, weight = form.law.outer.draw(Blank())
     return form.law.K.family(_coordinates(x), weight.ndim).forms()
@@ -442,7 +444,7 @@ def _one_axis(form: Form, axes: tuple[int, ...], rank: int) -> Form:
             return x.reshape(*own[:rank], 1, *rest)
         return jnp.broadcast_to(x, (*own[:rank], *axes[rank:], *rest)).reshape(*own[:rank], -1, *rest)
 
-    return form.at_rank(len(axes)).map_family(merge)
+    return form.with_family_rank(len(axes)).map_family(merge)
 
 
 between(Measure, Bind)(against_the_first)  # against Q its costly density would be integrated too

@@ -175,9 +175,9 @@ class LinearCategorical(Measure):
     def scaled_density(self, *x):
         return self.dense.scaled_density(*x)
 
-    def row(self, against: Target, asked: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
+    def row(self, against: Target, row_statistics: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
         """Every row's figures against its target, of the classes here; the targets' family is this one's."""
-        return self.per_row(functools.partial(_row, asked=asked), against, deferred)
+        return self.per_row(functools.partial(_row, row_statistics=row_statistics), against, deferred)
 
     def per_row(self, function: Callable, against: Target, deferred: tuple) -> Any:
         """A function of the head, hidden @ weight and the target, of every row, in blocks of rows."""
@@ -233,12 +233,12 @@ def _logits_of(hidden, head):
 
 
 def _row(
-    head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any, asked: tuple[str, ...] = ()
+    head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any, row_statistics: tuple[str, ...] = ()
 ) -> Row:
     """The figures of a block of rows, from hidden @ weight and what ``_operands`` took apart."""
     rest, parts = shared
     against = _target(own, indices, parts, head)
-    return Row.of(against, rows(_logits(product, rest), against, asked, head.axis_name), head.parts)
+    return Row.of(against, rows(_logits(product, rest), against, row_statistics, head.axis_name), head.parts)
 
 
 def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
@@ -312,11 +312,11 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
         check_labels(form, Q.shape, Q.head.classes)
         against = target(form, Q.head.classes, "LinearSoftmax")
         if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
-            row = Q.row(_here(against, Q.head), f.asked, form.deferred)  # type: ignore[union-attr]
+            row = Q.row(_here(against, Q.head), f.row_statistics, form.deferred)  # type: ignore[union-attr]
         else:  # several targets a row of logits
             against, logits = written_target(form, Q.head.classes, "LinearSoftmax"), Q.dense.logits
-            row = Row.of(against, rows(logits, against, f.asked), Classes.of(logits))
-        part = f.over_row(row)
+            row = Row.of(against, rows(logits, against, f.row_statistics), Classes.of(logits))
+        part = f.integrate_row(row)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 
@@ -329,11 +329,11 @@ def _one_batch(pair: Any) -> bool:
 def integral_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f(h, y) dP for functions of Categorical(h @ weight): P has the rows' weights, so one pass gives value and gradient."""
     Q = f.model
-    pairs: Any = [pair for form in P.forms() for pair in form.rows(f.of_x)]
+    pairs: Any = [pair for form in P.forms() for pair in form.rows(f.ignores_y)]
     plain = lambda pair: isinstance(pair, Disintegration) and isinstance(pair.target, NormalForm)
     if f.shape or not all(plain(pair) and _one_batch(pair) for pair in pairs):
         return NotImplemented  # a family of integrals, or a law, is the tower's
-    function, asked = jax.tree.map(jnp.asarray, with_model(f, None)), f.asked
+    function, row_statistics = jax.tree.map(jnp.asarray, with_model(f, None)), f.row_statistics
     # −f is integrated: the cotangent of −P.expect(log(Q)) is 1 then, and the gradient [D, V] is not copied to change its sign.
     sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
 
@@ -341,7 +341,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
 
     def values(product, shared, own, indices):
         function, head, parts = shared
-        value = function.over_row(_row(shapes, product, (head, parts), own, indices, asked))
+        value = function.integrate_row(_row(shapes, product, (head, parts), own, indices, row_statistics))
         return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):

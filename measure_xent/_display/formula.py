@@ -11,8 +11,8 @@ from jax.core import Tracer
 
 from .._conditionals.conditional import AbstractConditional
 from .._conditionals.joint import Bind, Joint, ProductMeasure
+from .._forms.law_form import LawForm
 from .._forms.normal_form import NormalForm
-from .._forms.smooth_form import Smooth
 from .._integrands.density import LogDensity, RadonNikodym
 from .._integrands.integrand import Composed, Function, Integrand, Multiple, Product
 from .._integrands.integrand import Sum as SumOfFunctions
@@ -48,10 +48,10 @@ def _space(P: Measure) -> str:
     classes = {form.classes for form in forms if isinstance(form, NormalForm) and form.classes}
     if classes and all(isinstance(form, NormalForm) for form in forms):
         return f"on the {max(classes)} classes 0…{max(classes) - 1}"
-    vectors = any(form.event_rank for form in forms if isinstance(form, Smooth))
+    vectors = any(form.event_rank for form in forms if isinstance(form, LawForm))
     density = f"with a density on {'vectors' if vectors else 'the line'}"
-    kinds = ["on the integers" if isinstance(f.law, Integers) else density for f in forms if isinstance(f, Smooth)]
-    atoms = ["made of atoms"] if any(not isinstance(form, Smooth) for form in forms) else []
+    kinds = ["on the integers" if isinstance(f.law, Integers) else density for f in forms if isinstance(f, LawForm)]
+    atoms = ["made of atoms"] if any(not isinstance(form, LawForm) for form in forms) else []
     return " and ".join(dict.fromkeys(atoms + kinds))
 
 

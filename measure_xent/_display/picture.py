@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .._forms.law_form import LawForm
 from .._forms.normal_form import NormalForm
-from .._forms.smooth_form import Smooth
 from .._measures.laws import Integers, Line
 from .._measures.measure import Measure
 from .formula import words
@@ -77,7 +77,7 @@ def picture(P: Measure) -> Picture | None:
             return None
         atoms = [pair for form in forms for pair in _atoms(form)]
         x, masses = (_members(P, [pair[i] for pair in atoms]) for i in (0, 1))
-        grid, density = _density(P, [f for f in forms if isinstance(f, Smooth) and not isinstance(f.law, Integers)])
+        grid, density = _density(P, [f for f in forms if isinstance(f, LawForm) and not isinstance(f.law, Integers)])
     except (NotImplementedError, TypeError):  # such as the density of an image without an inverse
         return None
     fine = np.isfinite(x).all(where=masses != 0) and np.isfinite(masses).all() and not np.isnan(density).any()
@@ -88,7 +88,7 @@ def picture(P: Measure) -> Picture | None:
 
 
 def _on_numbers(form: Any) -> bool:
-    if isinstance(form, Smooth):
+    if isinstance(form, LawForm):
         return not form.event_rank and isinstance(form.law, Line)
     return isinstance(form, NormalForm) and (form.weights is None or np.ndim(form.points) == form.weights.ndim)
 

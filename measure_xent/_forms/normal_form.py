@@ -3,9 +3,8 @@
 Atoms           Σ_j weights_j δ_{points_j} + background·(counting measure on classes) + dense, on one space, the dense part
                 written out or deferred;
 Disintegration  ∫ δ_x ⊗ P_x dμ(x), a measure on tuples kept as its marginal μ and the laws P_x of the last coordinate,
-                so that a Markov kernel is evaluated once per x and never once per pair.
-
-Smooth          a law with a density (``_smooth_form``).
+                so that a Markov kernel is evaluated once per x and never once per pair;
+LawForm         a law with a density (``law_form``).
 
 A measure lowers to a tuple of them, whose sum it is.
 """
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._integrands.composites import Given
+from .._integrands.composites import Section
 from .._integrands.integral import Integral, align
 from .._integrands.integrand import Integrand, as_integrand, at
 from .._kernels.classes import accumulator, class_index
@@ -26,8 +25,8 @@ from .._kernels.matching import mass_of
 from .._kernels.mesh import sum_over, zeros
 from .._kernels.null import null_atoms, null_safe_product, values_at, where_supported, without
 from .._pytree import pytree, set_fields, static
+from .law_form import LawForm, has_law
 from .members import without_null
-from .smooth_form import Smooth, is_smooth
 
 
 @pytree
@@ -110,7 +109,7 @@ class NormalForm:
             size = size + jnp.abs(self.dense).sum(-1)
         return sum((jnp.abs(part.c) for part in self.deferred), start=size)
 
-    def at_rank(self, rank: int = 0) -> "NormalForm":
+    def with_family_rank(self, rank: int = 0) -> "NormalForm":
         """The same form with at least ``rank`` family axes, on every part."""
         ranks = [x.ndim - 1 for x in (self.weights, self.dense) if x is not None]
         ranks += [len(part.family) for part in self.deferred]
@@ -128,7 +127,7 @@ class NormalForm:
     def scale(self, c: Any) -> "NormalForm":
         certain = self.certain and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
-        form = self.at_rank(c.ndim)
+        form = self.with_family_rank(c.ndim)
         return form.with_masses(*(None if x is None else align(c, x) * x for x in form.masses))._with(
             deferred=tuple(part.scale(c) for part in form.deferred), certain=certain
         )
@@ -143,16 +142,16 @@ class NormalForm:
 
     def reweight(self, f: Integrand) -> "NormalForm":
         """f · P. Null atoms stay null, whatever f is there."""
-        form = self.at_rank(len(f.shape))
+        form = self.with_family_rank(len(f.shape))
         parts = iter([_times(f, *part, form.family) for part in form.parts()])
         weights = None if form.weights is None else next(parts)
         dense = None if form.classes is None else next(parts)
-        return form._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).at_rank()
+        return form._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).with_family_rank()
 
     def integrate(self, f: Integrand) -> Integral:
         """∫ f dP over the atoms, pytree-valued where f is."""
         total = None
-        for points, weights, certain in self.at_rank(len(f.shape)).parts():
+        for points, weights, certain in self.with_family_rank(len(f.shape)).parts():
             values = factors_at(f, points, weights, certain)
             part = jax.tree.map(lambda v, w=weights: _weighted(w, v).sum(w.ndim - 1), values)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
@@ -165,7 +164,7 @@ class NormalForm:
 
     def draw(self, stream: Any) -> tuple[Any, Float[Array, "*family"]]:
         """A point and its weight: the mean of weight · f(point) is the integral of f."""
-        form = self.at_rank()
+        form = self.with_family_rank()
         points, weights = zip(*((points, weights) for points, weights, _ in form.parts()), strict=True)
         family = jnp.broadcast_shapes(*(w.shape[:-1] for w in weights))
         weights = functools.reduce(lambda a, b: _concatenate(a, b, family), weights)
@@ -174,7 +173,7 @@ class NormalForm:
         return jax.tree.map(lambda a: _pick(a, i, weights.ndim - 1), points), weight
 
     def map_family(self, g: Callable) -> "NormalForm":
-        """g over the leading axes of every part of a form ``at_rank``."""
+        """g over the leading axes of every part of a form ``with_family_rank``."""
         return jax.tree.map(g, self)
 
     def push(self, transform: Any) -> tuple["NormalForm", ...]:
@@ -216,9 +215,9 @@ class NormalForm:
         weights: Any = self.weights
         return mass_of(atoms, weights, values)
 
-    def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
-        """A measure on tuples, disintegrated at the last coordinate; for a function ``of_x``, one of x alone will do."""
-        if of_x and not isinstance(self.points, tuple):
+    def rows(self, ignores_y: bool = False) -> tuple["Disintegration", ...]:
+        """A measure on tuples, disintegrated at the last coordinate; for a function ``ignores_y``, one of x alone will do."""
+        if ignores_y and not isinstance(self.points, tuple):
             nothing = lambda x, w: jnp.zeros(jax.tree.leaves(x)[0].shape[: w.ndim], jnp.int32)
             paired = (NormalForm((x, nothing(x, w)), w, certain=certain) for x, w, certain in self.parts())
             return tuple(row for form in paired for row in form.rows())
@@ -241,9 +240,9 @@ class NormalForm:
             return None
         if self.classes and other.classes and self.classes != other.classes:
             raise ValueError(f"P + Q: P is a measure on {self.classes} classes, Q on {other.classes}")
-        a = self.at_rank()
-        b = other.at_rank(len(a.family))
-        a = a.at_rank(len(b.family))
+        a = self.with_family_rank()
+        b = other.with_family_rank(len(a.family))
+        a = a.with_family_rank(len(b.family))
         if a.weights is None or b.weights is None:
             sparse, classes = (a, b) if b.weights is None else (b, a)
             points, weights = sparse.points, sparse.weights
@@ -275,7 +274,7 @@ class Disintegration:
 
     points: tuple
     weights: Float[Array, "*family k"]
-    target: Union[NormalForm, "Disintegration", Smooth]
+    target: Union[NormalForm, "Disintegration", LawForm]
     certain: bool = static(default=False)
 
     @property
@@ -287,10 +286,10 @@ class Disintegration:
         return jnp.broadcast_shapes(self.weights.shape, self.target.family)[:-1]
 
     def integrate(self, f: Integrand) -> Integral:
-        if not is_smooth(self):
+        if not has_law(self):
             return functools.reduce(Integral.__add__, (form.integrate(f) for form in self.flat()))
-        form = self.at_rank(len(f.shape))
-        return form.outer(lambda x, target, lead: target.integrate(Given(f, x, jnp.zeros(form.weights.shape[:lead]))))
+        form = self.with_family_rank(len(f.shape))
+        return form.outer(lambda x, target, lead: target.integrate(Section(f, x, jnp.zeros(form.weights.shape[:lead]))))
 
     def outer(self, inner: Callable[[tuple, Any, int], Integral]) -> Integral:
         """∫ inner(x, P_x) dμ(x)."""
@@ -334,7 +333,7 @@ class Disintegration:
     def scale(self, c: Any) -> "Disintegration":
         certain = self.certain and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
-        form = self.at_rank(c.ndim)
+        form = self.with_family_rank(c.ndim)
         return _replace(form, weights=c[..., None] * form.weights, certain=certain)
 
     @property
@@ -344,34 +343,34 @@ class Disintegration:
     def with_masses(self, *masses: Any) -> "Disintegration":
         return _replace(self, weights=masses[0])
 
-    def at_rank(self, rank: int = 0) -> "Disintegration":
+    def with_family_rank(self, rank: int = 0) -> "Disintegration":
         extra = max(0, rank + 1 - self.weights.ndim)
         return self.map_family(lambda x: x.reshape((1,) * extra + x.shape)) if extra else self
 
     def reweight(self, f: Integrand) -> "Disintegration":
-        form = self.at_rank(len(f.shape))
+        form = self.with_family_rank(len(f.shape))
         return _replace(form, target=_reweight_given(form, form.target, f))
 
     def push(self, transform: Any) -> tuple["Form", ...]:
-        if is_smooth(self):
+        if has_law(self):
             like = jnp.zeros(self.weights.shape)
-            (image,) = self.target.push(Given(as_integrand(transform), self.points, like))
+            (image,) = self.target.push(Section(as_integrand(transform), self.points, like))
             return (_replace(self, points=(), target=image),)
         return tuple(image for form in self.flat() for image in form.push(transform))
 
     def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
         return functools.reduce(jnp.add, [form.density(*x, mesh_axes=mesh_axes) for form in self.flat()])
 
-    def rows(self, of_x: bool = False) -> tuple["Disintegration", ...]:
-        if isinstance(self.target, Disintegration) and not is_smooth(self):
-            return tuple(row for form in self.flat() for row in form.rows(of_x))
+    def rows(self, ignores_y: bool = False) -> tuple["Disintegration", ...]:
+        if isinstance(self.target, Disintegration) and not has_law(self):
+            return tuple(row for form in self.flat() for row in form.rows(ignores_y))
         return (self,)
 
     def marginal(self) -> tuple["Form", ...]:
         """The law of the last coordinate, the mixture Σ_x μ(x) P_x."""
         if isinstance(self.target, Disintegration):
             raise TypeError("bind(P, K): K must give measures on one space, got measures on tuples")
-        if isinstance(self.target, Smooth):
+        if isinstance(self.target, LawForm):
             return (_replace(self, points=()),)
         target, mix = self.target.written(), lambda part: null_safe_product(self.weights[..., None], part)
         axis = self.weights.ndim - 1
@@ -405,7 +404,7 @@ class Disintegration:
         return None
 
 
-Form = NormalForm | Disintegration | Smooth
+Form = NormalForm | Disintegration | LawForm
 
 
 def in_batches(integrate: Callable[[Form], Any], form: NormalForm | Disintegration, size: int) -> Any:
@@ -473,7 +472,7 @@ def _event_shape(form: Any) -> tuple[int, ...] | None:
         if form.weights is None:
             return ()
         return form.points.shape[form.weights.ndim :] if hasattr(form.points, "shape") else None
-    return form.event_shape if isinstance(form, Smooth) and form.coordinates == 1 else None
+    return form.event_shape if isinstance(form, LawForm) and form.coordinates == 1 else None
 
 
 def without_null_rows(rows: Disintegration, null: Shaped[Array, "*family k"]) -> tuple[tuple, Any]:
@@ -484,7 +483,7 @@ def without_null_rows(rows: Disintegration, null: Shaped[Array, "*family k"]) ->
     """
     target = rows.target
     if not isinstance(target, NormalForm):
-        smooth = target.map_family(lambda a: stand_in(a, null)) if isinstance(target, Smooth) else target
+        smooth = target.map_family(lambda a: stand_in(a, null)) if isinstance(target, LawForm) else target
         return stand_in(rows.points, null), smooth
     targets = [jnp.all(weights == 0, axis=-1) for _, weights, _ in target.parts()]
     finite = [
@@ -546,8 +545,8 @@ def _each_members_own(value, axes):
 
 def _reweight_given(rows, target, f):
     """f(x, ·) · P_x for every x: the target's new weights."""
-    if isinstance(target, Smooth):
-        return target.reweight(Given(f, rows.points, jnp.zeros(rows.weights.shape)))
+    if isinstance(target, LawForm):
+        return target.reweight(Section(f, rows.points, jnp.zeros(rows.weights.shape)))
     if isinstance(target, Disintegration):
         joined = jax.tree.map(lambda a: jnp.expand_dims(a, rows.weights.ndim), rows.points)
         inner = _replace(target, points=(*joined, *target.points))
@@ -556,7 +555,7 @@ def _reweight_given(rows, target, f):
     parts = iter([_times_given(f, rows, lead, *part) for part in target.parts()])
     weights = None if target.weights is None else next(parts)
     dense = None if target.classes is None else next(parts)
-    return target._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).at_rank()
+    return target._with(weights=weights, background=None, dense=dense, deferred=(), certain=False).with_family_rank()
 
 
 def _times_given(f, rows, lead, y, inner, certain):

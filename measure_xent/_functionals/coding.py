@@ -50,7 +50,7 @@ def quantize(Q: Measure, edges: Float[ArrayLike, "n"]) -> Measure:
     edges = jnp.asarray(edges, float)
     if not isinstance(Q, Line):
         return Categorical(probs=Q.expect(Partial(_bin, edges)))
-    law = Q.each()
+    law = Q.with_point_axis()
     below = jnp.ceil(edges) - 1 if isinstance(Q, Integers) else edges  # P(X < e)
     lower, upper = law.cdf(below), law.survival(below)
     # Each tail from its own end, where its masses have all their digits.

@@ -352,6 +352,6 @@ def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
     if not enumerable(P):
         raise NotImplementedError(f"a supremum needs a list of atoms, which a {type(P).__name__} has not")
     f = as_integrand(f)
-    parts = [part for form in P.forms() for flat in form.flat() for part in flat.at_rank(len(f.shape)).parts()]
+    parts = [part for form in P.forms() for flat in form.flat() for part in flat.with_family_rank(len(f.shape)).parts()]
     greatest = lambda x, w, certain: jnp.max(jnp.where(w == 0, -jnp.inf, factors_at(f, x, w, certain)), axis=-1)
     return functools.reduce(jnp.maximum, (greatest(*part) for part in parts))

@@ -23,7 +23,7 @@ from .._conditionals.joint import (
     marginal,
     product,
 )
-from .._forms.smooth_form import Smooth
+from .._forms.law_form import LawForm
 from .._integrands.density import Entropy, KullbackLeibler, log, nats
 from .._integrands.integrand import Integrand, density_terms, room_for
 from .._measures.measure import Measure, enumerable
@@ -235,7 +235,7 @@ def mutual_information(
         if enumerable(P):
             size = room_for(NODES * density_terms(M))
             return P.expect(Partial(_gain, K, M), batch_size=size, method=method)
-        if method is None and any(count(form).laws > 2 for form in M.forms() if isinstance(form, Smooth)):
+        if method is None and any(count(form).laws > 2 for form in M.forms() if isinstance(form, LawForm)):
             raise NotImplementedError(
                 "mutual_information(P, K): x and y have densities of more than two dimensions, and no closed form is known: "
                 "that of normal noise is LinearNormal(weight, bias, covariance_matrix), with a MultivariateNormal P; or give "

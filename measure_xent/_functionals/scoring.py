@@ -112,7 +112,7 @@ def _spread(Q: Measure) -> Array:
 
 def _atoms(Q: Measure) -> tuple[Array, Array]:
     """All atoms of a finite measure on numbers and their masses, [*family, k]; null ones may be anywhere."""
-    parts = [part for form in Q.forms() for flat in form.flat() for part in flat.at_rank(len(Q.shape)).parts()]
+    parts = [part for form in Q.forms() for flat in form.flat() for part in flat.with_family_rank(len(Q.shape)).parts()]
     listed = [(stand_in(x, p == 0).astype(jnp.promote_types(x.dtype, p.dtype)), p) for x, p, _ in parts]
     spread = lambda a: jnp.broadcast_to(a, (*Q.shape, a.shape[-1]))
     points, masses = (jnp.concatenate([spread(a) for a in column], axis=-1) for column in zip(*listed, strict=True))

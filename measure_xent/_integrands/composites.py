@@ -37,8 +37,8 @@ class Times(Integrand):
     def values(self, points, lead):
         return self._product([w.values(points, lead) for w in self.w], self.f.values(points, lead), lead)
 
-    def watched(self, leaves):
-        return self.f.watched(leaves)
+    def leaves_to_converge(self, leaves):
+        return self.f.leaves_to_converge(leaves)
 
     @property
     def noise(self):
@@ -58,7 +58,7 @@ class Times(Integrand):
 
 
 @pytree
-class Seen(Integrand):
+class Pullback(Integrand):
     """x ↦ f(T(x))."""
 
     f: Integrand
@@ -75,8 +75,8 @@ class Seen(Integrand):
     def values(self, points, lead):
         return self.f.values(self.T.values(points, lead), lead)
 
-    def watched(self, leaves):
-        return self.f.watched(leaves)
+    def leaves_to_converge(self, leaves):
+        return self.f.leaves_to_converge(leaves)
 
     @property
     def noise(self):
@@ -84,7 +84,7 @@ class Seen(Integrand):
 
     def by_ratio(self):
         known = self.f.by_ratio()
-        return None if known is None else (Seen(known[0], self.T), known[1])
+        return None if known is None else (Pullback(known[0], self.T), known[1])
 
     def places(self, x, lead):
         y = self.T.values(x, lead)
@@ -92,7 +92,7 @@ class Seen(Integrand):
 
 
 @pytree
-class Given(Integrand):
+class Section(Integrand):
     """y ↦ f(x, y), one x a member of the family whose axes are those of ``like``."""
 
     f: Integrand

@@ -56,18 +56,18 @@ class OfRow(RowFunction):
         return self.of_measure(measure_at(self.Q, x[:-1] or x))
 
     @property
-    def of_x(self):
+    def ignores_y(self):
         return True
 
-    def over_row(self, row):
-        return row.integrate(self.of_row)
+    def integrate_row(self, row):
+        return row.integrate(self.value_of_row)
 
     @abc.abstractmethod
     def of_measure(self, Q: Any) -> Float[Array, "*family"]:
         """The value of a measure."""
 
     @abc.abstractmethod
-    def of_row(self, row: Any) -> Float[Array, "*family"]:
+    def value_of_row(self, row: Any) -> Float[Array, "*family"]:
         """The value of a row of the kernel."""
 
 
@@ -91,7 +91,7 @@ class LogDensity(RowFunction):
     def values(self, points, lead):
         return values_by_point(self if callable(self.Q) else RatioFunction(self.Q, None, _log), points, lead)
 
-    def over_row(self, row):
+    def integrate_row(self, row):
         return -row.cross_entropy
 
 
@@ -104,7 +104,7 @@ class LogPartition(OfRow):
     def of_measure(self, Q):
         return Q.log_partition
 
-    def of_row(self, row):
+    def value_of_row(self, row):
         return row.log_partition
 
 
@@ -115,13 +115,13 @@ class Confidence(OfRow):
     Q: Any
 
     @property
-    def asked(self):
+    def row_statistics(self):
         return ("mode",)
 
     def of_measure(self, Q):
         return jnp.exp(Q.log_density(Q.mode))
 
-    def of_row(self, row):
+    def value_of_row(self, row):
         return jnp.exp(-row.surprisal)
 
 
@@ -132,13 +132,13 @@ class Entropy(OfRow):
     Q: Any
 
     @property
-    def asked(self):
+    def row_statistics(self):
         return ("entropy",)
 
     def of_measure(self, Q):
         return -Q.expect(log(Q))
 
-    def of_row(self, row):
+    def value_of_row(self, row):
         return row.entropy
 
 
@@ -149,14 +149,14 @@ class Correct(RowFunction):
     Q: Any
 
     @property
-    def asked(self):
+    def row_statistics(self):
         return ("mode",)
 
     def __call__(self, *x):
         *x, y = x
         return jnp.where(y == measure_at(self.Q, x).mode, 1.0, 0.0)
 
-    def over_row(self, row):
+    def integrate_row(self, row):
         return row.mass_at_mode
 
 

@@ -51,16 +51,16 @@ class Integrand(abc.ABC):
         return None
 
     @property
-    def asked(self) -> tuple[str, ...]:
-        """With a model: what ``over_row`` reads of a row beside its cross-entropy and log-partition."""
+    def row_statistics(self) -> tuple[str, ...]:
+        """With a model: what ``integrate_row`` reads of a row beside its cross-entropy and log-partition."""
         return ()
 
     @property
-    def of_x(self) -> bool:
+    def ignores_y(self) -> bool:
         """With a Conditional for a model: whether this reads x alone, as x ↦ H(Q(x)) does, and no y."""
         return False
 
-    def over_row(self, row: Any) -> Any:
+    def integrate_row(self, row: Any) -> Any:
         """With a model: the integral against a row's target, from what a kernel says of the row."""
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class Integrand(abc.ABC):
             function = jax.vmap(function)
         return function(points)
 
-    def watched(self, leaves: int) -> int:
+    def leaves_to_converge(self, leaves: int) -> int:
         """How many of its values, the first ones, have to converge: all, but where some tell of the others' errors."""
         return leaves
 
@@ -229,15 +229,15 @@ class Sum(Integrand):
         return (self,) if self.model is None else (self, self.model)
 
     @property
-    def asked(self):
-        return _all_asked(self.terms)
+    def row_statistics(self):
+        return _all_row_statistics(self.terms)
 
     @property
-    def of_x(self):
-        return all(f.of_x for f in self.terms)
+    def ignores_y(self):
+        return all(f.ignores_y for f in self.terms)
 
-    def over_row(self, row):
-        return sum(f.over_row(row) for f in self.terms)
+    def integrate_row(self, row):
+        return sum(f.integrate_row(row) for f in self.terms)
 
     def given(self, Q):
         return Sum(tuple(f.given(Q) for f in self.terms))
@@ -269,15 +269,15 @@ class Multiple(Integrand):
         return self.f.model
 
     @property
-    def asked(self):
-        return self.f.asked
+    def row_statistics(self):
+        return self.f.row_statistics
 
     @property
-    def of_x(self):
-        return self.f.of_x
+    def ignores_y(self):
+        return self.f.ignores_y
 
-    def over_row(self, row):
-        return jax.tree.map(lambda v: _align(self.c, v) * v, self.f.over_row(row))
+    def integrate_row(self, row):
+        return jax.tree.map(lambda v: _align(self.c, v) * v, self.f.integrate_row(row))
 
     def given(self, Q):
         return Multiple(jnp.asarray(self.c)[..., None], self.f.given(Q))
@@ -329,23 +329,23 @@ class Composed(Integrand):
 
     @property
     def model(self):
-        return self.f.model if hasattr(self.f, "of_row") else None
+        return self.f.model if hasattr(self.f, "value_of_row") else None
 
     @property
     def pattern(self):
         return (self,) if self.model is None else (self, self.model)
 
     @property
-    def asked(self):
-        return self.f.asked
+    def row_statistics(self):
+        return self.f.row_statistics
 
     @property
-    def of_x(self):
-        return self.f.of_x
+    def ignores_y(self):
+        return self.f.ignores_y
 
-    def over_row(self, row):
-        of_row = self.f.of_row  # type: ignore[attr-defined]
-        return row.integrate(lambda row: of_user(self.g)(of_row(row)))
+    def integrate_row(self, row):
+        value_of_row = self.f.value_of_row  # type: ignore[attr-defined]
+        return row.integrate(lambda row: of_user(self.g)(value_of_row(row)))
 
     def given(self, Q):
         return Composed(self.g, self.f.given(Q))
@@ -386,15 +386,15 @@ class Tree(Integrand):
         return (self,) if self.model is None else (self, self.model)
 
     @property
-    def asked(self):
-        return _all_asked(self.integrands)
+    def row_statistics(self):
+        return _all_row_statistics(self.integrands)
 
     @property
-    def of_x(self):
-        return all(f.of_x for f in self.integrands)
+    def ignores_y(self):
+        return all(f.ignores_y for f in self.integrands)
 
-    def over_row(self, row):
-        return self.map_integrands(lambda f: f.over_row(row))
+    def integrate_row(self, row):
+        return self.map_integrands(lambda f: f.integrate_row(row))
 
     def given(self, Q):
         return Tree(self.map_integrands(lambda f: f.given(Q)))
@@ -434,5 +434,5 @@ def _common_model(integrands):
     return first if all(f.model is first for f in integrands) else None
 
 
-def _all_asked(integrands):
-    return tuple(sorted({name for f in integrands for name in f.asked}))
+def _all_row_statistics(integrands):
+    return tuple(sorted({name for f in integrands for name in f.row_statistics}))

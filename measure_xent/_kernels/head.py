@@ -102,7 +102,7 @@ class Matrix(NamedTuple):
         return lax.dot_general(a, b, numbers, precision=self.precision, preferred_element_type=dtype)
 
 
-def block_rows(count: int, matrix: Matrix, asked: int | None = None) -> dict[str, int]:
+def block_rows(count: int, matrix: Matrix, requested: int | None = None) -> dict[str, int]:
     """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model.
 
     Blocks are equal where a divisor of ``count`` is near, else the last is padded.
@@ -116,7 +116,7 @@ def block_rows(count: int, matrix: Matrix, asked: int | None = None) -> dict[str
         divisor = next((r for r in range(rows, rows // 2, -1) if count % r == 0), None)
         return divisor or -(-count // -(-count // rows))
 
-    return {platform: near(asked or size) for platform, size in rows.items()}
+    return {platform: near(requested or size) for platform, size in rows.items()}
 
 
 def _on_platform(function, sizes, *operands):

@@ -75,19 +75,19 @@ def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"])
     """
     own = jnp.take_along_axis(z, at, axis=-1)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
-    lower = apart(own - 16)
-    larger = apart(jnp.sum(jnp.exp(z - lower) * all_but(z, at), axis=-1, keepdims=True))
+    lower = materialise_row(own - 16)
+    larger = materialise_row(jnp.sum(jnp.exp(z - lower) * all_but(z, at), axis=-1, keepdims=True))
     return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
 
 
 def all_but(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
     """0 for the class ``at``, 1 for the others, by floating-point arithmetic, which XLA keeps in the loop over the classes."""
-    index = apart(at.astype(z.dtype), of)
-    one = apart(0 * index + 1)  # a literal 1 would be shared with other sums, see below
+    index = materialise_row(at.astype(z.dtype), of)
+    one = materialise_row(0 * index + 1)  # a literal 1 would be shared with other sums, see below
     return jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
 
 
-def apart(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family 1"]:
+def materialise_row(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family 1"]:
     """The same array [*, 1], which XLA's CPU compiler then stores instead of computing it again for every class.
 
     Each sum needs a copy of its own, told by ``of``: with a shared one XLA stores the terms of the sums, an array [*, V].

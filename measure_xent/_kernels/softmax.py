@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_row_blocks
 from .classes import Classes, accumulator, class_index, first_maximum, part_size
-from .log_sum import LONG_ROW, above, all_but, apart, distance, relative_to_class, relative_to_top
+from .log_sum import LONG_ROW, above, all_but, distance, materialise_row, relative_to_class, relative_to_top
 from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
 from .target import Target, expand, is_null, join, split
@@ -67,10 +67,10 @@ def cross_entropy(logits: Float[Array, "*family V"], target: Target) -> Float[Ar
 def rows(
     logits: Float[Array, "*family V"],
     target: Target,
-    asked: tuple[str, ...] = (),
+    row_statistics: tuple[str, ...] = (),
     axis_name: AxisName | None = None,
 ) -> Rows:
-    """Cross-entropy and log-partition of every row, and what else is ``asked`` for, by name, from the same pass.
+    """Cross-entropy and log-partition of every row, and the ``row_statistics`` that are named, from the same pass.
 
     With ``axis_name`` each device of that mesh axis has its part of the logits and of a dense target; a target's indices count
     all classes, and the figures are those of the whole rows, the same on every device.
@@ -79,7 +79,7 @@ def rows(
     indices, *measure = target
     indices = None if indices is None else class_index(indices)
     parts = (None if part is None else part.astype(dtype) for part in measure)
-    return _rows(asked, Classes.of(logits, axis_name), logits, indices, *parts)
+    return _rows(row_statistics, Classes.of(logits, axis_name), logits, indices, *parts)
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0,))
@@ -130,12 +130,12 @@ def _pivot(indices, weights, classes):
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0, 1))
-def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
+def _rows(row_statistics, classes, z, indices, weights, background, dense) -> Rows:
     if indices is not None:
         indices, weights = jnp.broadcast_arrays(indices, weights)
     target = Target(indices, weights, background, dense)
     family = _family(z, indices, background, dense)
-    on = lambda platform: functools.partial(_pass, classes=classes, asked=asked, platform=platform)
+    on = lambda platform: functools.partial(_pass, classes=classes, row_statistics=row_statistics, platform=platform)
     if family != z.shape[:-1]:  # several targets a row of logits
         return on("default")(z, target, Target())
     operands = z, *split(target, family)
@@ -148,10 +148,10 @@ def _rows(asked, classes, z, indices, weights, background, dense) -> Rows:
             platforms["cuda"] = on("cuda")
         # Beyond, a float32 does not number the classes; and where the quick pass fails it makes a NaN.
         if z.shape[-1] <= 1 << 24 and not jax.debug_nans.value:
-            quick = functools.partial(_quick_pass, classes=classes, asked=asked, exact=cpu)
+            quick = functools.partial(_quick_pass, classes=classes, row_statistics=row_statistics, exact=cpu)
             # Blocks of rows where the quick pass would store a matrix as large as the logits: half precision's conversion, and
             # rows whose length has no good divisor; for float64 too.
-            whole = _pivots(target, asked) or z.shape[-1] % part_size(z.shape[-1]) == 0
+            whole = _pivots(target, row_statistics) or z.shape[-1] % part_size(z.shape[-1]) == 0
             cpu = quick if whole and z.dtype == jnp.float32 else functools.partial(in_row_blocks, quick)
     return lax.platform_dependent(*operands, cpu=cpu, **platforms)
 
@@ -167,17 +167,17 @@ def _all_of_a_batch(axis_size, in_batched, x):
     return _all(x), False
 
 
-def _quick_pass(z, own, shared, *, classes, asked, exact) -> Rows:
+def _quick_pass(z, own, shared, *, classes, row_statistics, exact) -> Rows:
     """The rows by plain arithmetic where that holds, as it does but for infinite logits and what is not a number.
 
     XLA's CPU compiler hands a sum of plain arithmetic to YNNPACK, which makes it in one pass over the logits. Comparisons and
     selections, as the edges need them, it writes out first, a number a logit.
     """
     target = join(own, shared)
-    pivots = _pivots(target, asked)
+    pivots = _pivots(target, row_statistics)
     if not pivots:
         z = lax.optimization_barrier(z)  # read several times: logits that the program makes are made once
-    out = _pass(z, own, shared, classes=classes, asked=asked, plain=True)
+    out = _pass(z, own, shared, classes=classes, row_statistics=row_statistics, plain=True)
     log_sum = out.log_sum[..., 0]
     # A reference so far below the maximum would cost the gradient its last digits.
     fine = (log_sum < 32) & ~jnp.isnan(out.cross_entropy)
@@ -191,21 +191,21 @@ def _quick_pass(z, own, shared, *, classes, asked, exact) -> Rows:
     return lax.cond(_all(fine), lambda: out, lambda: exact(z, own, shared))
 
 
-def _pivots(target, asked):
+def _pivots(target, row_statistics):
     """Whether the heaviest atom may serve for the maximum."""
-    return target.indices is not None and target.indices.shape[-1] <= 2 and target.dense is None and not asked
+    return target.indices is not None and target.indices.shape[-1] <= 2 and target.dense is None and not row_statistics
 
 
-def _pass(z, own, shared, *, classes, asked=(), platform="default", plain=False) -> Rows:
+def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", plain=False) -> Rows:
     """The rows of a target whose parts are each row's own, or shared by all rows; ``plain`` is for CPUs."""
     target = join(own, shared)
     indices, weights, background, dense = target
     z = z.astype(accumulator(z.dtype))
     # Where a sum may be tiny beside the logits, ``others`` makes the reference's own term 0, by its index.
     if plain:
-        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, asked) else first_maximum(z, "cpu")[1]
+        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, row_statistics) else first_maximum(z, "cpu")[1]
         reference, log_sum, at = relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
-        gap = lambda z, of="tail": apart(reference, of) - z
+        gap = lambda z, of="tail": materialise_row(reference, of) - z
         others = lambda x, c, of: x * all_but(z, at, of)
     else:
         reference, log_sum, at = relative_to_top(classes, z, platform)
@@ -218,31 +218,31 @@ def _pass(z, own, shared, *, classes, asked=(), platform="default", plain=False)
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
         # Else XLA's CPU compiler fuses columns that are written out one by one into a later sum over the rows.
-        gaps = apart(classes.sum(lambda z, c: gap(z, "background"), z))
+        gaps = materialise_row(classes.sum(lambda z, c: gap(z, "background"), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     here = classes.first + jnp.arange(z.shape[-1])
     if dense is not None and plain:
-        total += apart(jnp.sum(dense * others(gap(z, "dense"), here, "dense"), axis=-1)) + log_sum[..., 0] * apart(
-            jnp.sum(dense, axis=-1)
-        )
+        total += materialise_row(jnp.sum(dense * others(gap(z, "dense"), here, "dense"), axis=-1)) + log_sum[
+            ..., 0
+        ] * materialise_row(jnp.sum(dense, axis=-1))
     elif dense is not None:
         total += classes.all_parts(jnp.sum(_pair(dense, others(gap(z), here, "dense") + log_sum), axis=-1))
     total = vary(total, varying(reference))  # where the target is empty too
     out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
-    if "mode" in asked:
+    if "mode" in row_statistics:
         out = out._replace(mode=at[..., 0], surprisal=log_sum[..., 0])
-    if "entropy" in asked:
+    if "entropy" in row_statistics:
         # Where the gap is infinite the probability is 0.
         of = "entropy"
         terms = lambda z, c: others(jnp.exp(-(gap(z, of) + log_sum)) * jnp.minimum(gap(z, of), 1e4), c, of)
-        out = out._replace(entropy=(log_sum + apart(classes.sum(terms, z)))[..., 0])
+        out = out._replace(entropy=(log_sum + materialise_row(classes.sum(terms, z)))[..., 0])
     return out
 
 
-def _rows_jvp(asked, classes, primals, tangents):
+def _rows_jvp(row_statistics, classes, primals, tangents):
     z, indices, weights, background, dense = primals
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
-    out = _rows(asked, classes, *primals)
+    out = _rows(row_statistics, classes, *primals)
     tangent = jnp.zeros((), out.cross_entropy.dtype)
     undefined = jnp.isnan(out.log_sum) & is_null(classes, weights, background, dense)
     # lse = reference + log_sum: all of its derivative is put on log_sum, for nobody outside reads the two apart.

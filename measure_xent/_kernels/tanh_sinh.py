@@ -27,7 +27,7 @@ def end_of(dtype: Any) -> float:
     return WIDE if jnp.finfo(dtype).bits == 64 else END
 
 
-def bend(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
+def tanh_sinh_map(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
     """(t ↦ (x, log dx/dt, distances from both ends), x ↦ t) for an interval and the size of what there is to see."""
     half_pi = np.pi / 2
     log_cosh = lambda s: jnp.logaddexp(s, -s) - np.log(2)

@@ -238,7 +238,7 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
     for form in P.forms():
         check_labels(form, Q.shape, Q.classes)
         against = written_target(form, Q.classes, "Categorical")
-        part = f.over_row(Row.of(against, rows(Q.logits, against, f.asked), Classes.of(Q.logits)))
+        part = f.integrate_row(Row.of(against, rows(Q.logits, against, f.row_statistics), Classes.of(Q.logits)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
 

@@ -175,7 +175,7 @@ class Wrapped(Law):
     def shape(self):
         return tuple(self.distribution.batch_shape)
 
-    def at_rank(self, rank):
+    def with_family_rank(self, rank):
         if rank > len(self.shape) and self.shape:
             raise NotImplementedError(f"{self._name} as a family of shape {self.shape} beside one with more axes")
         return self
@@ -224,7 +224,7 @@ class External(Wrapped, Continuous):
         probe = self._probe()
         return (probe[192] - probe[64]) / 2 + jnp.finfo(probe.dtype).tiny
 
-    def each(self):
+    def with_point_axis(self):
         return Column(self)
 
     def log_density_of(self, x):
@@ -242,7 +242,7 @@ class External(Wrapped, Continuous):
 class Column(Continuous):
     """A family with an axis behind its own, for the points of each member."""
 
-    tame = False
+    finite_derivatives = False
 
     P: Any
 
@@ -315,7 +315,7 @@ class ExternalIntegers(Wrapped, Integers):
         known = jnp.broadcast_to(jnp.asarray(known, drawn.dtype), self.shape)
         return jnp.where(jnp.isfinite(known), known, drawn)
 
-    def each(self):
+    def with_point_axis(self):
         return Column(self)
 
     def log_density_of(self, x):

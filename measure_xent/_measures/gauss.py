@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._forms.smooth_form import carry
+from .._forms.law_form import score_weight
 
 TAIL = 4  # polynomials of the highest degrees, to see whether an integrand has any of them left
 
@@ -94,4 +94,4 @@ def carried(law: Any, x: Array, w: Array, tail: Array) -> tuple[Array, Array, Ar
     """A rule whose nodes have no derivative, and whose weights have the density's."""
     x = jax.lax.stop_gradient(x)
     log_p = law.log_density_of(x)
-    return x, carry(jnp.broadcast_to(w, log_p.shape), log_p), tail
+    return x, score_weight(jnp.broadcast_to(w, log_p.shape), log_p), tail

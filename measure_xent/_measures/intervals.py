@@ -205,7 +205,7 @@ class Truncated(Continuous):
             near, far = length * (r / (r + bent)), length * (bent / (r + bent))
             x = jnp.where(r < bent, start + sign * near, end - sign * far)
             # At the end of P's own support the density, or its derivative, may be infinite.
-            seen = True if self.P.tame else (x != end) | (end != self.P.support[sign > 0])
+            seen = True if self.P.finite_derivatives else (x != end) | (end != self.P.support[sign > 0])
             terms = w * bent / (r + bent) ** 2 * rise(jnp.where(seen, x, start), sign * near)
             return jnp.sum(jnp.where(seen, terms, 0), axis=0) * length
 

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._forms.smooth_form import Smooth
+from .._forms.law_form import LawForm
 from .._integrands.density import LogDensity, along_the_path
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate, rule
 from .._kernels.scaled import ScaledNumber
-from .._kernels.tanh_sinh import bend, end_of, finite, fixed
+from .._kernels.tanh_sinh import end_of, finite, fixed, tanh_sinh_map
 from .._pytree import set_fields
 from .exponential_family import Natural, Statistic
 from .measure import Measure
@@ -50,7 +50,7 @@ class Law(Measure):
         return 1
 
     def forms(self) -> Any:
-        return (Smooth(self, jnp.ones(self.shape)),)
+        return (LawForm(self, jnp.ones(self.shape)),)
 
     def scaled_density(self, *x):
         (x,) = x
@@ -59,7 +59,7 @@ class Law(Measure):
     def relative_to(self, other, *x):
         return along_the_path(self, other, x)
 
-    def at_rank(self, rank: int) -> Any:
+    def with_family_rank(self, rank: int) -> Any:
         """The same with at least ``rank`` family axes on every field."""
 
         def grow(name, field):
@@ -71,10 +71,10 @@ class Law(Measure):
         set_fields(new, **{name: grow(name, field) for name, field in self.__dict__.items()})
         return new
 
-    def each(self) -> Any:
+    def with_point_axis(self) -> Any:
         """The same with an axis behind the family's, for the points of each member."""
         rank = len(self.shape)
-        return jax.tree.map(lambda x: jnp.expand_dims(x, rank), self.at_rank(rank))
+        return jax.tree.map(lambda x: jnp.expand_dims(x, rank), self.with_family_rank(rank))
 
     def one_point(self) -> Any:
         """The shape and dtype of a point, or of one a member."""
@@ -174,8 +174,8 @@ class Continuous(Line):
         """(the law of x − c, c): near a c that is large beside the width, x alone has few digits left."""
         return self, 0.0
 
-    tame = True  # whether log p has finite derivatives wherever it is evaluated, where p is 0 too
-    fixed_rule = True  # whether its Gauss rule is one for all parameters
+    finite_derivatives = True  # whether log p has finite derivatives wherever it is evaluated, where p is 0 too
+    parameter_free_nodes = True  # whether its Gauss rule is one for all parameters
 
     def gauss(self, nodes: int) -> tuple[Array, Array, Array] | None:
         """(nodes, weights, the highest orthonormal polynomials at the nodes), a Gauss rule for the family if it has one."""
@@ -192,7 +192,7 @@ class Continuous(Line):
 
     def inverse(self, cdf: Callable, u: Float[Array, "*family"]) -> Float[Array, "*family"]:
         """The quantile, by bisection of the cdf, with the derivatives of the implicit function."""
-        forward, _ = bend(*map(fixed, self.bounds()))
+        forward, _ = tanh_sinh_map(*map(fixed, self.bounds()))
 
         def halve(_, ends):
             low, high = ends
@@ -277,7 +277,7 @@ class Vectors(Law):
 
     @property
     @abc.abstractmethod
-    def base(self) -> Smooth:
+    def base(self) -> LawForm:
         """The law as an image of a product of laws on the line."""
 
     def marginal(self, which: tuple[int, ...]) -> Measure:
@@ -325,10 +325,10 @@ def kinks_of(f: Any) -> list[Any]:
     return [x for node in _nodes(f) for x in node.kinks]
 
 
-def marks_of(f: Any) -> list[Any]:
+def breakpoints_of(f: Any) -> list[Any]:
     """Where the laws in an integrand have their ends and their bulk."""
     laws = [node for node in _nodes(f) if isinstance(node, Continuous)]
     bulk = [law.centre + c * law.width for law in laws for c in (-2, 0, 2)]
-    is_leaf = lambda node: hasattr(node, "marks")
-    others = [x for node in jax.tree.leaves(f, is_leaf=is_leaf) if is_leaf(node) for x in node.marks]
+    is_leaf = lambda node: hasattr(node, "breakpoints")
+    others = [x for node in jax.tree.leaves(f, is_leaf=is_leaf) if is_leaf(node) for x in node.breakpoints]
     return bulk + others + [end for law in laws for end in law.support if finite(end)]

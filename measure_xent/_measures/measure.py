@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
+from .._forms.law_form import LawForm, has_density, has_law
 from .._forms.members import without_null
 from .._forms.normal_form import Form, check_one_space, in_batches
-from .._forms.smooth_form import Smooth, has_density, is_smooth
 from .._integrands.density import LogDensity, RadonNikodym, along_the_path
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand, is_number
@@ -130,7 +130,7 @@ class Measure(abc.ABC):
             masses = jnp.broadcast_to(self._sum_over_devices(masses), (*self.shape, classes))
             return jnp.argmax(masses, axis=-1).astype(jnp.int32)
         points, weights = zip(
-            *((x, w) for form in forms for x, w, _ in form.at_rank(len(self.shape)).parts()), strict=True
+            *((x, w) for form in forms for x, w, _ in form.with_family_rank(len(self.shape)).parts()), strict=True
         )
         masses = [LogDensity(self).values(x, w.ndim) for x, w in zip(points, weights, strict=True)]
         lead = len(self.shape)
@@ -242,7 +242,7 @@ class Measure(abc.ABC):
         else:
             batch = lambda form: integrate(Lowered((form,)), f).checked
             # A law has no atoms to take a few at a time.
-            one = lambda form: batch(form) if isinstance(form, Smooth) else in_batches(batch, form, batch_size)
+            one = lambda form: batch(form) if isinstance(form, LawForm) else in_batches(batch, form, batch_size)
             parts = [one(form) for form in self.forms()]
             total = Integral.exact(jax.tree.map(lambda *terms: sum(terms), *parts))
         return self._sum_over_devices(total)
@@ -322,7 +322,7 @@ class Measure(abc.ABC):
 
 def enumerable(P: Measure) -> bool:
     """Whether P's atoms are all of it, and in a list."""
-    return not any(map(is_smooth, P.forms()))
+    return not any(map(has_law, P.forms()))
 
 
 def check_families(P, f):
@@ -442,7 +442,7 @@ class Scaled(Combination):
             return tuple(form.scale(self.c) for form in self.P.forms())
         rank = len(self.shape)
         c = jnp.asarray(self.c).reshape((1,) * (rank - jnp.ndim(self.c)) + jnp.shape(self.c))
-        of = lambda P: [form.at_rank(rank) for form in P.forms()]
+        of = lambda P: [form.with_family_rank(rank) for form in P.forms()]
         absent, held = null_atoms(lambda: [form.masses for form in of(self.P)], c, ())
         pairs = zip(of(without_null(self.P, absent)), of(self.P), held, strict=True)
         # Points and whatever else is not a mass are the measure's own.
@@ -500,7 +500,7 @@ class Sum(Combination):
         return together([P.parts() for P in self.terms])
 
     def relative_to(self, other, *x):
-        laws = all(isinstance(form, Smooth) and not form.factors for form in self.forms())
+        laws = all(isinstance(form, LawForm) and not form.factors for form in self.forms())
         return along_the_path(self, other, x) if laws and self.coordinates == 1 else None
 
     def scaled_density(self, *x):

@@ -86,7 +86,9 @@ class Always:
 
     def family(self, x: tuple, lead: int) -> Measure:
         del x
-        grow = lambda form: form.at_rank(self.rank).map_family(lambda a: _expanded(a, self.rank, lead - self.rank))
+        grow = lambda form: form.with_family_rank(self.rank).map_family(
+            lambda a: _expanded(a, self.rank, lead - self.rank)
+        )
         return Lowered(tuple(grow(form) for form in self.Q.forms()))
 
 

@@ -107,7 +107,7 @@ class Gamma(Continuous):
     def support(self):
         return 0.0, float("inf")
 
-    tame = False  # at 0 it may be infinite
+    finite_derivatives = False  # at 0 it may be infinite
 
     @property
     def _log_scale(self):
@@ -128,7 +128,7 @@ class Gamma(Continuous):
     def survival(self, x):
         return special.gammaincc(self.concentration, self.rate * jnp.maximum(x, 0))
 
-    fixed_rule = False
+    parameter_free_nodes = False
 
     def gauss(self, nodes):
         x, w, tail = gauss.gamma(jnp.broadcast_to(self.concentration, self.shape)[..., 0], nodes)
@@ -177,7 +177,7 @@ class Beta(Continuous):
     def __post_init__(self):
         parameters(self, concentration1=positive, concentration0=positive)
 
-    tame = False  # at the ends it may be infinite
+    finite_derivatives = False  # at the ends it may be infinite
 
     @property
     def _total(self):
@@ -222,7 +222,7 @@ class Beta(Continuous):
     def survival(self, x):
         return special.betainc(self.concentration0, self.concentration1, 1 - jnp.clip(x, 0, 1))
 
-    fixed_rule = False
+    parameter_free_nodes = False
 
     def gauss(self, nodes):
         a, b = (jnp.broadcast_to(c, self.shape)[..., 0] for c in (self.concentration1, self.concentration0))

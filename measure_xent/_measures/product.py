@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._forms.law_form import LawForm, has_law
 from .._forms.normal_form import Disintegration, Form
-from .._forms.smooth_form import Smooth, is_smooth
 from .._integrands.density import LogDensity
 from .._integrands.integral import Integral
 from .._integrands.rules import integrate, rule
@@ -115,7 +115,7 @@ def atoms_and_laws(P: Measure, rank: int) -> tuple[list[tuple[tuple, Float[Array
     have no list of atoms."""
     atoms, laws = [], []
     for form in P.forms():
-        if is_smooth(form):
+        if has_law(form):
             laws.append(form)
             continue
         for flat in form.flat():
@@ -126,13 +126,13 @@ def atoms_and_laws(P: Measure, rank: int) -> tuple[list[tuple[tuple, Float[Array
     return atoms, laws
 
 
-def nested(form: Any, K: Any, family: tuple[int, ...]) -> Smooth:
-    return Smooth(Nested(form, K), jnp.ones(family))
+def nested(form: Any, K: Any, family: tuple[int, ...]) -> LawForm:
+    return LawForm(Nested(form, K), jnp.ones(family))
 
 
 def _for_every_atom(form: Form, rank: int) -> Form:
     """A family with an axis of size 1 behind its ``rank`` family axes: the same law given every atom."""
-    return form.at_rank(rank).map_family(lambda x: jnp.expand_dims(x, rank))
+    return form.with_family_rank(rank).map_family(lambda x: jnp.expand_dims(x, rank))
 
 
 @rule(ProductMeasure, LogDensity, ProductMeasure)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._forms.smooth_form import Smooth
+from .._forms.law_form import LawForm
 from .._kernels.scaled import ScaledNumber
 from .._pytree import as_node, pytree, set_fields
 from .._strict import of_user
@@ -66,7 +66,7 @@ class Pushforward(Combination):
 
     def _branch(self, g, y):
         """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""
-        event = next(form.event_rank for form in self.P.forms() if isinstance(form, Smooth))
+        event = next(form.event_rank for form in self.P.forms() if isinstance(form, LawForm))
         x = g(y) if not event else _mapped(g, y.ndim - 1)(y)
         if event:
             log_slope = _mapped(lambda y: jnp.linalg.slogdet(jax.jacfwd(g)(y))[1], y.ndim - 1)(y)

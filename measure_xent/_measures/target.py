@@ -5,8 +5,8 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._forms.law_form import LawForm
 from .._forms.normal_form import Form, NormalForm
-from .._forms.smooth_form import Smooth
 from .._kernels.classes import Classes, class_index
 from .._kernels.target import Target, expand
 from .measure import Measure
@@ -46,7 +46,7 @@ def masses(P: Measure, classes: int, name: str) -> Float[Array, "*family V"]:
 
 def target(form: Form, classes: int, name: str) -> Target:
     """A form as the kernels take it, but for its deferred parts, checked against the number of classes."""
-    if isinstance(form, Smooth):
+    if isinstance(form, LawForm):
         raise TypeError(
             f"log({name}) is a function of a class, but P has a density: {type(form.law).__name__} is not on classes"
         )

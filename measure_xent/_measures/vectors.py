@@ -86,7 +86,7 @@ class Independent(Vectors):
 
     @property
     def members(self) -> list[Line]:
-        whole = self.P.at_rank(len(self.P.shape))
+        whole = self.P.with_family_rank(len(self.P.shape))
         take = lambda i: lambda x: jnp.take(x, 0 if x.shape[-1] == 1 else i, axis=-1)
         return [jax.tree.map(take(i), whole) for i in range(self.dimension)]
 
@@ -116,8 +116,8 @@ class Independent(Vectors):
     def transport(self, u):
         return self.P.quantile(jnp.broadcast_to(u, self.P.shape))
 
-    def at_rank(self, rank):
-        return Independent(self.P.at_rank(rank + 1))
+    def with_family_rank(self, rank):
+        return Independent(self.P.with_family_rank(rank + 1))
 
 
 def independent(P: Line) -> Measure:

@@ -27,8 +27,8 @@ from jaxtyping import Array, Bool, Float
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 from .._kernels.null import null_safe_product, values_at
-from .._kernels.tanh_sinh import END, bend, end_of, finite, fixed
-from .._measures.laws import Continuous, Integers, kinks_of, marks_of
+from .._kernels.tanh_sinh import END, end_of, finite, fixed, tanh_sinh_map
+from .._measures.laws import Continuous, Integers, breakpoints_of, kinks_of
 from .._strict import custom_jvp
 from .ends import LOG_2, PLACES, PROBES, End, Nodes, Tail, near_of, ratio_rise, rise
 
@@ -122,19 +122,19 @@ class Panels:
     def __init__(self, P: Continuous, f: Integrand):
         stop = lax.stop_gradient
         self.f, self.rank, self.ratio = f, max(len(P.shape), len(f.shape)), f.by_ratio()
-        P = P.at_rank(self.rank).each()
+        P = P.with_family_rank(self.rank).with_point_axis()
         self.law, self.c = P.centred()
         self.origin = fixed(P.bounds_centre() if isinstance(self.c, float) else self.c)
         column = lambda x: jnp.asarray(x)[..., None]
         kinks = [*P.kinks, *map(column, kinks_of(f))]
-        marks = [jnp.atleast_1d(P.centre), *map(column, marks_of(f))]
+        marks = [jnp.atleast_1d(P.centre), *map(column, breakpoints_of(f))]
         self.dtype = jnp.result_type(float, P.width, *kinks, *marks)
         self.family = jnp.broadcast_shapes(
             (1,) * self.rank, P.shape[:-1], f.shape, *(jnp.shape(x)[:-1] for x in (*kinks, *marks))
         )
         move = lambda end: end - self.origin if finite(end) else end
         support = tuple(map(move, P.support))
-        self.forward, back = bend(*map(fixed, (*support, P.width)))
+        self.forward, back = tanh_sinh_map(*map(fixed, (*support, P.width)))
         self.tip = end_of(self.dtype)
         place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.tip, self.tip))
         self.kinks = [place(x) for x in kinks]
@@ -220,7 +220,7 @@ class Panels:
             zero = [jnp.zeros_like(x) for x in probes]
             for at, depth in zip(at_probes, depths, strict=True):
                 values = _shifted(values, jnp.concatenate([ratio_rise(at, depth), *zero], axis=-1))
-        if final and not self.law.tame:
+        if final and not self.law.finite_derivatives:
             p, _ = density(u)
         f, *at_probes = apart(self._flat(values, n + len(PROBES) * len(probes)))
         off = jnp.zeros_like(f)
@@ -245,7 +245,7 @@ class Panels:
                 ratio = jax.tree.map(of_end, look.values)
                 first = jax.tree.map(lambda x: x[..., :1], ratio)
                 rise_to_8 = self._flat(_shifted(first, ratio_rise(ratio.log_inside, 3 * LOG_2)), 1) - one
-            made.append(Tail.of(end, f, of_end(look.log_p), rise_to_8, self.law.tame))
+            made.append(Tail.of(end, f, of_end(look.log_p), rise_to_8, self.law.finite_derivatives))
         return made
 
     def unknown(self) -> list[Tail]:
@@ -305,7 +305,7 @@ class Panels:
         unseen = zeros(leaves + 1) + np.where(np.arange(slots) < m, np.inf, 0).astype(dtype)
         sums = zeros(leaves + 1)
         start = Panel(a, b, sums, unseen, sums, zeros(leaves), zeros(len(POINTS)).astype(bool))
-        watched = self.f.watched(leaves)
+        watched = self.f.leaves_to_converge(leaves)
 
         def off(panels):
             gaps, sizes = panels.gaps[..., :watched, :], panels.sizes[..., :watched, :]
@@ -349,7 +349,7 @@ class Panels:
         # At the tips is what is cut off there, about.
         cut_off = jnp.abs(at_watched[..., :2]).sum(-1)
         error = 3 * panels.gaps[..., :-1, :].sum(-1) + cut_off + panels.off.sum(-1) + unseen * size
-        total = judged(value, error, size, self.back, self.f, tolerance)
+        total = with_convergence(value, error, size, self.back, self.f, tolerance)
         return Integral(total.value, total.error, total.status | (unseen[..., 0] > 0.1).astype(jnp.int32))
 
     def _moved(self, panels: Panel, at_watched: Array) -> tuple[Array, Array]:
@@ -408,14 +408,14 @@ def over_the_line(P: Continuous, f: Integrand, tolerance: float | None, rounds: 
 def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Integral:
     """Σ f(k) p(k) over a window of integers around the mean. What its outer half adds bounds what is left out."""
     rank = max(len(P.shape), len(f.shape))
-    P = P.at_rank(rank)
+    P = P.with_family_rank(rank)
     mean, sd = (jnp.broadcast_to(lax.stop_gradient(x), P.shape)[..., None] for x in (P.mean, P.width))
     # A pmf that is wide is a smooth curve: every so many integers will do. One with a bulk beside 0 has an edge there.
     stride, edge = jnp.maximum(1, jnp.ceil(32 * sd / WINDOW)), (sd > 16) & (mean < 16 * sd)
     (from_0, fine), (_, coarse) = graded(), graded(2)
     k = jnp.maximum(0, jnp.floor(mean - stride * WINDOW / 2)) + stride * jnp.arange(WINDOW)
     k = jnp.where(edge, jnp.asarray(from_0, k.dtype), k)
-    p = P.each().density_of(k) * jnp.where(edge, jnp.asarray(fine, k.dtype), 1)
+    p = P.with_point_axis().density_of(k) * jnp.where(edge, jnp.asarray(fine, k.dtype), 1)
     p = p / p.sum(-1, keepdims=True)  # of so many integers, or with a rounding error of its own
     outside = jnp.where(edge, np.arange(WINDOW) >= WINDOW - STEPS, jnp.abs(k - mean) > stride * (WINDOW // 4))
     here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
@@ -432,7 +432,7 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     other = jnp.where(edge, coarse / fine, 2.0 * (np.arange(WINDOW) % 2 == 0)).astype(terms.dtype)[..., None, :]
     between = jnp.abs(lax.stop_gradient((other * terms).sum(-1) - terms.sum(-1)))
     error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(edge | (stride > 1), between, 0)
-    return judged(terms.sum(-1), error, known.sum(-1), back, f, tolerance)
+    return with_convergence(terms.sum(-1), error, known.sum(-1), back, f, tolerance)
 
 
 def weighted(values: Any, w: Float[Array, "*family n"]) -> tuple[Float[Array, "*family leaves n"], Callable]:
@@ -469,7 +469,7 @@ def flattened(values: Any, w: Float[Array, "*family n"]) -> tuple[Array, Array, 
     return flat, w, back
 
 
-def judged(
+def with_convergence(
     value: Array,
     error: Array,
     size: Array,
@@ -486,5 +486,5 @@ def judged(
     wrong = far | jnp.isnan(value)
     # The logarithm of a density that is far from 1 has few digits behind its point.
     error = lax.stop_gradient(error + 32 * eps * size + jnp.finfo(value.dtype).tiny)
-    watched = f.watched(value.shape[-1])
+    watched = f.leaves_to_converge(value.shape[-1])
     return Integral(back(value), jax.tree.map(jnp.abs, back(error)), wrong[..., :watched].any(-1).astype(jnp.int32))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._forms.smooth_form import carry
+from .._forms.law_form import score_weight
 from .._measures.laws import Law
 
 
@@ -40,7 +40,7 @@ class Draws:
         x = lax.stop_gradient(
             self.point(jax.tree.map(lax.stop_gradient, law))
         )  # a sampler may have no derivative at all
-        return x, carry(lax.stop_gradient(weight), law.log_density_of(x))
+        return x, score_weight(lax.stop_gradient(weight), law.log_density_of(x))
 
     def choose(self, weights: Float[Array, "*family k"]) -> tuple[Array, Float[Array, "*family"]]:
         """The index of an atom, one a member, and what its being drawn stands for."""

@@ -64,10 +64,12 @@ class Tail(NamedTuple):
     relative: Float[Array, "*family leaves 1"]
 
     @classmethod
-    def of(cls, end: End, flat: Float[Array, "*family leaves 6"], log_p: Array, rise_to_8: Array, tame: bool) -> "Tail":
+    def of(
+        cls, end: End, flat: Float[Array, "*family leaves 6"], log_p: Array, rise_to_8: Array, finite_derivatives: bool
+    ) -> "Tail":
         """From f and log p at the end's ``places``, and from what f(8δ) − f(δ) is by the form that it goes on with.
 
-        A density that is not tame may be singular in its derivatives alone, as that of a Beta(2, 1) is in its second parameter.
+        A density without ``finite_derivatives`` may be singular in them alone, as that of a Beta(2, 1) is in its second parameter.
         """
         blurred = lax.stop_gradient(end.at) != 0
 
@@ -78,7 +80,7 @@ class Tail(NamedTuple):
             return known & (~jnp.isfinite(tip) | (blurred & (jnp.abs(tip - one) > 4 * jnp.abs(one - two))))
 
         use = singular(flat, blurred[..., None, :]).any(-2) | singular(log_p, blurred)
-        if not tame:
+        if not finite_derivatives:
             use |= blurred & jnp.isfinite(log_p[..., :3]).all(-1, keepdims=True)
         one, two, eight = (flat[..., i : i + 1] for i in (0, 1, 3))
         off = jnp.abs(eight - one - rise_to_8)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._forms.law_form import LawForm
 from .._forms.normal_form import Form, NormalForm, check_one_space
-from .._forms.smooth_form import Smooth
 from .._integrands.density import LogDensity, LogRatio, log
 from .._integrands.integral import Integral, together
 from .._integrands.integrand import Constant, Integrand, Multiple, Sum, Tree
@@ -29,7 +29,7 @@ def enumerate_atoms(P, f):
 
 def _kind(form: Form) -> Any:
     """What laws on the line have in common whose integrals are one program, of a family; None of anything else."""
-    if not isinstance(form, Smooth) or not isinstance(form.law, Continuous | Integers):
+    if not isinstance(form, LawForm) or not isinstance(form.law, Continuous | Integers):
         return None
     if form.factors or form.transform is not None or form.method is not None:
         return None
@@ -41,7 +41,7 @@ def _integrate(forms: list[Any], f: Integrand) -> Integral:
     if len(forms) == 1:
         return forms[0].integrate(f)
     rank = max(len(forms[0].family), len(f.shape))
-    family = jax.tree.map(lambda *x: jnp.stack(x), *(form.at_rank(rank) for form in forms))
+    family = jax.tree.map(lambda *x: jnp.stack(x), *(form.with_family_rank(rank) for form in forms))
     return jax.tree.map(lambda x: x.sum(0) if jnp.ndim(x) else x, family.integrate(f))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._integrands.composites import Given
+from .._integrands.composites import Section
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate
@@ -52,13 +52,13 @@ class Inner(Integrand):
         x = points if isinstance(points, tuple) else (points,)
         like = jnp.zeros(jax.tree.leaves(x)[0].shape[:lead])
         known = hasattr(self.f.model, "family")  # a function of a Conditional: there may be a closed form
-        f = self.f.given(self.f.model.family(x, lead)) if known else Given(self.f, x, like)
+        f = self.f.given(self.f.model.family(x, lead)) if known else Section(self.f, x, like)
         measure = self.K.family(x, lead)
         total = integrate(measure if self.method is None else measure.by(self.method), f)
         error = jax.tree.map(lambda v, e: jnp.broadcast_to(e, jnp.shape(v)), total.value, total.error)
         return total.value, error, jnp.asarray(total.status, like.dtype) + like
 
-    def watched(self, leaves):
+    def leaves_to_converge(self, leaves):
         return (leaves - 1) // 2
 
 

@@ -5,7 +5,7 @@ Without one, closed forms come first, then ``Adaptive()`` in up to two dimension
 
 import abc
 
-from .._forms.smooth_form import Smooth
+from .._forms.law_form import LawForm
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 
@@ -14,5 +14,5 @@ class Method(abc.ABC):
     """How to integrate against what has a law. A subclass gives ``integrate``."""
 
     @abc.abstractmethod
-    def integrate(self, form: Smooth, f: Integrand) -> Integral:
+    def integrate(self, form: LawForm, f: Integrand) -> Integral:
         """∫ f against T_*(c · Πf · law)."""

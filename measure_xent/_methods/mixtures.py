@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from .._forms.smooth_form import Smooth
+from .._forms.law_form import LawForm
 from .._integrands.composites import Times
 from .._integrands.integrand import Integrand, in_blocks, room_for
 from .._integrands.rules import integrate
 from .._kernels.scaled import ScaledNumber
-from .._kernels.tanh_sinh import bend, end_of, fixed
+from .._kernels.tanh_sinh import end_of, fixed, tanh_sinh_map
 from .._measures.laws import Continuous
 from .._measures.measure import Lowered, shapes_of
 from .._measures.nested import Blank, Nested
@@ -45,7 +45,7 @@ class MixtureDensity(Integrand):
         return jnp.broadcast_shapes(y[: len(y) - self.event], jnp.shape(self.log_scale))
 
     @property
-    def marks(self):
+    def breakpoints(self):
         """Where the likelihood may have its bulk: near y, if K is noise."""
         return () if self.event else (jnp.asarray(self.y, float),)
 
@@ -93,7 +93,7 @@ class Factor(Integrand):
 class Tilted(Continuous):
     """K(·)(y) / exp(log_scale) · law, of unknown mass, seen from its peak."""
 
-    tame = False
+    finite_derivatives = False
 
     law: Continuous
     likelihood: MixtureDensity
@@ -125,14 +125,14 @@ class Tilted(Continuous):
     def kinks(self):
         return self.law.kinks
 
-    def each(self):
+    def with_point_axis(self):
         grown = (jnp.expand_dims(x, -1) for x in (self.log_scale, self.peak))
-        return Tilted(self.law.each(), self.likelihood, self.transform, *grown)
+        return Tilted(self.law.with_point_axis(), self.likelihood, self.transform, *grown)
 
-    def at_rank(self, rank):
+    def with_family_rank(self, rank):
         grow = lambda x: x.reshape((1,) * (rank - x.ndim) + x.shape)
         scale, peak = grow(self.log_scale), grow(self.peak)
-        return Tilted(self.law.at_rank(rank), self.likelihood, self.transform, scale, peak)
+        return Tilted(self.law.with_family_rank(rank), self.likelihood, self.transform, scale, peak)
 
     def log_density_of(self, x):
         return _exponent(self.law, self.likelihood, self.transform, x) - self.log_scale
@@ -147,15 +147,15 @@ def _exponent(law: Continuous, likelihood: MixtureDensity, transform: Integrand 
     return law.log_density_of(x) + likelihood.scaled_values(points, x.ndim).log_scale
 
 
-def density_over(form: Smooth, K: Any, y: Array, event: int) -> ScaledNumber:
+def density_over(form: LawForm, K: Any, y: Array, event: int) -> ScaledNumber:
     """∫ K(x)(y) dμ(x) over a form, at y, or at one y a member of a family."""
     likelihood = MixtureDensity(K, y, jnp.zeros(()), event)
     if not isinstance(form.law, Continuous):
         return ScaledNumber.of(Lowered((form,)).expect(likelihood))
     shape = jnp.broadcast_shapes(form.family, likelihood.shape)
-    law = form.law.at_rank(len(shape))
+    law = form.law.with_family_rank(len(shape))
     log_scale, peak = (jnp.broadcast_to(x, shape) for x in _greatest(law, likelihood, form.transform, shape))
-    f = form.seen(Factor(likelihood))
+    f = form.pull_back(Factor(likelihood))
     total = integrate(
         Tilted(law, likelihood, form.transform, log_scale, peak), Times(form.factors, f) if form.factors else f
     )
@@ -166,13 +166,13 @@ def _greatest(
     law: Continuous, likelihood: MixtureDensity, transform: Any, shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """(s, x): the greatest exponent and where, by a scan over the bent line and near y, then ever closer to the best."""
-    each = law.each()
+    each = law.with_point_axis()
     origin = fixed(each.bounds_centre())
-    forward, back = bend(*map(fixed, each.bounds()))
+    forward, back = tanh_sinh_map(*map(fixed, each.bounds()))
     end = end_of(jnp.result_type(float, law.width))
     grid = jnp.linspace(-end, end, 129)
     spread = lambda t: jnp.broadcast_to(t, (*shape, t.shape[-1]))
-    near_y = [jnp.clip(back(stop_gradient(mark)[..., None] - origin), -end, end) for mark in likelihood.marks]
+    near_y = [jnp.clip(back(stop_gradient(mark)[..., None] - origin), -end, end) for mark in likelihood.breakpoints]
     t = jnp.concatenate([spread(x) for x in (grid, *near_y)], axis=-1)
 
     def best(t):
@@ -198,7 +198,7 @@ class Mixture(Continuous):
     one's own density is: then y comes first, and there are two integrals in one another, not three.
     """
 
-    outer: Smooth
+    outer: LawForm
     K: Any  # a Conditional
     low: float = static(default=-math.inf)
     high: float = static(default=math.inf)
@@ -249,12 +249,12 @@ class Mixture(Continuous):
             jax.vmap(one)(jax.random.split(key, math.prod(shape))).reshape(*shape, *self.shape) if shape else one(key)
         )
 
-    def at_rank(self, rank):
-        return Mixture(self.outer.at_rank(rank), self.K, self.low, self.high)
+    def with_family_rank(self, rank):
+        return Mixture(self.outer.with_family_rank(rank), self.K, self.low, self.high)
 
-    def each(self):
+    def with_point_axis(self):
         rank = len(self.shape)
-        outer = self.outer.at_rank(rank).map_family(lambda x: jnp.expand_dims(x, rank))
+        outer = self.outer.with_family_rank(rank).map_family(lambda x: jnp.expand_dims(x, rank))
         return Mixture(outer, self.K, self.low, self.high)
 
     def log_density_of(self, x):
@@ -272,7 +272,7 @@ def _safe_log(log_scale: Array, factor: Array) -> Array:
     return jnp.where(some, log_scale + jnp.log(jnp.where(some, factor, 1)), -jnp.inf)
 
 
-def mixture(outer: Smooth, K: Any) -> Mixture | None:
+def mixture(outer: LawForm, K: Any) -> Mixture | None:
     """The law of y on the line, if K's measures have densities there."""
 
     def ends() -> Any:

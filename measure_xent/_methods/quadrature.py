@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._forms.smooth_form import Smooth
-from .._integrands.composites import Last, Seen
+from .._forms.law_form import LawForm
+from .._integrands.composites import Last, Pullback
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, density_terms
 from .._integrands.rules import rule
@@ -17,7 +17,7 @@ from .._measures.laws import Continuous, Integers, Law, Vectors
 from .._measures.nested import Nested, count
 from .._program import program
 from .._pytree import pytree, static
-from .adaptive import Panels, flattened, judged, over_the_integers, over_the_line
+from .adaptive import Panels, flattened, over_the_integers, over_the_line, with_convergence
 from .iterated import Inner, iterated
 from .method import Method
 from .mixtures import NODES, Mixture
@@ -32,7 +32,7 @@ class Deterministic(Method):
     def over(self, law: Law, f: Integrand) -> Integral:
         """∫ f against a law."""
         if isinstance(law, Mixture) and density_terms(f) < NODES:
-            law, f = law.nested, Seen(f, Last())
+            law, f = law.nested, Pullback(f, Last())
         if isinstance(law, Nested):
             return iterated(law.outer.by(self).integrate(Inner(f, law.K, self)))
         if isinstance(law, Vectors):
@@ -70,7 +70,7 @@ class Adaptive(Deterministic):
     rounds: int | None = static(default=None)
 
     def over(self, law, f):
-        if isinstance(law, Nested | Mixture | Vectors) and (n := count(Smooth(law, jnp.ones(()))).laws) > 2:
+        if isinstance(law, Nested | Mixture | Vectors) and (n := count(LawForm(law, jnp.ones(()))).laws) > 2:
             raise ValueError(
                 f"expect(f): {type(law).__name__} has {n} dimensions, and quadrature without a method is for up to 2; pass "
                 "method=QuasiMonteCarlo(key, n), MonteCarlo(key, n), or Quadrature(nodes) for nodes**dimensions nodes"
@@ -117,17 +117,19 @@ class Quadrature(Deterministic):
 
     def line(self, law, f):
         rank = max(len(law.shape), len(f.shape))
-        each = law.at_rank(rank).each()
+        each = law.with_family_rank(rank).with_point_axis()
         rule = each.gauss(self.nodes)
         if rule is None:
             return self._tanh_sinh(law, f)
         x, w, tail = rule
         flat, w, back = flattened(f.values(x, rank + 1), w)
         # A product that need not look for weights of 0 becomes one pass with its sum.
-        terms = w * flat if law.fixed_rule else null_safe_product(w, flat)
+        terms = w * flat if law.parameter_free_nodes else null_safe_product(w, flat)
         known = lax.stop_gradient(jnp.where(jnp.isfinite(flat), flat, 0))
         left = jnp.einsum("...ln,...kn->...lk", known, tail.astype(known.dtype))
-        return judged(terms.sum(-1), jnp.linalg.norm(left, axis=-1), jnp.abs(w * known).sum(-1), back, f, None, False)
+        return with_convergence(
+            terms.sum(-1), jnp.linalg.norm(left, axis=-1), jnp.abs(w * known).sum(-1), back, f, None, False
+        )
 
     def _tanh_sinh(self, law, f):
         line, n = Panels(law, f), self.nodes + 1 - self.nodes % 2
@@ -141,4 +143,4 @@ class Quadrature(Deterministic):
         value = line.derived(value, nodes, tails, look.used)
         known = jnp.where(jnp.isfinite(terms), terms, 0)
         gap = jnp.abs(known.sum(-1) - 2 * known[..., ::2].sum(-1)) + beside.sum(-1)
-        return judged(value, gap, jnp.abs(known).sum(-1), line.back, f, None, False)
+        return with_convergence(value, gap, jnp.abs(known).sum(-1), line.back, f, None, False)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from .._forms.smooth_form import Smooth
+from .._forms.law_form import LawForm
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand
 from .._measures.measure import Indicator
@@ -25,7 +25,7 @@ from .mixtures import Mixture
 class Sampled(Method):
     """Means over draws."""
 
-    def _terms(self, form: Smooth, f: Integrand, draw: Any, randomness: Any) -> tuple[Array, Any, int]:
+    def _terms(self, form: LawForm, f: Integrand, draw: Any, randomness: Any) -> tuple[Array, Any, int]:
         """weight · f at the draws, [*family, leaves, draws]."""
         own = len(form.family)
         rank = max(own, len(f.shape))

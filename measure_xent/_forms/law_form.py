@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._integrands.composites import Last, Seen, Times
+from .._integrands.composites import Last, Pullback, Times
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand
 from .._integrands.rules import integrate
@@ -16,7 +16,7 @@ from .._strict import custom_jvp
 
 
 @pytree
-class Smooth:
+class LawForm:
     """T_*(c · Πf · law): a law with one density, weighted by functions of its points, which are then seen through T.
 
     ``method`` says how to integrate; None leaves it to the rules.
@@ -44,11 +44,11 @@ class Smooth:
 
     def of_law(self, f: Integrand) -> Integrand:
         """f and the factors as one function of the law's own points."""
-        f = self.seen(f)
+        f = self.pull_back(f)
         return Times(self.factors, f) if self.factors else f
 
-    def seen(self, f: Integrand) -> Integrand:
-        return f if self.transform is None else Seen(f, self.transform)
+    def pull_back(self, f: Integrand) -> Integrand:
+        return f if self.transform is None else Pullback(f, self.transform)
 
     def mass(self) -> Float[Array, "*family"]:
         if not self.factors:
@@ -62,19 +62,19 @@ class Smooth:
     def masses(self) -> tuple[Any, ...]:
         return ()
 
-    def with_masses(self) -> "Smooth":
+    def with_masses(self) -> "LawForm":
         return self
 
-    def scale(self, c: Any) -> "Smooth":
+    def scale(self, c: Any) -> "LawForm":
         return self._with(c=jnp.asarray(c) * self.c)
 
-    def reweight(self, f: Integrand) -> "Smooth":
-        return self._with(factors=(*self.factors, self.seen(f)))
+    def reweight(self, f: Integrand) -> "LawForm":
+        return self._with(factors=(*self.factors, self.pull_back(f)))
 
-    def push(self, transform: Any) -> tuple["Smooth", ...]:
-        return (self._with(transform=self.seen(as_integrand(transform))),)
+    def push(self, transform: Any) -> tuple["LawForm", ...]:
+        return (self._with(transform=self.pull_back(as_integrand(transform))),)
 
-    def by(self, method: Any) -> "Smooth":
+    def by(self, method: Any) -> "LawForm":
         """The same, to be integrated by a method."""
         return self._with(method=method)
 
@@ -86,14 +86,14 @@ class Smooth:
             weight = null_safe_product(weight, jnp.asarray(f.values(x, lead), weight.dtype))
         return x if self.transform is None else self.transform.values(x, lead), self.c * weight
 
-    def at_rank(self, rank: int = 0) -> "Smooth":
+    def with_family_rank(self, rank: int = 0) -> "LawForm":
         """The same form with at least ``rank`` family axes, on every part."""
-        law = self.law.at_rank(max(rank, len(self.family)))
+        law = self.law.with_family_rank(max(rank, len(self.family)))
         c = jnp.asarray(self.c)
         return self._with(law=law, c=c.reshape((1,) * (len(law.shape) - c.ndim) + c.shape))
 
-    def map_family(self, g: Any) -> "Smooth":
-        """g over the leading axes of every part of a form ``at_rank``."""
+    def map_family(self, g: Any) -> "LawForm":
+        """g over the leading axes of every part of a form ``with_family_rank``."""
         if any(f.shape for f in (*self.factors, *([] if self.transform is None else [self.transform]))):
             raise NotImplementedError(
                 f"joint and product: {type(self.law).__name__} with a family of functions against it; give a Conditional"
@@ -103,10 +103,10 @@ class Smooth:
     def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
         raise NotImplementedError(f"the density of a measure made of {type(self.law).__name__} laws is not known here")
 
-    def flat(self) -> tuple["Smooth", ...]:
+    def flat(self) -> tuple["LawForm", ...]:
         return (self,)
 
-    def marginal(self) -> tuple["Smooth", ...]:
+    def marginal(self) -> tuple["LawForm", ...]:
         """The law of the last coordinate."""
         return self.push(Last())
 
@@ -134,8 +134,8 @@ class Smooth:
         """How many coordinates a point has."""
         return len(self._point) if isinstance(self._point, tuple) else 1
 
-    def rows(self, of_x: bool = False) -> tuple["Smooth", ...]:
-        if not of_x and self.coordinates < 2:
+    def rows(self, ignores_y: bool = False) -> tuple["LawForm", ...]:
+        if not ignores_y and self.coordinates < 2:
             raise TypeError(
                 f"a Conditional integrates over pairs (x, y): P must be a measure on tuples, {type(self.law).__name__} is not"
             )
@@ -144,32 +144,32 @@ class Smooth:
     def parts(self) -> Any:
         raise NotImplementedError(f"{type(self.law).__name__} has no list of atoms")
 
-    def _with(self, **changes: Any) -> "Smooth":
-        new = object.__new__(Smooth)
+    def _with(self, **changes: Any) -> "LawForm":
+        new = object.__new__(LawForm)
         set_fields(new, **{**self.__dict__, **changes})
         return new
 
 
-def is_smooth(form: Any) -> bool:
+def has_law(form: Any) -> bool:
     """Whether somewhere in a form there is a law, and so no list of all its atoms."""
-    return isinstance(form, Smooth) or (hasattr(form, "target") and is_smooth(form.target))
+    return isinstance(form, LawForm) or (hasattr(form, "target") and has_law(form.target))
 
 
 def has_density(form: Any) -> bool:
     """Whether what a form lists or draws has a density against Lebesgue measure, and is no atoms."""
-    if isinstance(form, Smooth):
+    if isinstance(form, LawForm):
         return form.law.split()[1] is not None
     return hasattr(form, "target") and has_density(form.target)
 
 
 @custom_jvp
-def carry(weight: Float[Array, "..."], log_p: Float[Array, "..."]) -> Float[Array, "..."]:
+def score_weight(weight: Float[Array, "..."], log_p: Float[Array, "..."]) -> Float[Array, "..."]:
     """The weight, with the derivative of weight · exp(log_p − log_p): a fixed point whose density moves."""
     del log_p
     return weight
 
 
-@carry.defjvp
-def _carry_jvp(primals, tangents):
-    weight = carry(*primals)  # a carried weight again, so that all further derivatives are right too
+@score_weight.defjvp
+def _score_weight_jvp(primals, tangents):
+    weight = score_weight(*primals)  # a carried weight again, so that all further derivatives are right too
     return weight, tangents[0] + weight * tangents[1]
