@@ -128,8 +128,22 @@ class _Node:
         self.key, self.make, self.operands = key, make, operands
 
 
+def depend_on(function: Callable) -> None:
+    """Has programs be what a function is, too, that any call may come to, as a user's rule is."""
+    if not _is_installed(function):
+        _DEPENDENCIES.append(function)
+
+
+_DEPENDENCIES: list[Callable] = []
+
+
 def _structure_of(arguments: Any) -> tuple[_Structure, list]:
     walk = _Walk()
+    for function in _DEPENDENCIES:
+        try:
+            walk.as_is(function)
+        except _Unknown:
+            walk.add(function, _Same(function), ())
     walk(arguments)
     try:
         return _Structure(walk.nodes, seen_by_user()), walk.operands

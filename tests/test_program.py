@@ -156,6 +156,25 @@ def helper(k):
     return SCALE * k / 2
 
 
+def test_a_new_rule_is_seen(monkeypatch):
+    class Counted(mx.Measure):
+        shape = ()
+
+        def forms(self):
+            return mx.DiscreteUniform(3).forms()
+
+    P, f = mx.pytree(Counted)(), Scaled(0.5)
+    assert P.expect(f) == 1
+
+    @mx.rule(Counted, Scaled)
+    def known(P, f):
+        return SCALE
+
+    assert P.expect(f) == 2
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 5.0)
+    assert P.expect(f) == 5
+
+
 def test_a_default_that_has_changed_is_seen():
     def f(k, *, by=1.0):
         return by * k

@@ -211,18 +211,37 @@ class Constant(Integrand):
         return jnp.asarray(self.c)[..., None]
 
 
-@pytree
-class Sum(Integrand):
-    """x ↦ Σ fᵢ(x)."""
+class Pointwise(Integrand):
+    """A function of the values that others, its ``children``, have at the same point."""
 
-    terms: tuple[Integrand, ...]
+    linear = True  # whether its integral is the same function of theirs
+
+    @property
+    @abc.abstractmethod
+    def children(self) -> tuple[Integrand, ...]: ...
+
+    @abc.abstractmethod
+    def with_children(self, children: list[Integrand]) -> Integrand:
+        """The same function of others."""
+
+    @abc.abstractmethod
+    def combine(self, values: list[Any], lead: int | None = None) -> Any:
+        """The value, of the children's values at one point, or with ``lead`` axes, the family's and the atoms', in front."""
 
     def __call__(self, *x):
-        return sum(f(*x) for f in self.terms)
+        return self.combine([f(*x) for f in self.children])
+
+    def values(self, points, lead):
+        return self.combine([f.values(points, lead) for f in self.children], lead)
+
+    @property
+    def shape(self):
+        return jnp.broadcast_shapes(*(f.shape for f in self.children))
 
     @property
     def model(self):
-        return _common_model(self.terms)
+        models = [f.model for f in self.children]
+        return models[0] if self.linear and models and all(model is models[0] for model in models) else None
 
     @property
     def pattern(self):
@@ -230,32 +249,56 @@ class Sum(Integrand):
 
     @property
     def row_statistics(self):
-        return _all_row_statistics(self.terms)
+        return tuple(sorted({name for f in self.children for name in f.row_statistics}))
 
     @property
     def ignores_y(self):
-        return all(f.ignores_y for f in self.terms)
+        return all(f.ignores_y for f in self.children)
 
     def integrate_row(self, row):
-        return sum(f.integrate_row(row) for f in self.terms)
+        return self.combine([f.integrate_row(row) for f in self.children])
 
     def given(self, Q):
-        return Sum(tuple(f.given(Q) for f in self.terms))
-
-    @property
-    def shape(self):
-        return jnp.broadcast_shapes(*(f.shape for f in self.terms))
-
-    def values(self, points, lead):
-        return sum(f.values(points, lead) for f in self.terms)
+        return self.with_children([f.given(Q) for f in self.children])
 
 
 @pytree
-class Multiple(Integrand):
+class Sum(Pointwise):
+    """x ↦ Σ fᵢ(x)."""
+
+    terms: tuple[Integrand, ...]
+
+    @property
+    def children(self):
+        return self.terms
+
+    def with_children(self, children):
+        return Sum(tuple(children))
+
+    def combine(self, values, lead=None):
+        return sum(values)
+
+
+@pytree
+class Multiple(Pointwise):
     """x ↦ c · f(x), one c a member of a family."""
 
     c: Shaped[ArrayLike, "*family"]
     f: Integrand
+
+    @property
+    def children(self):
+        return (self.f,)
+
+    def with_children(self, children):
+        return Multiple(self.c, *children)
+
+    def combine(self, values, lead=None):
+        c = jnp.asarray(self.c)
+        if lead is not None:
+            c = c.reshape((1,) * (lead - 1 - c.ndim) + c.shape)  # families broadcast from the right
+        # c has the leading (family) axes of the value
+        return jax.tree.map(lambda v: c.reshape(c.shape + (1,) * (jnp.ndim(v) - c.ndim)) * v, values[0])
 
     def __call__(self, *x):
         return self.c * self.f(*x)
@@ -265,53 +308,33 @@ class Multiple(Integrand):
         return jnp.broadcast_shapes(jnp.shape(self.c), self.f.shape)
 
     @property
-    def model(self):
-        return self.f.model
-
-    @property
-    def row_statistics(self):
-        return self.f.row_statistics
-
-    @property
-    def ignores_y(self):
-        return self.f.ignores_y
-
-    def integrate_row(self, row):
-        return jax.tree.map(lambda v: _align(self.c, v) * v, self.f.integrate_row(row))
+    def pattern(self):
+        return (self,)  # c is put before the integral, whatever f is of
 
     def given(self, Q):
         return Multiple(jnp.asarray(self.c)[..., None], self.f.given(Q))
 
-    def values(self, points, lead):
-        c = jnp.asarray(self.c)
-        c = c.reshape((1,) * (lead - 1 - c.ndim) + c.shape)  # families broadcast from the right
-        return jax.tree.map(lambda v: _align(c, v) * v, self.f.values(points, lead))
-
-
-def _align(c, value):
-    # c has the leading (family) axes of value
-    return jnp.reshape(c, jnp.shape(c) + (1,) * (value.ndim - jnp.ndim(c)))
-
 
 @pytree
-class Product(Integrand):
+class Product(Pointwise):
     """x ↦ Π fᵢ(x)."""
 
     factors: tuple[Integrand, ...]
-
-    def __call__(self, *x):
-        return math.prod(f(*x) for f in self.factors)
+    linear = False
 
     @property
-    def shape(self):
-        return jnp.broadcast_shapes(*(f.shape for f in self.factors))
+    def children(self):
+        return self.factors
 
-    def values(self, points, lead):
-        return math.prod(f.values(points, lead) for f in self.factors)
+    def with_children(self, children):
+        return Product(tuple(children))
+
+    def combine(self, values, lead=None):
+        return math.prod(values)
 
 
 @pytree
-class Composed(Integrand):
+class Composed(Pointwise):
     """x ↦ g(f(x))."""
 
     g: Callable
@@ -320,42 +343,27 @@ class Composed(Integrand):
     def __post_init__(self):
         set_fields(self, g=as_node(self.g))
 
-    def __call__(self, *x):
-        return jax.tree.map(of_user(self.g), self.f(*x))
-
     @property
-    def shape(self):
-        return self.f.shape
+    def children(self):
+        return (self.f,)
+
+    def with_children(self, children):
+        return Composed(self.g, *children)
+
+    def combine(self, values, lead=None):
+        return jax.tree.map(of_user(self.g), values[0])
 
     @property
     def model(self):
         return self.f.model if hasattr(self.f, "value_of_row") else None
 
-    @property
-    def pattern(self):
-        return (self,) if self.model is None else (self, self.model)
-
-    @property
-    def row_statistics(self):
-        return self.f.row_statistics
-
-    @property
-    def ignores_y(self):
-        return self.f.ignores_y
-
     def integrate_row(self, row):
         value_of_row = self.f.value_of_row  # type: ignore[attr-defined]
         return row.integrate(lambda row: of_user(self.g)(value_of_row(row)))
 
-    def given(self, Q):
-        return Composed(self.g, self.f.given(Q))
-
-    def values(self, points, lead):
-        return jax.tree.map(of_user(self.g), self.f.values(points, lead))
-
 
 @pytree
-class Tree(Integrand):
+class Tree(Pointwise):
     """Several integrands as one, with a value for each: a dict, list or tuple of them."""
 
     f: Any
@@ -367,40 +375,15 @@ class Tree(Integrand):
         return jax.tree.map(function, self.f, is_leaf=lambda f: isinstance(f, Integrand))
 
     @property
-    def integrands(self) -> list[Integrand]:
-        return jax.tree.leaves(self.f, is_leaf=lambda f: isinstance(f, Integrand))
+    def children(self):
+        return tuple(jax.tree.leaves(self.f, is_leaf=lambda f: isinstance(f, Integrand)))
 
-    def __call__(self, *x):
-        return self.map_integrands(lambda f: f(*x))
+    def with_children(self, children):
+        return Tree(self.combine(children))
 
-    @property
-    def shape(self):
-        return jnp.broadcast_shapes(*(f.shape for f in self.integrands))
-
-    @property
-    def model(self):
-        return _common_model(self.integrands)
-
-    @property
-    def pattern(self):
-        return (self,) if self.model is None else (self, self.model)
-
-    @property
-    def row_statistics(self):
-        return _all_row_statistics(self.integrands)
-
-    @property
-    def ignores_y(self):
-        return all(f.ignores_y for f in self.integrands)
-
-    def integrate_row(self, row):
-        return self.map_integrands(lambda f: f.integrate_row(row))
-
-    def given(self, Q):
-        return Tree(self.map_integrands(lambda f: f.given(Q)))
-
-    def values(self, points, lead):
-        return self.map_integrands(lambda f: f.values(points, lead))
+    def combine(self, values, lead=None):
+        each = iter(values)
+        return self.map_integrands(lambda _: next(each))
 
 
 ROOM = 2**22  # numbers of an array that an integrand may need at its points
@@ -427,12 +410,3 @@ def in_blocks(f: Callable, x: Any, size: int) -> Any:
 def with_model(f: Integrand, Q: Any) -> Any:
     """f as the same function of another Q, or with None in its place."""
     return jax.tree.map(lambda node: Q if node is f.model else node, f, is_leaf=lambda node: node is f.model)
-
-
-def _common_model(integrands):
-    first = integrands[0].model if integrands else None
-    return first if all(f.model is first for f in integrands) else None
-
-
-def _all_row_statistics(integrands):
-    return tuple(sorted({name for f in integrands for name in f.row_statistics}))

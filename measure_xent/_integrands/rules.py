@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from .._program import depend_on
 from .._strict import of_user
 from .integral import Integral
 
@@ -32,6 +33,7 @@ def rule(measure: type, *integrand: type) -> Callable[[Callable], Callable]:
 
     def register(function: Callable) -> Callable:
         _RULES[measure, *integrand] = function
+        depend_on(function)
         return function
 
     return register

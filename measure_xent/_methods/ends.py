@@ -69,7 +69,7 @@ class Tail(NamedTuple):
     ) -> "Tail":
         """From f and log p at the end's ``places``, and from what f(8δ) − f(δ) is by the form that it goes on with.
 
-        A density without ``finite_derivatives`` may be singular in them alone, as that of a Beta(2, 1) is in its second parameter.
+        A density without ``finite_derivatives`` may be singular in those alone, as of a Beta(2, 1) in its second parameter.
         """
         blurred = lax.stop_gradient(end.at) != 0
 
