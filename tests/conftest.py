@@ -1,8 +1,8 @@
-"""What is run: a part that one can wait for, or with ``--full`` all of it.
+"""What is run: what one can wait for, or with ``--full`` all of it.
 
 Property tests draw ``--examples``, and so many cases has a sweep, a test over many that are alike, such as all measures: each
-sweep others. A test marked ``slow``, which says why, is run in one of five turns; ``--turn`` says which one it is, and moves
-the sweeps on, too.
+sweep others. Tests marked ``slow``, which says why, are run where they are named, and in five turns, with ``--turn`` one of
+them, which moves the sweeps on, too.
 """
 
 import collections
@@ -58,7 +58,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--examples", type=int, help="examples a property test draws, cases a sweep runs (1; with --full, 3)"
     )
-    parser.addoption("--turn", type=int, default=0, help="which of the slow tests, and of a sweep's cases (0)")
+    parser.addoption(
+        "--turn", type=int, help="a fifth of the slow tests, and which of a sweep's cases (none, the first)"
+    )
     parser.addoption("--full", action="store_true", help="all slow tests, in an hour")
 
 
@@ -75,7 +77,7 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "sweep: a test whose cases are alike")
-    config.addinivalue_line("markers", "slow(why): a test that is run in one of five turns")
+    config.addinivalue_line("markers", "slow(why): a test that is run by its name, in turns, or in full")
     if config.option.examples is None:
         config.option.examples = 3 if config.option.full else 1
     hypothesis.settings.register_profile(
@@ -104,16 +106,17 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Of a sweep as many cases are run as ``--examples`` says, spread over it, other ones in each test and turn."""
     examples, turn, full = (config.getoption(f"--{name}") for name in ("examples", "turn", "full"))
+    named = any("::" in argument for argument in config.args)
     sweeps, left_out = collections.defaultdict(list), set()
     for item in items:
         if item.get_closest_marker("sweep"):
             sweeps[item.nodeid.partition("[")[0]].append(item)
     for name, cases in sweeps.items():
         n = max(1, int(examples / max(mark.args[0] for mark in cases[0].iter_markers("sweep"))))
-        kept = {(zlib.crc32(name.encode()) + turn + i * len(cases) // n) % len(cases) for i in range(n)}
+        kept = {(zlib.crc32(name.encode()) + (turn or 0) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
-    if not full:
-        another = lambda item: (zlib.crc32(item.nodeid.encode()) + turn) % TURNS != 0
+    if not full and not named:
+        another = lambda item: turn is None or (zlib.crc32(item.nodeid.encode()) + turn) % TURNS
         left_out.update(item for item in items if item.get_closest_marker("slow") and another(item))
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]

@@ -158,6 +158,11 @@ def test_gradients_in_the_target(mode):
     at_y = np.take_along_axis(surprisal, y[:, None], -1)[:, 0]
     for lam in (0.0, 0.3, 1.0):
         np.testing.assert_allclose(mode(mixed)(lam), cot @ (at_y - surprisal.mean(-1)), **close)
+    # Labels that a compiled function is given, and the derivative is taken outside.
+    of_labels = jax.jit(lambda lam, y: mx.cross_entropy(lam * mx.Dirac(y) + (1 - lam) * mx.DiscreteUniform(V), Q) @ cot)
+    np.testing.assert_allclose(
+        mode(lambda lam: of_labels(lam, jnp.asarray(y)))(0.3), cot @ (at_y - surprisal.mean(-1)), **close
+    )
     p = jnp.array([0.5, 0.0, 0.25, 0.25, 0.0])
     dense = lambda p: jnp.dot(mx.cross_entropy(mx.Categorical(probs=p), Q), jnp.asarray(cot))
     np.testing.assert_allclose(mode(dense)(p), cot @ surprisal, **close)

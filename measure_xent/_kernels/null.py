@@ -9,11 +9,13 @@ has every derivative. A derivative's own rule is where this shows, so a loss who
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Bool, PyTree, Shaped
 
 from .._strict import custom_jvp
@@ -23,8 +25,15 @@ from .mesh import vary, varying, zeros
 def null_safe_product(weight: Shaped[Array, "..."], value: Shaped[Array, "..."]) -> Array:
     """weight · value, with 0 · ±inf = 0 · NaN = 0, and the derivative in a weight of 0 the value where that is finite."""
     weight, value = jnp.broadcast_arrays(weight, value)
-    absent, held = _null_atoms(lambda value: value, False, 0, weight, (value,))
+    absent, held = _null_atoms(_identity, False, 0, weight, (value,))
     return weight * jnp.where(absent, held, value)
+
+
+def _identity(value):
+    return value
+
+
+_identity.for_reverse_mode_alone = False  # type: ignore[attr-defined]
 
 
 def values_at(function: Callable, weight: Shaped[Array, "*atoms"], points: tuple, stand_in: Callable) -> PyTree:
@@ -44,11 +53,33 @@ def null_atoms(
     function: Callable, weight: Shaped[Array, "*atoms"], points: tuple
 ) -> tuple[Bool[Array, "*atoms"], PyTree]:
     """(which null atoms are absent, what the function's values are to be replaced by there)."""
-    function, closed = jax.closure_convert(function, *points)
+    function, closed = _with_arguments(function, *points)
     arguments = (*points, *closed)
     # Inside shard_map the mask varies as weights and values do; not as the arguments, which values may be sums over parts of.
     like = jax.tree.map(zeros, jax.eval_shape(function, *arguments))
     return _null_atoms(function, False, 0, vary(weight, varying(weight, like)), arguments)
+
+
+def _with_arguments(function: Callable, *points: PyTree) -> tuple[Callable, list]:
+    """The function with all that it closes over as further arguments, and those. ``jax.closure_convert`` leaves integers in it,
+    such as labels, which a derivative that is taken outside of the trace would look for in vain."""
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*points)
+    n, tree = len(points), jax.tree.structure(shapes)
+
+    def with_arguments(*arguments):
+        call = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, arguments[n:]))
+        return tree.unflatten(call(*jax.tree.leaves(arguments[:n])))
+
+    with_arguments.for_reverse_mode_alone = _has_custom_vjp(jaxpr.jaxpr)  # type: ignore[attr-defined]
+    return with_arguments, jaxpr.consts
+
+
+def _has_custom_vjp(jaxpr: Any) -> bool:
+    """Whether somewhere in a program there is a function with a rule of its own for reverse mode alone."""
+    inner = (x for eqn in jaxpr.eqns for value in eqn.params.values() for x in jax.tree.leaves(value))
+    return any(eqn.primitive.name.startswith("custom_vjp") for eqn in jaxpr.eqns) or any(
+        _has_custom_vjp(getattr(x, "jaxpr", x)) for x in inner if hasattr(getattr(x, "jaxpr", x), "eqns")
+    )
 
 
 def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTree:
@@ -67,12 +98,9 @@ def _null_atoms(function, weighed, order, weight, arguments):
     value = function(*arguments)
     fit = _finite(value, weight.shape)
     along = jax.tree.map(_ones, arguments)
-    for _ in range(order):
+    for _ in range(0 if function.for_reverse_mode_alone else order):
         function = functools.partial(_along, function, along)
-        try:
-            fit &= _finite(function(*arguments), weight.shape)
-        except TypeError:  # a function with a rule of its own for reverse mode alone
-            break
+        fit &= _finite(function(*arguments), weight.shape)
     return (null & ~fit) | no, jax.tree.map(lambda v: jnp.where(jnp.isfinite(v) & ~no, v, 0), value)
 
 
