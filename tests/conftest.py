@@ -54,6 +54,20 @@ COMPILE_MUCH = {
 TURNS, WORKER = 5, 3 << 29  # the turns of slow tests; what a worker takes, in bytes
 
 
+# Examples of docstrings and pages that are slow, and why.
+SLOW_EXAMPLES = {
+    "docs/pages/concepts.md": "an integral on every kind of space",
+    "docs/pages/contributing.md": "a measure of one's own, and all that it can do",
+    "docs/pages/howto/distil.md": "divergences of two heads, with gradients",
+    "docs/pages/howto/information.md": "every functional of a joint measure",
+    "measure_xent/_measures/dirichlet.py": "an iterated integral",
+    "measure_xent/_measures/vectors.py": "an iterated integral",
+    "measure_xent/_measures/intervals.py::measure_xent._measures.intervals.Uniform": "an adaptive integral with its derivative",
+    "measure_xent/_measures/positive.py::measure_xent._measures.positive.Exponential": "an adaptive integral",
+    "measure_xent/_measures/multivariate_normal.py": "an adaptive integral",
+}
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--examples", type=int, help="examples a property test draws, cases a sweep runs (1; with --full, 3)"
@@ -109,6 +123,8 @@ def pytest_collection_modifyitems(config, items):
     named = any("::" in argument for argument in config.args)
     sweeps, left_out = collections.defaultdict(list), set()
     for item in items:
+        if why := next((why for start, why in SLOW_EXAMPLES.items() if item.nodeid.startswith(start)), None):
+            item.add_marker(pytest.mark.slow(why))
         if item.get_closest_marker("sweep"):
             sweeps[item.nodeid.partition("[")[0]].append(item)
     for name, cases in sweeps.items():

@@ -41,6 +41,7 @@ def close(value, gradient):
     np.testing.assert_allclose(gradient["weight"], slope, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow("many programs")
 def test_micro_batches_in_a_loop_and_in_a_scan():
     step = mx.value_and_grad(loss)
     parts = [step(PARAMS, *part) for part in zip(X, Y, MASK, strict=True)]

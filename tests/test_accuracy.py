@@ -55,6 +55,7 @@ def rows(classes, rng):
             yield margin, z, y
 
 
+@pytest.mark.sweep(0.2)
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_loss_and_gradient_to_the_ulp(classes, dtype):
@@ -96,6 +97,7 @@ def test_labels_far_below_a_large_maximum(far, classes):
         np.testing.assert_allclose(np.asarray(gradient)[[3, 4, 7]], expected[[3, 4, 7]], rtol=limit)
 
 
+@pytest.mark.sweep(0.2)
 @pytest.mark.parametrize("classes", [33, 1001, 4097])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "default"])
@@ -130,6 +132,7 @@ def test_relative_to_the_first_maximum(platform, dtype, classes):
     np.testing.assert_allclose(got.log_sum[[0, 2]], [np.log(3), np.log(2)], rtol=1e-6)
 
 
+@pytest.mark.slow("rows against mpmath")
 @pytest.mark.parametrize("classes", [1, 2, 7, 200])
 def test_float64_against_mpmath(classes):
     rng = np.random.default_rng(classes)
@@ -238,6 +241,7 @@ def test_rows_that_the_label_s_logit_cannot_stand_for(case):
     np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow("rows against mpmath")
 @sweep("producer", ["softcap", "divided", "sine", "normalised", "polynomial"])
 @pytest.mark.parametrize("shape", [(3, 20), (24, 40), (40, 300)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -273,6 +277,7 @@ def test_logits_that_a_compiler_makes_again(producer, shape, dtype):
     np.testing.assert_allclose(np.asarray(gradient, float), slope, atol=ulps * np.abs(slope).max())
 
 
+@pytest.mark.sweep(0.5)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["labels", "dense", "mode"])
 def test_a_few_rows_at_the_edge_among_many(kind, dtype):
@@ -304,6 +309,7 @@ def test_a_few_rows_at_the_edge_among_many(kind, dtype):
         )
 
 
+@pytest.mark.slow("rows against mpmath")
 @sweep("producer", ["norm", "softcap", "centred"])
 @pytest.mark.parametrize("classes", [20, 33, 300])
 def test_confident_rows_of_logits_made_again(producer, classes):

@@ -12,6 +12,7 @@ from measure_xent.cli import main
 from measure_xent.cli.contestants import HEAD_OPERATIONS, OPERATIONS, Case
 
 
+@pytest.mark.slow("compiles every contestant")
 def test_json(capsys):
     flags = ["--shapes", "9x100", "--dtypes", "float32", "bfloat16", "--repeats", "1", "--json"]
     assert main(["bench", "rows", *flags]) == 0
@@ -28,6 +29,7 @@ def test_json(capsys):
         assert figure["gradient_error"] < (1e-5 if figure["dtype"] == "float32" else 8e-3)
 
 
+@pytest.mark.slow("compiles every contestant")
 def test_table_and_picture(capsys, tmp_path):
     shapes = ["--shapes", "64x100", "17x6x40"]
     assert main(["bench", *shapes, "--operations", "value", "--repeats", "1", "--plot", str(tmp_path / "a.png")]) == 0
@@ -38,6 +40,7 @@ def test_table_and_picture(capsys, tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow("compiles every contestant")
 def test_head(capsys):
     assert main(["bench", "head", "--shapes", "17x6x40", "--repeats", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -72,6 +75,7 @@ def test_the_contestants_of_the_head_agree(operation):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sweep(0.25)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("operation", "shape"), [*((o, "40x1009") for o in OPERATIONS), *((o, "40x24x9001") for o in HEAD_OPERATIONS)]
@@ -114,6 +118,7 @@ def test_what_the_other_table_takes_is_refused(flags, capsys):
     assert flags[-1] in capsys.readouterr().err
 
 
+@pytest.mark.slow("compiles every contestant")
 def test_temporaries_do_not_grow_with_the_logits():
     """Two blocks of rows, and a few numbers a row."""
     for operation in ("value", "gradient", "smoothed"):

@@ -60,6 +60,7 @@ def exact():
     return values, full, curvature
 
 
+@pytest.mark.slow("every mode of derivatives")
 @pytest.mark.parametrize("together", [True, False])
 def test_values_and_derivatives(together):
     values, gradient, curvature = exact()
@@ -108,6 +109,7 @@ def test_inside_the_loss():
     np.testing.assert_allclose(families, by_hand, rtol=1e-5)
 
 
+@pytest.mark.slow("every mode of derivatives")
 def test_any_target_and_any_measure():
     """Soft targets weigh correctness by their mass at the mode; probabilities and sigmoids have the same functions."""
     z, y = jnp.asarray(z0[:3]), jnp.asarray(z0[:3].argmax(-1))
@@ -158,6 +160,7 @@ def test_entropy_and_mode_of_rows(classes):
     np.testing.assert_allclose(along(jnp.asarray(z)), (slope * np.asarray(v)).sum(-1), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow("every mode of derivatives")
 @pytest.mark.parametrize(
     "model", [lambda w: mx.LinearSoftmax(w), lambda w: mx.Conditional(lambda h: mx.Categorical(h @ w))]
 )

@@ -63,6 +63,7 @@ def test_null_atoms_of_any_integrand():
     np.testing.assert_allclose(mixed, [0, 0, np.log(2), 0], **close)
 
 
+@pytest.mark.slow("second derivatives")
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
 def test_null_rows_are_nothing_to_second_derivatives(bad):
     """Reverse over reverse too, in logits and in weights, where a row of the wrong sort of zero would give 0 · NaN."""
@@ -205,6 +206,7 @@ def test_kl_of_finite_measures():
     np.testing.assert_allclose(mx.kl_divergence(2 * P, 3.0 * Q), expected, **close)
 
 
+@pytest.mark.slow("second derivatives")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_accumulates_in_float32(dtype):
     z = jnp.asarray(rng.normal(size=(3, 50_000)), dtype)

@@ -93,6 +93,7 @@ def together(dtype):
     )
 
 
+@pytest.mark.slow("many shapes of a scan")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_value_and_gradient(dtype):
     """To relative accuracy, the gradient to that of the largest in its frame; both modes; the blank anywhere."""
@@ -139,6 +140,7 @@ def test_where_optax_is_wrong():
     np.testing.assert_allclose(value, value_and_gradient(half.astype(jnp.float32), (1, 2))[0], rtol=1e-6)
 
 
+@pytest.mark.slow("scans over many shapes")
 def test_padding_may_hold_anything():
     """NaN and ±inf in frames that do not count, any number for labels; sequences of no frame, of no label."""
     z = rng.normal(size=(4, 4, 5)).astype(np.float32)
@@ -165,6 +167,7 @@ def test_no_nan_on_the_way():
         ).block_until_ready()
 
 
+@pytest.mark.slow("many shapes of a scan")
 def test_long_sequences_against_float64():
     """1000 frames, of a loss of thousands: what a gradient is made of is relative to the state it is in."""
     z, y = 3 * rng.normal(size=(1, 1000, 20)), rng.integers(1, 20, size=(1, 60))
@@ -176,6 +179,7 @@ def test_long_sequences_against_float64():
     np.testing.assert_allclose(single[1], double[1], atol=6e-5)  # 1000 roundings; of optax 1e-3
 
 
+@pytest.mark.slow("second derivatives of a scan")
 def test_forward_probabilities_and_second_derivatives():
     """optax's where it has a number; the Hessian forward over reverse, reverse over reverse and under vmap."""
     z = rng.normal(size=(2, 4, 5))
@@ -216,6 +220,7 @@ def test_bad_input():
                 call(f)
 
 
+@pytest.mark.slow("many shapes of a scan")
 def test_the_suite_of_optax(monkeypatch):
     suite = pytest.importorskip("optax.losses._classification_test")
     for name in ("ctc_loss", "ctc_loss_with_forward_probs"):

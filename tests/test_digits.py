@@ -20,6 +20,7 @@ def optax_loss(params, batch, smoothing):
     return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
 
+@pytest.mark.slow("trains models")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_trajectory_is_optax_s(smoothing):
     """200 steps of SGD with our loss and with optax's own: equal to float32 rounding, which training amplifies little."""
@@ -34,6 +35,7 @@ def test_the_trajectory_is_optax_s(smoothing):
     assert ours[-1] < 0.5 * ours[0]
 
 
+@pytest.mark.slow("trains models")
 def test_same_seed_same_result(tmp_path, capsys):
     runs = []
     for name in ("a", "b"):
@@ -52,12 +54,14 @@ def test_same_seed_same_result(tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow("trains models")
 @pytest.mark.parametrize("name", ["sgd", "lion", "lbfgs"])
 def test_any_optimizer_of_optax(name, tmp_path):
     arguments = ["train", "digits", "--steps", "3", "--lr", "0.01", "--optimizer", name, "--out", str(tmp_path)]
     assert main(arguments) == 0
 
 
+@pytest.mark.slow("trains models")
 def test_reaches_the_stated_accuracy(tmp_path):
     assert main(["train", "digits", "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["accuracy"] >= 0.97

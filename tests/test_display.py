@@ -88,6 +88,7 @@ def test_what_has_no_picture_has_words():
         mx.plot(3.0)
 
 
+@pytest.mark.slow("a page of every measure")
 def test_small_pages():
     for P in (N, mx.Categorical(jnp.zeros((200, 500))), mx.Empirical(jnp.asarray(rng.normal(size=5000)))):
         assert len(P._repr_mimebundle_()["text/html"]) < 600_000

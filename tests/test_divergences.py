@@ -87,6 +87,7 @@ def random_rows(n, V):
     return p / p.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow("adaptive integrals of a dozen divergences")
 @sweep("make", ["probs", "logits", "atoms"], cost=3)
 def test_thousands_of_pairs(make):
     """With zeros on either side, as probabilities, as logits and as lists of atoms in another order."""
@@ -128,6 +129,7 @@ def scipy_divergence(f, p, q, low, high, cuts=()):
     return integrate.quad(at, low, high, points=cuts or None, limit=400, epsabs=1e-12)[0]
 
 
+@pytest.mark.slow("adaptive integrals of a dozen divergences")
 def test_continuous_pairs():
     """Closed forms, scipy's quadrature, and supports that do not match."""
     with jax.enable_x64(True):
@@ -208,6 +210,7 @@ def is_large(x):
     return jax.nn.sigmoid(1.5 * jnp.tanh(x) - 0.3)
 
 
+@pytest.mark.slow("every divergence of a space")
 @sweep("entry", spaces.ENTRIES, ids=repr, cost=3)
 def test_inequalities_on_any_space(entry):
     with jax.enable_x64(True):
@@ -217,6 +220,7 @@ def test_inequalities_on_any_space(entry):
         assert float(gap) >= -1e-7, (name, gap)
 
 
+@pytest.mark.slow("every divergence of a space")
 @sweep("name", GENERATORS)
 @sweep("entry", spaces.ENTRIES, ids=repr, cost=3)
 def test_convex_and_processed(entry, name):
@@ -242,6 +246,7 @@ def test_convex_and_processed(entry, name):
 SINGLE = [e for e in registry.POSITIVE if e.probability and not e.pairs]
 
 
+@pytest.mark.slow("every divergence of a space")
 @sweep("entry", SINGLE, ids=repr)
 def test_inequalities_on_classes(entry):
     program = jax.jit(functools.partial(inequalities, f=is_large))
@@ -271,6 +276,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow("second derivatives of divergences")
 @sweep("name", CASES, cost=3)
 def test_derivatives_at_the_boundary(name):
     """In masses of which one is 0, and in logits of which one is −inf, in every mode, with a cotangent that is not 1."""
@@ -296,6 +302,7 @@ def test_derivatives_at_the_boundary(name):
                 np.testing.assert_allclose(jax.jit(outer(inner(of_logits)))(z, w)[:3], numeric, atol=1e-7)
 
 
+@pytest.mark.slow("adaptive integrals of a dozen divergences")
 def test_of_a_function():
     """f given as a function of t is the generator; what only its values show is refused."""
     P, Q = (mx.Categorical(probs=jnp.asarray(x)) for x in np.float32(random_rows(2, 6)))
@@ -335,6 +342,7 @@ def test_of_a_function():
         mx.total_variation(P, mx.DiscreteUniform(4))
 
 
+@pytest.mark.slow("adaptive integrals of a dozen divergences")
 def test_orders_as_arrays():
     """A vector of orders, 1 among them, and its derivative; by vmap too."""
     with jax.enable_x64(True):

@@ -43,6 +43,7 @@ CASES = {
 }
 
 
+@pytest.mark.sweep(0.2)
 @pytest.mark.parametrize("name", CASES)
 def test_edge(name):
     loss, z, w, value, gradient, p, in_weight = CASES[name]
@@ -89,6 +90,7 @@ def test_more_classes_than_float16_counts():
     np.testing.assert_allclose(hvp[:, 0], [2 / 70_000] * 2, rtol=2e-2)
 
 
+@pytest.mark.slow("a program an edge")
 @pytest.mark.parametrize("classes", [3, 32, 33])
 def test_a_nan_where_no_other_class_is_open(classes):
     """Wherever it stands, the row is NaN: loss, by-products and gradient."""

@@ -57,6 +57,7 @@ def student(z, df):
     return scale - (df + 1) / 2 * mp.log1p(z**2 / df)
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 @either
 def test_entropies_at_large_and_tiny_parameters(x64):
     """Nothing as large as the parameter cancels: gamma, beta and Dirichlet laws by their moments, counts by sums."""
@@ -89,6 +90,7 @@ def test_entropies_at_large_and_tiny_parameters(x64):
             assert np.all(np.isfinite(x)), i
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 @either
 def test_entropies_of_counts(x64):
     with jax.enable_x64(x64), mp.workdps(30):
@@ -139,6 +141,7 @@ def test_log_densities_at_large_and_tiny_parameters(x64):
             np.testing.assert_allclose(float(x[0]), float(y[0]), rtol=1e-6)
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 @either
 def test_densities_at_the_ends_of_supports(x64):
     """Value, derivatives in the parameters and in the point: those of the formula, as far as it has them."""
@@ -165,6 +168,7 @@ def test_densities_at_the_ends_of_supports(x64):
                 close(jnp.stack(gradient), slopes, x64)
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 @either
 def test_counts_at_the_ends_of_parameters(x64):
     """Where one count has all mass: values, divergences, derivatives of every order through the masses of the others."""
@@ -203,6 +207,7 @@ def test_counts_at_the_ends_of_parameters(x64):
             np.testing.assert_allclose(np.ravel(x), np.ravel(expected[name]), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 @either
 @pytest.mark.parametrize("df", [1e6, 1e10, inf])
 def test_student_goes_to_the_normal(df, x64):
@@ -240,6 +245,7 @@ TAILS = {  # a law, its log-density but for a constant, the interval, a point in
 }
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 @sweep("x64", [False, True], cost=0.25)
 @sweep("name", TAILS, cost=0.25)
 def test_truncated_far_in_a_tail(name, x64):
@@ -265,6 +271,7 @@ def test_truncated_far_in_a_tail(name, x64):
         np.testing.assert_allclose(slope, float(at_low), rtol=20 * scale, atol=scale)
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 def test_draws_and_derivatives_far_in_a_tail():
     """Samples lie in the interval and have its mean; an optimiser sees finite derivatives in all parameters."""
     P = mx.truncate(mx.Normal(0.0, 1.0), 30.0)
@@ -293,6 +300,7 @@ LOG_DENSITIES = {
 ONES = (1.0, 0.5, 2.0, 1.0)  # what formulas of powers and factorials may have a seam at
 
 
+@pytest.mark.slow("second derivatives of each law")
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("make", LOG_DENSITIES, ids=lambda make: make.__name__)
 def test_second_derivatives_of_log_densities(make, x64):
@@ -348,6 +356,7 @@ def test_derivatives_of_integrals_at_round_parameters(make, image):
         np.testing.assert_allclose(got, true, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow("a program a law, in both dtypes")
 @either
 @pytest.mark.parametrize("p", [0.2, 0.03, 0.004, 1e-4])
 def test_counts_with_a_bulk_beside_0_and_a_long_tail(p, x64):

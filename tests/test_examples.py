@@ -20,6 +20,7 @@ def example(name, losses="measure_xent"):
     return namespace
 
 
+@pytest.mark.slow("trains a model")
 @pytest.mark.parametrize("name", ["mlp", "lbfgs"])
 def test_only_the_import_changes(name):
     """Steps amplify rounding: in float64 to 1e-9 at the last of them."""
@@ -29,6 +30,7 @@ def test_only_the_import_changes(name):
     assert ours[-1] < 0.5 * ours[0]
 
 
+@pytest.mark.slow("trains a model")
 @pytest.mark.parametrize("name", ["adversarial", "nanolm"])
 def test_only_the_import_changes_with_flax(name):
     """Flax's networks are of float32, with 1e-7 of rounding; twelve steps amplify it tenfold."""
@@ -37,6 +39,7 @@ def test_only_the_import_changes_with_flax(name):
     assert ours[-1] < 0.9 * ours[0]
 
 
+@pytest.mark.slow("trains a model")
 def test_accumulation():
     train = example("accumulation")["train"]
     whole = train("one batch", steps=6)
@@ -54,6 +57,7 @@ def test_equinox():
     assert accuracy > 0.94
 
 
+@pytest.mark.slow("trains a model")
 def test_numpyro():
     """Radii are skewed: the log-normal law needs fewer bits, and the likelihood is the cross-entropy's sum."""
     figures = example("numpyro_model")["compare"]()

@@ -53,6 +53,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow("a program a distribution, ours and theirs")
 @sweep("name", FAMILIES)
 def test_densities_entropies_and_gradients(name, numpyro, tfp):
     """On random parameters, against TFP's entropy and numpyro's log_prob, with gradients; and taken from both packages."""
@@ -77,6 +78,7 @@ def test_densities_entropies_and_gradients(name, numpyro, tfp):
             np.testing.assert_allclose(mx.log(taken)(x), mx.log(P)(x), rtol=1e-9)
 
 
+@pytest.mark.slow("a program a distribution, ours and theirs")
 def test_divergences_against_theirs(numpyro, tfp):
     """KL of pairs that TFP or numpyro have closed forms for, and gradients."""
     pairs = {
@@ -98,6 +100,7 @@ def test_divergences_against_theirs(numpyro, tfp):
             jax.tree.map(lambda u, v, n=name: np.testing.assert_allclose(u, v, rtol=2e-6, err_msg=n), got, expected)
 
 
+@pytest.mark.slow("a program a distribution, ours and theirs")
 def test_numpyro_measures(numpyro):
     """Families of ours, independent ones, batches; others by log_prob and sampler, on their support; what cannot be is said."""
     d, take = numpyro, mx.from_distribution
@@ -131,6 +134,7 @@ def test_numpyro_measures(numpyro):
     np.testing.assert_allclose(total.value, take(d.Gumbel(0.0, 1.0)).expect(jnp.sin), atol=4 * total.error)
 
 
+@pytest.mark.slow("a program a distribution, ours and theirs")
 def test_tfp_measures(tfp):
     for given in (tfp.Gumbel(0.5, 2.0), tfp.Weibull(2.0, 1.5), tfp.Logistic(0.3, 0.7)):
         np.testing.assert_allclose(mx.entropy(mx.from_distribution(given)), given.entropy(), rtol=3e-5)
@@ -145,6 +149,7 @@ def test_tfp_measures(tfp):
     np.testing.assert_allclose(counts.expect(lambda k: k), 2.0, rtol=1e-4)
 
 
+@pytest.mark.slow("a program a distribution, ours and theirs")
 def test_distrax_measures():
     distrax = module("distrax")
     for given in (
@@ -173,6 +178,7 @@ def vector_laws(package):
     return low_rank(loc, diagonal, factor, factor), d.Multinomial(4, probs=p)
 
 
+@pytest.mark.slow("a program a distribution, ours and theirs")
 @pytest.mark.parametrize("package", ["numpyro", "tfp", "distrax"])
 def test_vectors_and_lattices(package):
     """A low rank is a MultivariateNormal; a lattice has masses and no density; without a method, the error names one."""

@@ -21,6 +21,7 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
+@pytest.mark.slow("a program a member")
 @pytest.mark.parametrize("n", [3, 5])  # 5 is the number of classes, too
 def test_one_measure_against_a_family(n):
     z = rng.normal(size=(n, 5)).astype(np.float32)
@@ -85,6 +86,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow("a program a member")
 @sweep("law", LAWS)
 @sweep("change", CHANGES)
 @sweep("masked", [False, True])
@@ -109,6 +111,7 @@ def test_joints_in_batches(law, change, masked):
         np.testing.assert_allclose(gradient, h.T @ g, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow("a program a member")
 def test_targets_that_broadcast_over_blocks():
     """On the path in blocks of rows: shared targets, sizes that coincide, targets over part of the axes."""
     z = rng.normal(size=(1001, 1001)).astype(np.float32)
@@ -128,6 +131,7 @@ def test_targets_that_broadcast_over_blocks():
         np.testing.assert_allclose(loss(mx.Dirac(jnp.asarray(y)), cube), expected, rtol=1e-5)
 
 
+@pytest.mark.slow("a program a member")
 def test_edges_are_the_same_in_blocks():
     """±inf, NaN and forbidden rows: one row by itself, and the same row in the path in blocks."""
     z = rng.normal(size=(700, 1001)).astype(np.float32)
@@ -146,6 +150,7 @@ def test_edges_are_the_same_in_blocks():
     np.testing.assert_allclose(gradient(jnp.asarray(z))[:4], gradient(jnp.asarray(z[:8]))[:4], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
 def test_labels_of_any_integer_type(dtype):
     label, classes = (7, 40_000) if dtype == "int16" else (99, 1000)
@@ -154,6 +159,7 @@ def test_labels_of_any_integer_type(dtype):
         np.testing.assert_allclose(jitted(lambda: mx.cross_entropy(mx.Dirac(y), Q)), [np.log(classes)], rtol=1e-6)
 
 
+@pytest.mark.slow("a program a member")
 def test_joints_of_joints():
     w = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
     K = mx.Conditional(lambda i: mx.Categorical(w[i]))

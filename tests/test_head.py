@@ -77,6 +77,7 @@ def test_sizes_and_scales(N, V, scale):
         np.testing.assert_allclose(a, b, rtol=5 * error, atol=error * max(np.abs(b).max(), 1e-30))
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 @pytest.mark.parametrize("integral", [True, False])
 def test_every_mode(integral):
     """jvp, jacfwd, three kinds of hvp, vmap and checkpoint, of the integral and of a loss each with any cotangent."""
@@ -122,6 +123,7 @@ def test_every_mode(integral):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 def test_training_loops():
     """optax.MultiSteps over micro-batches, half-precision steps in a scan, and Gauss–Newton products."""
     hidden, weight, bias, labels, _ = problem(16, 11)
@@ -161,6 +163,7 @@ def test_training_loops():
     np.testing.assert_allclose(product, hidden.T @ curved, **close)
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 @pytest.mark.parametrize("junk", [np.nan, np.inf])
 def test_contract(junk):
     """Masked rows over NaN, an all-masked batch, forbidden classes, labels out of range, in value and gradients."""
@@ -200,6 +203,7 @@ def test_contract(junk):
         assert np.all(np.isnan(dw))
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_adds_up_in_float32(dtype):
     """2000 rows of nearly one gradient: a half-precision sum would stop growing at 256 of them; a loss each too."""
@@ -224,6 +228,7 @@ def test_half_precision_adds_up_in_float32(dtype):
         assert error < 2 * float(jnp.finfo(dtype).eps), name
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 @pytest.mark.parametrize("scale", ["outside", "inside"])
 def test_float16_with_a_loss_scale(scale):
     """1/N · p would underflow, were it rounded before the scale comes; of classes that are no label nothing else is left."""
@@ -251,6 +256,7 @@ def test_float16_with_a_loss_scale(scale):
         assert np.linalg.norm(a - b) < 5e-4 * np.linalg.norm(b)
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 def test_z_loss_and_counts_in_the_same_pass():
     hidden, weight, bias, labels, weights = problem(11, 13)
 
@@ -291,6 +297,7 @@ def test_class_weights_at_rows_of_weight_0():
     np.testing.assert_allclose(jax.grad(loss)(mask), expected[4], **close)
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_teacher_that_is_a_head(alone):
     """Distillation with neither's logits: the integral, a loss each and their gradients, in the teacher's parts too."""
@@ -357,6 +364,7 @@ def test_rows_of_a_block(features, classes, cpu, default):
     assert max(block_rows(10, matrix).values()) == 10
 
 
+@pytest.mark.slow("heads in several schedules, with gradients")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are of the blocks of CPUs")
 def test_memory():
     """MiB beside the results: blocks of logits, whatever N, in value, a loss each, and first and second derivatives."""

@@ -61,6 +61,7 @@ def by_hand(p):
     }
 
 
+@pytest.mark.slow("iterated integrals")
 @pytest.mark.parametrize("x64", [True, False])
 def test_thousands_of_joints(x64):
     p = random_joints(3000)
@@ -73,6 +74,7 @@ def test_thousands_of_joints(x64):
         )
 
 
+@pytest.mark.slow("iterated integrals")
 def test_dit():
     """The same, of dit, which has it by the coordinates' names."""
     p = random_joints(20)
@@ -94,6 +96,7 @@ def test_dit():
             np.testing.assert_allclose(got[name][i], value, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.slow("iterated integrals")
 def test_with_a_conditional():
     """I and H of P ⊗ K by K: on classes against the joint's table, of normal noise in closed form; gradients too."""
     px, table = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(5), size=4)
@@ -134,6 +137,7 @@ def test_with_a_conditional():
         np.testing.assert_allclose(of_a_bit, np.log(2) - entropy_given, rtol=1e-6)
 
 
+@pytest.mark.slow("iterated integrals")
 def test_chain_rules_and_products():
     """H(X, Y) = H(X) + H(Y | X); I is symmetric; of a product 0; of products of any spaces the entropies add."""
     p = random_joints(50)
@@ -207,6 +211,7 @@ def test_bases():
     np.testing.assert_allclose(mx.renyi_entropy(Q, 2, base=2) * np.log(2), mx.renyi_entropy(Q, 2), rtol=1e-6)
 
 
+@pytest.mark.slow("iterated integrals")
 @pytest.mark.parametrize("shape", [(1000, 500), (2000, 2000)])
 def test_of_large_tables(shape):
     """By tables of sums and by none of pairs of atoms: the program's memory is a few arrays of the table's size."""
@@ -246,6 +251,7 @@ def test_atoms_among_many(kind):
     np.testing.assert_allclose(slope, -np.log(mass) - 1, rtol=1e-4)
 
 
+@pytest.mark.slow("iterated integrals")
 def test_of_vectors():
     """The entries of a vector are its coordinates: of normal vectors in closed form, of atoms as of tuples."""
     c = np.array([[1.0, 0.6, 0.2], [0.6, 1.0, 0.3], [0.2, 0.3, 1.0]])
@@ -265,6 +271,7 @@ def test_of_vectors():
         )
 
 
+@pytest.mark.slow("iterated integrals")
 def test_of_densities_on_the_line():
     """y = 0.8 x + 0.6 noise is standard normal: its entropy, its divergence, what it says of x."""
     K = mx.Conditional(lambda x: mx.Normal(0.8 * x, 0.6))

@@ -45,6 +45,7 @@ def exact(law, f, points=()):
         return sum(part(a, b) for a, b in itertools.pairwise(cuts))
 
 
+@pytest.mark.slow("an adaptive integral a law")
 @sweep("name", LAWS)
 @sweep("x64", [False, True])
 def test_a_law_is_what_scipy_says(name, x64):
@@ -71,6 +72,7 @@ def test_a_law_is_what_scipy_says(name, x64):
         np.testing.assert_allclose(draws.mean(), law.mean(), atol=5 * law.std() / 4000**0.5)
 
 
+@pytest.mark.slow("an adaptive integral a law")
 @sweep("p", LINE, cost=3)
 def test_cross_entropy_of_pairs(p):
     """No table of pairs: moments where they are known, quadrature where not, +inf where P has mass that Q has not."""
@@ -91,6 +93,7 @@ def test_cross_entropy_of_pairs(p):
             np.testing.assert_allclose(got, expected, rtol=1e-4, err_msg=q)
 
 
+@pytest.mark.slow("an adaptive integral a law")
 def test_where_others_fail():
     """The values that libraries get wrong."""
     N, inf = mx.Normal, np.inf
@@ -115,6 +118,7 @@ def test_where_others_fail():
         np.testing.assert_allclose(got, expected, rtol=5e-5)
 
 
+@pytest.mark.slow("an adaptive integral a law")
 def test_where_there_is_no_integral():
     """Means that do not exist, poles, tails that are too heavy: NaN, and a status that says so."""
     for P, f in (
@@ -132,6 +136,7 @@ def test_where_there_is_no_integral():
     np.testing.assert_allclose(mx.StudentT(jnp.array([1.0, 5.0]), 2.0).expect(lambda x: x), [np.nan, 2.0], rtol=1e-5)
 
 
+@pytest.mark.slow("an adaptive integral a law")
 def test_errors_are_not_understated(request):
     """Random laws and integrands, smooth ones and not: at most one in a hundred is off by more than it says."""
     rng, budget = np.random.default_rng(0), 3 * request.config.getoption("--examples")
@@ -156,6 +161,7 @@ def test_errors_are_not_understated(request):
     assert understated <= budget / 100
 
 
+@pytest.mark.slow("an adaptive integral a law")
 def test_derivatives():
     """In parameters of P and Q, through moments and through quadrature, of a mixture's entropy; second ones too."""
     with jax.enable_x64(True):
@@ -181,6 +187,7 @@ def test_derivatives():
         np.testing.assert_allclose(score(0.3), 0, atol=1e-9)
 
 
+@pytest.mark.slow("an adaptive integral a law")
 def test_algebra():
     """Restriction, densities, ratios, families, and regression by a Conditional; jit and vmap give the same."""
     N = mx.Normal(0.0, 1.0)
@@ -238,6 +245,7 @@ def test_errors():
         mx.cross_entropy(mx.Normal(), mx.Categorical(jnp.zeros(3)))
 
 
+@pytest.mark.slow("an adaptive integral a law")
 @pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="GPUs compute an integrand again in each fusion that reads it"
 )
@@ -257,6 +265,7 @@ def test_a_program_has_its_integrand_once(law):
         assert len(re.findall(r"\bcbrt\(", jax.jit(function).lower(1.0).compile().as_text())) == times
 
 
+@pytest.mark.slow("an adaptive integral a law")
 def test_a_value_takes_the_memory_of_a_turn():
     """Not of all nodes times all of their nodes: the sums of panels are kept, not their terms."""
     plane = mx.product(mx.Normal(0.5, 1.0), mx.Gamma(2.0, 1.0))
@@ -271,6 +280,7 @@ def test_a_value_that_is_no_number_did_not_converge(f):
     assert total.status == 1
 
 
+@pytest.mark.slow("an adaptive integral a law")
 def test_the_gradient_of_an_iterated_integral_takes_the_memory_of_a_piece():
     """All of its nodes of nodes at once take 15 MiB and more."""
     noisy = mx.Conditional(lambda x: mx.Normal(jnp.sin(x), 0.3))

@@ -7,6 +7,7 @@ examples are drawn.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import Partial
@@ -224,6 +225,7 @@ def joint_entropy(P, K):
     return mx.entropy(mx.joint(P, K)), mx.entropy(P) + P.expect(lambda x: mx.entropy(K(x)))
 
 
+@pytest.mark.slow("every law of a space")
 @each_single
 @given(seed=seeds)
 def test_entropy_of_a_joint(entry, seed):
@@ -239,6 +241,7 @@ def processed(P, Q, K):
     return kl(P, Q), kl(parity(P), parity(Q)), kl(mx.bind(P, K), mx.bind(Q, K))
 
 
+@pytest.mark.slow("every law of a space")
 @each_single
 @given(seed=seeds)
 def test_data_processing(entry, seed):
@@ -297,6 +300,7 @@ def test_likelihood_is_cross_entropy_with_the_same_argmin(seed):
     assert np.all(best <= cross + 1e-6)
 
 
+@pytest.mark.slow("every law of a space")
 def test_family_is_vmap_is_loop():
     """Leading axes, jax.vmap over members, and a Python loop give the same numbers."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ All sides of all laws are one program a measure, so that each compiles once, how
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 from scipy.special import expit
 
@@ -108,6 +109,7 @@ class Case:
         }  # fmt: skip
 
 
+@pytest.mark.slow("every law of a space")
 @each
 def test_laws_of_integration(entry):
     """Linearity, mass, Radon–Nikodym, the inner integrals of the tower, entropy; against sums in float64 over a fine table."""

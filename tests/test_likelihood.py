@@ -57,6 +57,7 @@ def test_fits_of_families(name):
             np.testing.assert_allclose(jax.tree.leaves(slope), 0, atol=1e-7)
 
 
+@pytest.mark.slow("fits models")
 def test_vectors():
     data = IRIS.data[:, :3]
     with jax.enable_x64(True):
@@ -75,6 +76,7 @@ def test_vectors():
         np.testing.assert_allclose(again.concentration, a, rtol=1e-9)
 
 
+@pytest.mark.slow("fits models")
 def test_of_measures():
     """Families by vmap's rule, weights, other laws, derivatives in the data, and what has no projection."""
     with jax.enable_x64(True):
@@ -114,6 +116,7 @@ def standardised(X):
     return (X - X.mean(0)) / X.std(0)
 
 
+@pytest.mark.slow("fits models")
 def test_logistic_regression_without_a_penalty():
     """Data that no plane separates: project, and statsmodels' Newton."""
     X, y = standardised(CANCER.data[:, [1, 4, 8]]), CANCER.target
@@ -156,6 +159,7 @@ def logistic(p, x):
     return mx.Bernoulli(x @ p[0] + p[1])
 
 
+@pytest.mark.slow("fits models")
 @pytest.mark.parametrize("name", ["iris", "breast cancer", "digits"])
 def test_ridge_against_scikit_learn(name):
     """With a penalty, by optax's L-BFGS on the line of the loss."""
@@ -186,6 +190,7 @@ def test_ridge_against_scikit_learn(name):
     np.testing.assert_allclose(params[0], model.coef_.T, atol=2e-4)
 
 
+@pytest.mark.slow("fits models")
 def test_information_projection():
     """The means are met, of dice and on the line; Pythagoras; what cannot be met is NaN; derivatives in the means."""
     face = lambda x: jnp.reshape(x + 1.0, 1)
@@ -210,6 +215,7 @@ def test_information_projection():
         mx.information_projection(die, face, jnp.ones((2, 2)))
 
 
+@pytest.mark.slow("fits models")
 def test_scores_and_fisher_information():
     """Known matrices; products with them; the Gauss–Newton matrix of a net against J, H written out."""
     with jax.enable_x64(True):
@@ -255,6 +261,7 @@ def row_of(logits, i):
     return mx.Categorical(logits[i])
 
 
+@pytest.mark.slow("fits models")
 def test_natural_gradient_beats_adam():
     """A badly scaled logistic regression: after 12 steps of each, Adam at the best of its learning rates."""
     X = jnp.asarray(standardised(CANCER.data[:, :6]) * np.array([10, 3, 1, 0.3, 0.1, 0.03]), jnp.float32)

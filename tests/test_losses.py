@@ -82,6 +82,7 @@ SAME = {
 SAME["labels, axis 1"] = ("softmax_cross_entropy_with_integer_labels", (Z, rng.integers(4, size=(3, 5))), {"axis": 1})
 
 
+@pytest.mark.sweep(0.1)
 @pytest.mark.parametrize("case", SAME)
 def test_the_numbers_of_optax(case):
     name, (first, second), options = SAME[case]
@@ -141,6 +142,7 @@ def value_and_jacobians(loss, z):
     return jax.jit(lambda z: (loss(z), jax.jacfwd(loss)(z), jax.jacrev(loss)(z)))(z)
 
 
+@pytest.mark.slow("every loss at both ends")
 def test_where_optax_is_nan():
     """−inf logits of classes without mass: values and both Jacobians are those without the class."""
     z, p = jnp.array([-inf, 0.3, 1.2]), jnp.array([0.0, 0.25, 0.75])
@@ -287,6 +289,7 @@ def test_linear_is_the_dense_loss():
         np.testing.assert_allclose(lazy, dense, rtol=1e-5)
 
 
+@pytest.mark.slow("every loss, ours and theirs")
 def test_ignored_rows_may_hold_anything():
     z = jnp.array([[1.0, 2.0], [nan, 3.0], [-inf, -inf]])
     loss = lambda z: losses.cross_entropy_loss(
@@ -311,6 +314,7 @@ def test_labels_that_int32_does_not_hold_are_outside():
     assert (mx.cross_entropy(mx.Dirac(labels), mx.Categorical(jnp.zeros((3, 3)))) == jnp.inf).all()
 
 
+@pytest.mark.slow("every loss, ours and theirs")
 def test_no_rows_and_arrays_of_alpha():
     none = losses.softmax_cross_entropy(jnp.zeros((0, 3)), jnp.zeros((0, 3)))
     assert (
@@ -325,6 +329,7 @@ def test_no_rows_and_arrays_of_alpha():
         losses.softmax_cross_entropy(z, z, axis=(1, -1))
 
 
+@pytest.mark.slow("every loss, ours and theirs")
 def test_the_focal_loss_of_infinite_logits():
     """The limits of finite ones: 0 and standing still for what came, the surprisal and its slope for what did not."""
     z, y, c = jnp.array([-jnp.inf, -jnp.inf, jnp.inf, jnp.inf]), jnp.array([0.0, 1.0, 0.0, 1.0]), jnp.arange(1.0, 5)
@@ -337,6 +342,7 @@ def test_the_focal_loss_of_infinite_logits():
     np.testing.assert_allclose(jax.grad(lambda z: loss(z).sum())(far), slopes, atol=1e-6)
 
 
+@pytest.mark.slow("every loss at both ends")
 @pytest.mark.parametrize("label", [0.0, 1.0])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_the_focal_loss_at_both_ends(gamma, label):
@@ -368,6 +374,7 @@ def test_integer_labels_are_one_a_row(shape):
     )  # broadcasts, as optax's
 
 
+@pytest.mark.slow("every loss, ours and theirs")
 def test_no_classes():
     """An axis without elements has no mass: 0, as a sum over nothing; but a label is outside of it."""
     z = jnp.zeros((3, 0))
@@ -395,6 +402,7 @@ def as_confident(z, t):
         return np.array([float(b / sum(q) - a / sum(p)) for a, b in zip(p, q, strict=True)])
 
 
+@pytest.mark.slow("every loss, ours and theirs")
 def test_dense_targets_as_confident_as_the_model():
     """The gradient at the sure class is minus the sum of the others', to relative accuracy: entropies, teachers, KL."""
     z, t = np.float32([0, -20, -30]), np.float32([0, -21, -25])

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 
 import measure_xent as mx
@@ -80,6 +81,7 @@ def test_functions_of_a_family(name):
     check(of, mx.Dirac(jnp.array([0, 1])), members(entry, 20))
 
 
+@pytest.mark.slow("every functional of a member")
 @sweep("name", FAMILIES, cost=1.5)
 def test_functions_against_a_family(name):
     entry = FAMILIES[name]

@@ -32,6 +32,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow("every method on a law")
 @sweep("name", LAWS, cost=3)
 def test_methods_agree(name):
     """Value and derivative in the parameter: of nodes to rounding, of draws within 4 standard errors."""
@@ -76,6 +77,7 @@ def test_variance_reduction():
         assert abs(total.value - truth) < 4 * total.error
 
 
+@pytest.mark.slow("thousands of estimates")
 def test_standard_errors_are_what_they_say():
     """Over 200 keys, the true error is within two standard errors about as often as of a normal distribution."""
     P, f, truth = mx.Gamma(2.0, 1.0), jnp.sqrt, 1.329340

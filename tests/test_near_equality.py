@@ -49,6 +49,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.slow("draws of rows against mpmath")
 @pytest.mark.parametrize("make", ["logits", "probs", "atoms"])
 def test_rows(make):
     """Rows of 50 classes, by logits, by masses, as lists of atoms in another order, whose logarithms differ by 1e-2 to 1e-6."""
@@ -81,6 +82,7 @@ def test_rows(make):
         np.testing.assert_allclose(got[name][keep], expected[keep], rtol=rtol, err_msg=name)
 
 
+@pytest.mark.slow("draws against mpmath")
 def test_derivatives_of_rows():
     """The gradients keep their digits, and at equality the Hessian is Fisher's information, of either argument."""
     z = f32(rng.normal(size=50))
@@ -177,6 +179,7 @@ def test_laws(name, x64):
     np.testing.assert_allclose(got[1:], expected[1:], rtol=1e-8 if x64 else 2e-5)
 
 
+@pytest.mark.slow("Hessians of divergences")
 def test_fisher_of_laws():
     """At equality the Hessian of KL in the parameters is Fisher's information."""
     with jax.enable_x64(True):
@@ -201,6 +204,7 @@ NEAR = {
 }
 
 
+@pytest.mark.slow("adaptive integrals")
 @sweep("name", NEAR, cost=2)
 def test_by_quadrature(name):
     """Where there is no closed form: half Fisher's information times the square of the gap."""
@@ -213,6 +217,7 @@ def test_by_quadrature(name):
     np.testing.assert_allclose(mx.kl_divergence(make(0.0), make(e)), half_fisher * e**2, rtol=1e-3)
 
 
+@pytest.mark.slow("adaptive integrals")
 def test_of_normals_otherwise():
     gap = 5e-4
     P, Q = mx.Normal(0.0, 1.0), mx.Normal(gap, 1.0)

@@ -82,6 +82,7 @@ def agree(functions, rows, spoil):
             np.testing.assert_allclose(np.delete(dm, 1), np.delete(em, 1), rtol=1e-5, err_msg=f"{name}, {junk}")
 
 
+@pytest.mark.slow("every integrand, masked in several ways")
 @sweep("model", MODELS, cost=1.5)
 @sweep("target", TARGETS)
 def test_integrands_of_a_family(model, target):
@@ -91,6 +92,7 @@ def test_integrands_of_a_family(model, target):
     agree(functions, rows, (nan, -inf, inf))
 
 
+@pytest.mark.slow("every integrand, masked in several ways")
 @pytest.mark.parametrize("target", ["labels", "soft"])
 def test_integrands_of_a_family_as_listed(target):
     """The quick ones of the sweep, of a model by logits and by probabilities."""
@@ -118,6 +120,7 @@ DIVERGENCES = {
 }
 
 
+@pytest.mark.slow("every divergence, masked in several ways")
 @sweep("model", ["logits", "probs", "head", "weights"], cost=1.5)
 def test_divergences_of_masked_families(model):
     """Of two families with one mask, in the rows of either."""
@@ -131,6 +134,7 @@ def test_divergences_of_masked_families(model):
     agree(functions, rows, (nan, -inf))
 
 
+@pytest.mark.slow("every divergence, masked in several ways")
 @pytest.mark.parametrize("name", ["kl", "total variation", "hellinger", "chi2", "jensen-shannon", "renyi"])
 def test_divergences_as_listed(name):
     """Two softmaxes, of which a row is padding in both."""
@@ -150,6 +154,7 @@ def test_a_row_under_vmap():
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow("every integrand, masked in several ways")
 def test_rows_of_a_batch():
     """The same of an Empirical: padding of weight 0 in a Conditional's x."""
     K = mx.Conditional(mx.Categorical)
@@ -204,6 +209,7 @@ def test_masked_laws_of_targets():
         np.testing.assert_array_equal(dm[1], 0)
 
 
+@pytest.mark.slow("six orders, with gradients")
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_fenchel_young_of_any_mass(alpha, dtype):

@@ -70,6 +70,7 @@ def test_a_rows_gradient(kind, model, mode):
         np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.slow("mixed second derivatives")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_learning_to_reweight_examples(model, dtype):
@@ -143,6 +144,7 @@ def test_outcomes():
         np.testing.assert_allclose(mixed, np.diag(expected), **close)
 
 
+@pytest.mark.slow("mixed second derivatives")
 def test_a_part_of_a_target():
     """A teacher that is a head, with a share of 0: what it would add to the loss moves with its weight."""
     u = f32(rng.normal(size=(D, V)))

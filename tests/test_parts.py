@@ -33,6 +33,7 @@ class Exponential(mx.Measure):
         return jnp.where(x < 0, -jnp.inf, jnp.log(self.rate) - self.rate * x), jnp.ones(())
 
 
+@pytest.mark.slow("joints of atoms and densities")
 def test_ratio_of_joints_of_atoms_and_densities():
     """A Conditional's parts are its joint's: where one has an atom and the other a density there is no ratio but +inf."""
     spiked, smooth = mx.joint(COIN, SPIKED), mx.joint(COIN, SMOOTH)
@@ -43,6 +44,7 @@ def test_ratio_of_joints_of_atoms_and_densities():
     assert log(2 * spiked / mx.product(COIN, mx.Normal(0.0, 1.0)))(1, 0.0) == jnp.inf
 
 
+@pytest.mark.slow("joints of atoms and densities")
 @pytest.mark.parametrize("x64", [False, True])
 def test_a_density_of_a_third_party(x64):
     with jax.enable_x64(x64):
@@ -67,6 +69,7 @@ def by_logits(z):
     return {name: mx.cross_entropy(mx.Dirac(1), Q) for name, Q in measures.items()}
 
 
+@pytest.mark.slow("joints of atoms and densities")
 def test_mixtures_add_in_logarithms():
     expected = 150 + np.log(2) - np.log1p(np.exp(-10.0))
     values, slopes = jax.jit(lambda z: (by_logits(z), jax.jacrev(by_logits)(z)))(LOGITS)
@@ -78,6 +81,7 @@ def test_mixtures_add_in_logarithms():
         )
 
 
+@pytest.mark.slow("joints of atoms and densities")
 def test_posteriors_keep_what_underflows():
     prior = mx.Categorical(jnp.array([0.0, -140.0]))
     np.testing.assert_allclose(log(mx.posterior(prior, ROWS)(1))(1), -150, rtol=1e-6)

@@ -46,6 +46,7 @@ def test_a_function_made_anew_is_the_same():
     np.testing.assert_allclose(values, want, rtol=1e-4)
 
 
+@pytest.mark.sweep(0.5)
 @pytest.mark.parametrize(
     "value",
     [
@@ -228,6 +229,7 @@ def test_errors_are_those_of_a_trace():
     assert DIE.expect(lambda k: k) == 1  # and nothing is left behind
 
 
+@pytest.mark.slow("compiles each call twice")
 def test_in_threads():
     values = {}
 

@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import measure_xent as mx
 from measure_xent import log
@@ -90,6 +91,7 @@ def test_training_loss_is_one_integral(name, softcap):
         np.testing.assert_allclose(gradient, 1.7 * oracles, **close)
 
 
+@pytest.mark.slow("every combinator")
 def test_labels_in_the_empirical_measure():
     P = mx.Empirical((jnp.asarray(hidden), jnp.asarray(labels)), weights=jnp.asarray(mask))
     Q = mx.LinearSoftmax(jnp.asarray(weight), jnp.asarray(bias))
@@ -140,6 +142,7 @@ def test_class_weights_stay_one_vector():
     assert form.target.dense.size == V
 
 
+@pytest.mark.slow("every combinator")
 def test_algebra():
     P, Q = mx.Categorical(jnp.asarray(logits[0])), mx.Categorical(jnp.asarray(logits[1]))
     p, q = (np.exp(oracle.log_softmax(z)) for z in logits[:2])
@@ -158,6 +161,7 @@ def test_algebra():
     np.testing.assert_allclose(((P - Q) / Q)(jnp.arange(V)), p / q - 1, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow("every combinator")
 def test_integrands_are_closed_under_arithmetic():
     P, Q = mx.Categorical(jnp.asarray(logits[0])), mx.Categorical(jnp.asarray(logits[1]))
     p, (lp, lq) = np.exp(oracle.log_softmax(logits[0])), oracle.log_softmax(logits[:2])

@@ -79,6 +79,7 @@ def agrees(figures, oracle):
         np.testing.assert_allclose(figures[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow("tables of every format")
 @pytest.mark.parametrize(
     ("name", "kind", "predictions"),
     [
@@ -172,6 +173,7 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert said(tmp_path / "ragged.csv")[0] == 1
 
 
+@pytest.mark.slow("tables of every format")
 def test_columns_that_are_no_classes(capsys, tmp_path):
     """An id or an index beside the classes is not one; unnamed columns are asked about; rows are counted over the file."""
     plain = write(tmp_path, "a.csv")
@@ -306,6 +308,7 @@ def test_the_first_k_of_infinite_and_equal_logits(capsys, tmp_path, dtype):
 WORDS = np.array(["ant", "bee", "cat", "dog", "eel"])
 
 
+@pytest.mark.slow("tables of every format")
 def test_labels_that_are_words(capsys, tmp_path):
     """By the names of the columns, in any order, or in alphabetical order; by_class has them; what is none is told of."""
     said = np.where(Y == -100, "-100", WORDS[np.maximum(Y, 0)])  # the number that is ignored is one in words, too

@@ -15,6 +15,7 @@ from .sweeps import sweep
 rng = np.random.default_rng(10)
 
 
+@pytest.mark.slow("iterated integrals")
 @pytest.mark.parametrize("rule", [lambda Q: -log(Q), mx.brier, mx.spherical], ids=["log", "brier", "spherical"])
 def test_proper(rule):
     """The mean score is least at the truth, with a gradient of 0 there and a positive curvature across the simplex."""
@@ -41,6 +42,7 @@ def test_brier_of_batches():
     np.testing.assert_allclose(got, 1 / (4 * np.sqrt(np.pi)) - 2 * stats.norm(0, 2).pdf(1) + 1, rtol=1e-5)
 
 
+@pytest.mark.slow("iterated integrals")
 def test_crps():
     """Closed forms of the normal, of a family of them and of samples; gradients; classes in order."""
     with jax.enable_x64(True):
@@ -99,6 +101,7 @@ def exact_entmax(z, alpha):
     return p(optimize.brentq(lambda shift: p(shift).sum() - 1, 0, np.log(len(z)) + 1, xtol=1e-15, rtol=1e-15))
 
 
+@pytest.mark.sweep(0.3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("alpha", [1 + 1e-12, 1.0000001, 1.00001, 1.001, 1.3])
 def test_entmax_just_above_one(alpha, dtype):
@@ -187,6 +190,7 @@ def test_crps_of_many_atoms():
     np.testing.assert_allclose(mx.Dirac(0.0).expect(mx.crps(Q)), (np.sqrt(2) - 1) / np.sqrt(np.pi), atol=2e-3)
 
 
+@pytest.mark.slow("a projection a row and order")
 @sweep("alpha", [1.0, 1.5, 2.0], cost=3)
 def test_fenchel_young(alpha):
     """At least 0, 0 at its own minimiser, gradient entmax − P; KL from softmax at α = 1."""
@@ -239,6 +243,7 @@ def chain():
     return lambda before: mx.Categorical(z[before[-1] if len(before) else 0]), np.array(x)
 
 
+@pytest.mark.slow("a code of each model")
 @pytest.mark.parametrize("model", [skewed, family, uniform, mixture, quantized, chain])
 def test_codes(model):
     """What is written comes back, in the bits that the cross-entropy says and the coder's own."""
@@ -271,6 +276,7 @@ def test_quantize():
     np.testing.assert_allclose(far[1:], [stats.norm.sf(8) - stats.norm.sf(9), stats.norm.sf(9)], rtol=1e-4)
 
 
+@pytest.mark.slow("calibration in several ways")
 def test_calibration():
     """Against sums by hand, with weights; the decomposition adds up; batches add; a calibrated model has an error of noise."""
     n, V = 4000, 5
@@ -307,6 +313,7 @@ def test_calibration():
     assert axes.get_xlabel() == "predicted probability"
 
 
+@pytest.mark.slow("calibration in several ways")
 def test_calibration_in_bins_of_equal_mass_and_of_each_class():
     """Against numpy: as many rows a bin, weights, each class's own probability; any integer counts; nothing of no mass is 0."""
     n, V, bins = 600, 3, 10

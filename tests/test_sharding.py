@@ -67,6 +67,7 @@ def sharded(loss, class_axis=1):
     return jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=S())
 
 
+@pytest.mark.slow("a program a placement")
 @sweep("what", [integral, each])
 @sweep(("kind", "class_axis"), [("labels", 1), ("smoothed", 0), ("dense", 1), ("atoms", 0)], cost=3)
 def test_the_same_numbers_as_one_device(what, kind, class_axis):
@@ -87,6 +88,7 @@ def test_the_same_numbers_as_one_device(what, kind, class_axis):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1, np.abs(b).max()))
 
 
+@pytest.mark.slow("a program a placement")
 def test_gradients_taken_inside():
     """Of the loss on every device, as a training step takes them: sums over data have been taken."""
     loss, arguments = (
@@ -119,6 +121,7 @@ def test_hidden_gathered_over_the_classes_devices():
         np.testing.assert_allclose(a, b, **close)
 
 
+@pytest.mark.slow("a program a placement")
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_teacher_in_parts(whole):
     """A teacher with its classes on the same devices, and one that each device has the whole of."""
@@ -138,6 +141,7 @@ def test_a_teacher_in_parts(whole):
         np.testing.assert_allclose(a, b, **close)
 
 
+@pytest.mark.slow("a program a placement")
 def test_a_teacher_in_parts_beside_a_whole_student():
     """Gradients taken inside: over the teacher's axis the student is the same on every device."""
     u = f32(rng.normal(size=(D, V)))
@@ -155,6 +159,7 @@ def test_a_teacher_in_parts_beside_a_whole_student():
         np.testing.assert_allclose(a, b, **close)
 
 
+@pytest.mark.slow("a program a placement")
 def test_figures_of_families():
     """Log-partition, mass and KL of heads, in batches of atoms, and the density of a spread measure, differentiated."""
     u, x, w = f32(rng.normal(size=(D, V))), labels % 5, jnp.linspace(0.5, 1.5, N)
@@ -279,6 +284,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow("a program a placement")
 @pytest.mark.parametrize("kind", KINDS)
 def test_ragged_batches_have_the_right_mean(kind):
     """Of 8 devices with few weights or many: by axis_name, and by sums and masses that the caller adds."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
+import pytest
 
 import measure_xent as mx
 
@@ -78,6 +79,7 @@ def test_a_singular_end(name, x64):
             np.testing.assert_allclose(total.value[kind], expected, rtol=1e-7 if x64 else 2e-4, err_msg=kind)
 
 
+@pytest.mark.slow("adaptive integrals with gradients")
 @sweep("x64", [False, True])
 def test_divergences_from_what_vanishes_at_the_ends(x64):
     """Logarithms of densities that are 0, or constant, at an end of P."""
@@ -98,6 +100,7 @@ def test_divergences_from_what_vanishes_at_the_ends(x64):
         np.testing.assert_allclose(mx.kl_divergence(U, Q), expected, rtol=rtol)
 
 
+@pytest.mark.slow("adaptive integrals with gradients")
 @sweep("x64", [False, True])
 def test_infinity_at_a_place_and_on_mass(x64):
     """A node that is infinite by itself is a null set; a set with mass is not."""
@@ -113,6 +116,7 @@ def test_infinity_at_a_place_and_on_mass(x64):
         assert not np.isfinite(mx.Uniform(1.0, 2.0).expect(lambda x: 1 / (x - 1)))
 
 
+@pytest.mark.slow("adaptive integrals with gradients")
 @sweep("x64", [False, True])
 def test_derivatives_beside_an_end(x64):
     """In an exponent; in an end that the singularity moves with, twice."""
@@ -128,6 +132,7 @@ def test_derivatives_beside_an_end(x64):
         np.testing.assert_allclose(jax.hessian(end)(1.0), -1, rtol=rtol)
 
 
+@pytest.mark.slow("adaptive integrals with gradients")
 def test_what_did_not_converge_has_no_derivative():
     """NaN by every mode: a gradient of 0 looks like a minimum."""
     square = lambda s: mx.Cauchy(0.0, s).expect(lambda x: x**2)

@@ -105,6 +105,7 @@ def expected():
     return lambda name: known[name] if name in known else known.setdefault(name, CALLS[name]())
 
 
+@pytest.mark.sweep(0.25)
 @pytest.mark.sweep(0.05)  # of a case: most load what another compiled
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", CALLS)
@@ -185,6 +186,7 @@ def test_what_a_user_sets_inside_of_a_function_holds_there():
         assert mx.DiscreteUniform(3).expect(careful) == 3 * 6 / 3 + 6 + 1 + 1
 
 
+@pytest.mark.slow("runs without compiled programs")
 @pytest.mark.parametrize("setting", ["rank promotion", "dtype promotion"])
 def test_rules_of_derivatives_promote_where_jax_calls_them_later(setting):
     z = jnp.asarray(LOGITS[:, :2], jnp.bfloat16)
@@ -270,6 +272,7 @@ MASKED = {
 }
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", MASKED)
 def test_no_nan_inside_of_a_right_result(name):
     """jax_debug_nans sees every operation outside of jit, checkify those inside too."""

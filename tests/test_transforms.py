@@ -108,6 +108,7 @@ def test_second_order(name):
     np.testing.assert_allclose(third, numeric, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow("every mode of derivatives")
 @pytest.mark.parametrize("classes", [5, 40])
 def test_several_targets_a_row_of_logits(classes):
     """Labels [3] against logits [V], and [2, 3] against [2, 1, V]: every kind of target, with any cotangents."""
@@ -173,6 +174,7 @@ def test_gradients_in_the_target(mode):
     np.testing.assert_allclose(mode(distil)(jnp.asarray(teacher)), expected, **close)
 
 
+@pytest.mark.slow("every mode of derivatives")
 def test_mixed_derivatives_of_logits_and_weights():
     indices, weights = jnp.asarray(np.stack([y, y2], -1)), jnp.array([[0.5, 0.0], [0.25, 1.0], [1.0, 0.5]])
     loss = lambda w, z: jnp.dot(mx.cross_entropy(mx.Discrete(indices, w), mx.Categorical(z)), jnp.asarray(cot))

@@ -46,6 +46,7 @@ def test_multivariate_normal():
         )
 
 
+@pytest.mark.slow("iterated integrals with gradients")
 def test_dirichlet():
     a, b = np.array([1.5, 2.5, 3.0]), np.array([2.0, 1.0, 0.7])
     with jax.enable_x64(True):
@@ -59,6 +60,7 @@ def test_dirichlet():
         np.testing.assert_allclose(by_nodes[1], a / a.sum(), rtol=1e-7)
 
 
+@pytest.mark.slow("iterated integrals with gradients")
 def test_independent_and_power():
     box = mx.independent(mx.Lebesgue(0.0, jnp.array([1.0, 2.0])))
     np.testing.assert_allclose((box.mass, box.expect(lambda x: x[0] * x[1])), (2, 1), rtol=1e-5)
@@ -88,6 +90,7 @@ def test_products_of_mixed_kinds():
         mx.marginal(P, 2)
 
 
+@pytest.mark.slow("iterated integrals with gradients")
 def test_kernels():
     """joint, bind, mixtures, spike-and-slab kernels, and the tower on the line."""
     K = mx.Conditional(lambda x: N(jnp.sin(x), 0.5))
@@ -107,6 +110,7 @@ def test_kernels():
     )
 
 
+@pytest.mark.slow("iterated integrals with gradients")
 def test_bayes():
     """Posteriors on finite spaces to rounding, also where likelihoods underflow; on the line; composition."""
     prior = mx.Categorical(probs=jnp.array([0.5, 0.3, 0.2]))
@@ -160,6 +164,7 @@ def test_pushforward_densities():
         log(bare)(1.0)
 
 
+@pytest.mark.slow("iterated integrals with gradients")
 def test_gradients_where_things_jump():
     """Moving ends, jumps of the integrand, kinks of the density: first and second derivatives."""
     with jax.enable_x64(True):
@@ -181,6 +186,7 @@ def test_gradients_where_things_jump():
         np.testing.assert_allclose(square(2.0), 4.0, rtol=1e-7)
 
 
+@pytest.mark.slow("iterated integrals with gradients")
 def test_families_of_families():
     """Families of unequal ranks broadcast from the right, weights with them; equal sizes must not hide a wrong axis."""
     m, s, w = jnp.array([0.0, 1.0, 2.0]), jnp.array([[1.0], [2.0], [3.0]]), jnp.array([1.0, 10.0, 100.0])
@@ -200,6 +206,7 @@ def test_families_of_families():
     np.testing.assert_allclose(post.expect(lambda i: i), [0, 1])
 
 
+@pytest.mark.slow("iterated integrals with gradients")
 def test_far_tails():
     """Truncation where the cdf is 1 to rounding, half precision, mass that nobody sees: a number, or NaN, never 0."""
     np.testing.assert_allclose(mx.truncate(N(0.0, 1.0), 10.0).expect(lambda x: x), 10.098093, rtol=1e-5)
