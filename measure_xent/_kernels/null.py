@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.core import Tracer, eval_jaxpr
 from jaxtyping import Array, Bool, PyTree, Shaped
 
 from .._strict import custom_jvp
@@ -67,8 +66,7 @@ def _with_arguments(function: Callable, *points: PyTree) -> tuple[Callable, list
     n, tree = len(points), jax.tree.structure(shapes)
 
     def with_arguments(*arguments):
-        call = jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, arguments[n:]))
-        return tree.unflatten(call(*jax.tree.leaves(arguments[:n])))
+        return tree.unflatten(eval_jaxpr(jaxpr.jaxpr, arguments[n:], *jax.tree.leaves(arguments[:n])))
 
     with_arguments.for_reverse_mode_alone = _has_custom_vjp(jaxpr.jaxpr)  # type: ignore[attr-defined]
     return with_arguments, jaxpr.consts
