@@ -119,7 +119,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Of a sweep as many cases are run as ``--examples`` says, spread over it, other ones in each test and turn."""
     examples, turn, full = (config.getoption(f"--{name}") for name in ("examples", "turn", "full"))
-    named = any("::" in argument for argument in config.args)
+    named = tuple(argument for argument in config.args if "::" in argument)
     sweeps, left_out = collections.defaultdict(list), set()
     for item in items:
         if why := next((why for start, why in SLOW_EXAMPLES.items() if item.nodeid.startswith(start)), None):
@@ -130,9 +130,10 @@ def pytest_collection_modifyitems(config, items):
         n = max(1, int(examples / max(mark.args[0] for mark in cases[0].iter_markers("sweep"))))
         kept = {(zlib.crc32(name.encode()) + (turn or 0) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
-    if not full and not named:
-        another = lambda item: turn is None or (zlib.crc32(item.nodeid.encode()) + turn) % TURNS
-        left_out.update(item for item in items if item.get_closest_marker("slow") and another(item))
+    if not full:
+        due = lambda item: turn is not None and (zlib.crc32(item.nodeid.encode()) + turn) % TURNS == 0
+        slow = (item for item in items if item.get_closest_marker("slow") and not item.nodeid.startswith(named))
+        left_out.update(item for item in slow if not due(item))
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
