@@ -1,9 +1,10 @@
 """Outside of ``jit`` a call is one compiled program, and a call that is alike meets it again.
 
-What a program is made for is the structure of the arguments; arrays are operands, and those that functions close over are, too.
+What a program is made for is the structure of the arguments; arrays are operands, and JAX's that functions close over are, too.
 A function is known by its code, its defaults, what it closes over and the globals that it reads, as they are at the call: one
-made anew is the same, and one of which anything has changed is another. Where that cannot be told, as of an object with fields
-that may change, or where a function asks for an array's value, the call runs as it is written.
+made anew is the same, and one of which anything has changed is another. Only what stays as it is, or can be told apart, counts.
+Where anything else is met, such as an object with fields that may change, or where no program can be made, as of a function
+that asks for an array's value, the call runs as it is written.
 """
 
 import contextlib
@@ -25,21 +26,53 @@ import numpy as np
 from ._strict import at_home, seen_by_user
 
 _F = TypeVar("_F", bound=Callable)
-_VALUES = bool | int | float | complex | str | bytes | slice | range | enum.Enum | np.dtype | type(None) | type(...)
-_ASKS_FOR_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
+_PLAIN = (bool, int, float, complex, str, bytes, slice, range, type(None), type(...))
+_READS_MORE = {"eval", "exec", "globals", "locals", "vars", "__import__"}  # than a look at the code tells
+_NOT_CALLED = {
+    "__init__",
+    "__repr__",
+    "__eq__",
+    "__hash__",
+    "__setattr__",
+    "__delattr__",
+    "__replace__",
+    "__post_init__",
+}
+_OF_PYTHON = {
+    "__module__",
+    "__doc__",
+    "__dict__",
+    "__weakref__",
+    "__annotations__",
+    "__annotate_func__",
+    "__parameters__",
+}
+_OF_PYTHON |= {
+    "__dataclass_fields__",
+    "__dataclass_params__",
+    "__match_args__",
+    "__abstractmethods__",
+    "__orig_bases__",
+}
+_OF_PYTHON |= {
+    "__qualname__",
+    "__static_attributes__",
+    "__firstlineno__",
+    "__annotations_cache__",
+    "_abc_impl",
+    "_settled",
+    "__slots__",
+}
+LARGEST = 10_000  # nodes, and bytes of NumPy's arrays: more would take longer to compare than is saved
 _PRIMAL = {"JVPTracer": "primal", "LinearizeTracer": "primal", "BatchTracer": "val"}
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
-def program(function: _F) -> _F:
+def program(function: _F, numbers: bool = False) -> _F:
     """Decorator: outside of any trace, calls are compiled, one program for all that are alike.
 
-    The function gives arrays, and is one of its arguments' arrays and structure alone.
+    The function gives arrays, and is one of its arguments' arrays and structure alone; with ``numbers`` those that it is called
+    with are operands, too.
     """
     call = lambda structure, *operands: structure.call(function, operands)
     compiled = jax.jit(call, static_argnums=0, inline=True)
@@ -49,15 +82,15 @@ def program(function: _F) -> _F:
         if _thread.tracing:
             return function(*args, **kwargs)
         try:
-            structure, operands = _structure_of((args, kwargs))
-        except _Unknown:
+            structure, operands = _structure_of((args, kwargs), numbers)
+        except (_Unknown, RecursionError):
             return function(*args, **kwargs)
         if not all(map(_has_value, operands)):
             return _traced(function, args, kwargs)
         if structure not in _REFUSED:
             try:
                 return compiled(structure, *operands)
-            except _ASKS_FOR_VALUES:
+            except Exception:  # whatever it is, the call as it is written has it too, or needs no program
                 _REFUSED[structure] = None
                 if len(_REFUSED) > 1000:
                     _REFUSED.pop(next(iter(_REFUSED)))
@@ -66,7 +99,7 @@ def program(function: _F) -> _F:
     return called  # type: ignore[return-value]
 
 
-_REFUSED: dict["_Structure", None] = {}  # whose functions ask for the values of arrays
+_REFUSED: dict["_Structure", None] = {}  # of which there is no program
 
 
 class _Thread(threading.local):
@@ -137,13 +170,11 @@ def depend_on(function: Callable) -> None:
 _DEPENDENCIES: list[Callable] = []
 
 
-def _structure_of(arguments: Any) -> tuple[_Structure, list]:
+def _structure_of(arguments: Any, numbers: bool) -> tuple[_Structure, list]:
     walk = _Walk()
     for function in _DEPENDENCIES:
-        try:
-            walk.as_is(function)
-        except _Unknown:
-            walk.add(function, _Same(function), ())
+        walk.as_is(function)
+    walk.ours = numbers
     walk(arguments)
     try:
         return _Structure(walk.nodes, seen_by_user()), walk.operands
@@ -165,11 +196,13 @@ class _Walk:
 
     def __call__(self, x: Any) -> int:
         """The number of x's node."""
+        if len(self.nodes) > LARGEST:
+            raise _Unknown
         number = isinstance(x, int | float | complex | np.number) and not isinstance(x, bool)
-        if number and not self.fixed and (self.ours or (self.codes and isinstance(x, np.number))):
+        if number and self.ours and not self.fixed:
             return self.array(x) if isinstance(x, np.number) else self.operand(x)
-        if isinstance(x, _VALUES | np.generic):
-            return self.add(x, (type(x), repr(x) if isinstance(x, float | complex | slice) else x), ())
+        if type(x) in _PLAIN or isinstance(x, np.generic | np.dtype | enum.Enum):
+            return self.add(x, (type(x), repr(x) if isinstance(x, float | complex | slice | np.generic) else x), ())
         if isinstance(x, types.ModuleType):
             return self.module(x)
         place = id(x), self.fixed > 0
@@ -211,21 +244,29 @@ class _Walk:
             return self.add(x, kind, children, make)
         if isinstance(x, type):
             return self.add(x, _Same(x), () if _is_installed(x) else self.members(x))
-        if isinstance(x, types.BuiltinFunctionType) and not isinstance(x.__self__, types.ModuleType | type(None)):
+        if type(x) is dict:
+            return self.dictionary(x)
+        if isinstance(x, types.BuiltinFunctionType) and isinstance(x.__self__, types.ModuleType | type(None)):
+            return self.add(x, _Same(x), ())
+        if isinstance(x, np.ufunc) or _is_of_jax(x):
+            return self.add(x, _Same(x), ())
+        if isinstance(x, types.BuiltinFunctionType) or jax.tree_util.all_leaves([x]):
             raise _Unknown
-        if not jax.tree_util.all_leaves([x]):
-            return self.tree(x)
-        if callable(x) and _is_installed(type(x)):
-            # A compiled function, a NumPy one, a rule of derivatives: known by itself, and by the user's function in it.
-            wrapped = getattr(x, "__wrapped__", None)
-            return self.add(x, _Same(x), () if wrapped is None else [self.as_is(wrapped)])
-        raise _Unknown
+        return self.tree(x)
 
     @contextlib.contextmanager
     def numbers(self, ours: bool):
+        """In a node of this package numbers are operands."""
         before, self.ours = self.ours, ours
         yield
         self.ours = before
+
+    def dictionary(self, x: dict) -> int:
+        """With its order, which a pytree's forgets."""
+        children, names = [self(value) for value in x.values()], list(x)
+        keys = [self(name) for name in names]
+        make = lambda made, _: dict(zip(names, (made[i] for i in children), strict=True))
+        return self.add(x, (dict, len(names)), [*children, *keys], make)
 
     def as_is(self, x: Any) -> int:
         self.fixed += 1
@@ -235,13 +276,22 @@ class _Walk:
             self.fixed -= 1
 
     def array(self, x: Any) -> int:
-        if self.fixed:
-            if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+        if isinstance(x, jax.Array):
+            if not self.fixed:
+                return self.operand(x)
+            if isinstance(x, jax.core.Tracer):
                 raise _Unknown
             return self.add(x, _Same(x), ())
-        if not isinstance(x, jax.Array) and x.dtype.kind not in "biufcV":
+        if x.dtype.kind not in "biufc" and x.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
             raise _Unknown
-        if isinstance(x, np.ndarray | np.integer) and x.dtype.kind in "iu" and x.size:
+        if self.fixed or (self.codes and not self.ours):
+            # In a user's function it is NumPy's, with NumPy's arithmetic.
+            if type(x) is not np.ndarray or x.nbytes > LARGEST:
+                raise _Unknown
+            return self.add(x.copy(), (np.ndarray, x.shape, x.dtype, x.tobytes()), ())
+        if x.dtype.itemsize > 8 and x.dtype.kind != "c":
+            raise _Unknown
+        if x.dtype.kind in "iu" and x.size:
             held = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
             if not held.min <= x.min() <= x.max() <= held.max:
                 raise _Unknown  # as operands they would wrap
@@ -255,7 +305,7 @@ class _Walk:
 
     def tree(self, x: Any) -> int:
         parts, tree = jax.tree.flatten(x, is_leaf=lambda part: part is not x)
-        with self.numbers(self.ours if type(x) in (tuple, list, dict) else at_home(type(x))):
+        with self.numbers(self.ours if type(x) in (tuple, list) else at_home(type(x))):
             children = [self(part) for part in parts]
         if not _is_installed(type(x)):
             children = [*children, self.as_is(type(x))]
@@ -263,7 +313,10 @@ class _Walk:
         return self.add(x, tree, children, lambda made, _: tree.unflatten([made[i] for i in children[:n]]))
 
     def function(self, f: types.FunctionType) -> int:
-        names = () if _is_installed(f) else [name for name in _globals_of(f.__code__) if name in f.__globals__]
+        installed = _is_installed(f)
+        if not installed and (_does_more(f.__code__) or set(vars(f)) - {"__wrapped__"}):
+            raise _Unknown
+        names = () if installed else [name for name in _globals_of(f.__code__) if name in f.__globals__]
         self.codes.append(f.__code__)
         with self.numbers(False):
             cells = [self.cell(cell) for cell in f.__closure__ or ()]
@@ -274,11 +327,13 @@ class _Walk:
 
         # Of f only what is no array: a program that is kept keeps none.
         code, space, name, module = f.__code__, f.__globals__, f.__name__, f.__module__
+        texts = f.__doc__, f.__qualname__
 
         def make(made, _):
             own = {**space, **{name: made[i] for name, i in zip(names, values, strict=True)}}
             new = types.FunctionType(code, own, name, made[defaults[0]], tuple(types.CellType(made[i]) for i in cells))
             new.__kwdefaults__, new.__module__ = made[defaults[1]], module
+            new.__doc__, new.__qualname__ = texts
             return new
 
         return self.add(f, (code, module, tuple(names)), children, make)
@@ -294,21 +349,31 @@ class _Walk:
         if _is_installed(x):
             return self.add(x, _Same(x), ())
         read = frozenset().union(*map(_names_of, self.codes))
-        names = [name for name, value in vars(x).items() if name in read or isinstance(value, _VALUES)]
+        names = [name for name, value in vars(x).items() if name in read or type(value) in _PLAIN]
         return self.add(x, (_Same(x), tuple(names)), [self.as_is(vars(x)[name]) for name in names])
 
     def members(self, cls: type) -> list[int]:
         """What a user's class does: its own functions, and those of the user's classes that it is made of."""
+        if not _is_installed(type(cls)):
+            raise _Unknown
         children = [self.as_is(base) for base in cls.__bases__ if not _is_installed(base)]
-        for member in vars(cls).values():
+        for name, member in vars(cls).items():
+            if name in _NOT_CALLED or name in _OF_PYTHON:
+                continue
             for f in (member.fget, member.fset) if isinstance(member, property) else (member,):
-                f = getattr(f, "__func__", f)  # of a static or a class method
-                written = (
-                    isinstance(f, types.FunctionType) and f.__code__.co_filename[:1] != "<"
-                )  # by nobody's decorator
-                if written or isinstance(f, _VALUES):
-                    children.append(self.as_is(f))
+                if isinstance(f, types.GetSetDescriptorType | types.MemberDescriptorType):
+                    continue
+                children.append(self.as_is(f.__func__ if isinstance(f, staticmethod | classmethod) else f))
         return children
+
+
+def _is_of_jax(x: Any) -> bool:
+    """Whether x is a function of JAX's own, or of this package, that is compiled or has rules of derivatives."""
+    if type(x).__module__.partition(".")[0] not in ("jax", "jaxlib", __name__.partition(".")[0]) or not callable(x):
+        return False
+    wrapped = getattr(x, "__wrapped__", None)
+    known = isinstance(wrapped, types.FunctionType) and wrapped.__closure__ is None and _is_installed(wrapped)
+    return known or getattr(jax.numpy, getattr(x, "__name__", ""), None) is x
 
 
 def _has_value(x: Any) -> bool:
@@ -328,6 +393,20 @@ def _globals_of(code: types.CodeType) -> tuple[str, ...]:
 
 
 @functools.cache
+def _does_more(code: types.CodeType) -> bool:
+    """Whether a function reads what its code does not tell, or writes to what is not its own."""
+    for i in dis.get_instructions(code):
+        if i.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
+            i.opname == "STORE_DEREF" and i.argval in code.co_freevars
+        ):
+            return True
+        if i.opname == "IMPORT_NAME" and not _module_is_installed(i.argval or "."):
+            return True
+    inner = any(_does_more(x) for x in code.co_consts if isinstance(x, types.CodeType))
+    return inner or not _READS_MORE.isdisjoint(code.co_names)
+
+
+@functools.cache
 def _names_of(code: types.CodeType) -> frozenset[str]:
     inner = (_names_of(x) for x in code.co_consts if isinstance(x, types.CodeType))
     return frozenset(code.co_names).union(*inner)
@@ -335,14 +414,17 @@ def _names_of(code: types.CodeType) -> frozenset[str]:
 
 def _is_installed(x: Any) -> bool:
     """Whether a function, a class or a module is of this package, of Python or of an installed one: those do not change."""
-    name = x.__name__ if isinstance(x, types.ModuleType) else x.__module__
-    return name is not None and _module_is_installed(name)
+    if isinstance(x, types.FunctionType):
+        name = x.__globals__.get("__name__", "")  # what it says itself may be copied from a function that it wraps
+    else:
+        name = x.__name__ if isinstance(x, types.ModuleType) else x.__module__
+    return isinstance(name, str) and _module_is_installed(name)
 
 
 @functools.cache
 def _module_is_installed(name: str) -> bool:
     root = name.partition(".")[0]
-    if root == __name__.partition(".")[0] or root in sys.stdlib_module_names - {"__main__"}:
+    if root == __name__.partition(".")[0] or root in sys.builtin_module_names:
         return True
     file = getattr(sys.modules.get(root), "__file__", None)
     return file is not None and any(place in Path(file).resolve().parents for place in _INSTALLED)

@@ -157,6 +157,75 @@ def helper(k):
     return SCALE * k / 2
 
 
+class Table:
+    array = jnp.array(1.0)
+
+
+def wrapped(f):
+    @functools.wraps(f)
+    def g(x):
+        return SCALE * f(x) / 2
+
+    return g
+
+
+def test_what_is_seldom_looked_at_is_seen(monkeypatch):
+    """Class attributes of any kind, wrappers of others' functions, imports, attributes of functions, rules of derivatives."""
+    other = types.ModuleType("other")
+    other.by = 1.0
+    monkeypatch.setitem(sys.modules, "other", other)
+
+    def imports(k):
+        from other import by
+
+        return by * k
+
+    def attribute(k):
+        return attribute.by * k
+
+    attribute.by = 1.0
+    like = wrapped(jnp.abs)
+    functions = {
+        "class's array": lambda k: Table.array * k,
+        "wrapper": lambda k: like(k),
+        "import inside": imports,
+        "attribute of a function": attribute,
+        "by name": lambda k: globals()["SCALE"] * k / 2,
+    }
+    mean = lambda f: DIE.expect(f).item()
+    assert {name: mean(f) for name, f in functions.items()} == dict.fromkeys(functions, 1.0)
+    monkeypatch.setattr(Table, "array", jnp.array(3.0))
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 6.0)
+    other.by = attribute.by = 3.0
+    assert {name: mean(f) for name, f in functions.items()} == dict.fromkeys(functions, 3.0)
+
+    cube = jax.custom_jvp(lambda x: x**3)
+    cube.defjvp(lambda primals, tangents: (cube(*primals), SCALE * tangents[0]))
+    slope = lambda: jax.grad(lambda a: DIE.expect(lambda k: cube(a * k)))(1.0)
+    assert slope() == 6
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 2.0)
+    assert slope() == 2
+
+
+def test_what_a_function_holds_is_what_it_was():
+    """A dict keeps its order, NumPy's arrays their arithmetic and their type, anything its operations."""
+    ordered, keys = {"b": jnp.array(1.0), "a": jnp.array(3.0)}, {1: 1.0, "a": jnp.array(1.0), None: 2}
+    near, wide, one = np.array(1e9), np.array(100_000), np.int64(1)
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    for f, value in (
+        (lambda k: next(iter(ordered.values())) * k, 1),
+        (lambda k: keys["a"] * k, 1),
+        (lambda k: ((near + 1) - near) * k, 1),
+        (lambda k: (wide * wide / 1e10) * k, 1),
+        (lambda k: masked.sum() * k, 1),
+        (lambda k: {1: 2.0}[one] * jnp.eye(one)[0, 0] * k, 2),
+        (lambda k: k * (2 if isinstance(near, np.ndarray) else 1), 2),
+    ):
+        for _ in range(2):
+            np.testing.assert_allclose(DIE.expect(f), value, rtol=1e-6)
+            np.testing.assert_allclose(jax.jit(lambda f=f: DIE.expect(f))(), value, rtol=1e-6)
+
+
 def test_a_new_rule_is_seen(monkeypatch):
     class Counted(mx.Measure):
         shape = ()

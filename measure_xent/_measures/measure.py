@@ -34,9 +34,9 @@ def _compile(cls: type) -> None:
         member: Any = vars(cls)[name]
         if isinstance(member, property):
             getter: Any = member.fget
-            setattr(cls, name, property(program(getter), doc=member.__doc__))
+            setattr(cls, name, property(program(getter, numbers=True), doc=member.__doc__))
         else:
-            setattr(cls, name, program(member))
+            setattr(cls, name, program(member, numbers=True))
 
 
 class Measure(abc.ABC):
