@@ -28,41 +28,18 @@ from ._strict import at_home, seen_by_user
 _F = TypeVar("_F", bound=Callable)
 _PLAIN = (bool, int, float, complex, str, bytes, slice, range, type(None), type(...))
 _READS_MORE = {"eval", "exec", "globals", "locals", "vars", "__import__"}  # than a look at the code tells
+# Not in a program: what makes a node, and what compares and shows it.
 _NOT_CALLED = {
     "__init__",
+    "__post_init__",
     "__repr__",
     "__eq__",
     "__hash__",
     "__setattr__",
     "__delattr__",
     "__replace__",
-    "__post_init__",
 }
-_OF_PYTHON = {
-    "__module__",
-    "__doc__",
-    "__dict__",
-    "__weakref__",
-    "__annotations__",
-    "__annotate_func__",
-    "__parameters__",
-}
-_OF_PYTHON |= {
-    "__dataclass_fields__",
-    "__dataclass_params__",
-    "__match_args__",
-    "__abstractmethods__",
-    "__orig_bases__",
-}
-_OF_PYTHON |= {
-    "__qualname__",
-    "__static_attributes__",
-    "__firstlineno__",
-    "__annotations_cache__",
-    "_abc_impl",
-    "_settled",
-    "__slots__",
-}
+_FUNCTIONS = types.FunctionType | property | staticmethod | classmethod
 LARGEST = 10_000  # nodes, and bytes of NumPy's arrays: more would take longer to compare than is saved
 _PRIMAL = {"JVPTracer": "primal", "LinearizeTracer": "primal", "BatchTracer": "val"}
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -358,7 +335,8 @@ class _Walk:
             raise _Unknown
         children = [self.as_is(base) for base in cls.__bases__ if not _is_installed(base)]
         for name, member in vars(cls).items():
-            if name in _NOT_CALLED or name in _OF_PYTHON:
+            of_python = name in ("_abc_impl", "_settled") or (name[:2] == "__" and not isinstance(member, _FUNCTIONS))
+            if of_python or name in _NOT_CALLED:
                 continue
             for f in (member.fget, member.fset) if isinstance(member, property) else (member,):
                 if isinstance(f, types.GetSetDescriptorType | types.MemberDescriptorType):

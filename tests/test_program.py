@@ -245,6 +245,17 @@ def test_a_new_rule_is_seen(monkeypatch):
     assert P.expect(f) == 5
 
 
+def test_a_model_of_the_users_is_met_again():
+    """Their frozen dataclasses are operands, whatever they hold."""
+    P = mx.Empirical((jnp.arange(3.0), jnp.array([0, 1, 1])))
+    loss = lambda by: mx.cross_entropy(P, mx.Conditional(lambda x: mx.Categorical(Scaled(by)(x) * jnp.arange(2.0))))
+    for value in (lambda by: DIE.expect(Scaled(by)), loss):
+        np.asarray(value(jnp.array(0.25)))
+        with compiles(at_most=0):
+            got = value(jnp.array(0.5))
+        np.testing.assert_allclose(got, jax.jit(value)(0.5), rtol=1e-6)
+
+
 def test_a_default_that_has_changed_is_seen():
     def f(k, *, by=1.0):
         return by * k
