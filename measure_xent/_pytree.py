@@ -8,6 +8,7 @@ import jax
 from ._strict import settled
 
 _C = TypeVar("_C")
+_T = TypeVar("_T")
 
 
 def static(default: Any = dataclasses.MISSING) -> Any:
@@ -67,6 +68,13 @@ def set_fields(node: Any, **values: Any) -> None:
     """Sets fields of a frozen node, for its own constructor only."""
     for name, value in values.items():
         object.__setattr__(node, name, value)
+
+
+def replaced(node: _T, **changes: Any) -> _T:
+    """The node with some fields changed, without what its constructor does."""
+    new = object.__new__(type(node))
+    set_fields(new, **{**node.__dict__, **changes})
+    return new
 
 
 def as_node(f: Any) -> Any:

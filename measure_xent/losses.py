@@ -539,7 +539,7 @@ def _outcome(logits: Float[ArrayLike, "*family"], labels: Num[ArrayLike, "*famil
     return Bernoulli(probs=jnp.asarray(labels, dtype))
 
 
-def _target_and_model(logits: Any, labels: Any, axis: Axis, where: Where) -> tuple[Measure, Measure]:
+def _target_and_model(logits: Any, labels: Any, axis: Axis, where: Where) -> tuple[Measure, Categorical]:
     """(the measure with masses ``labels``, the softmax measure), both on the classes that ``where`` leaves."""
     logits = real_array("logits", logits, floating=True)
     labels = jnp.asarray(labels, accumulator(logits.dtype))
@@ -552,7 +552,7 @@ def _target_and_model(logits: Any, labels: Any, axis: Axis, where: Where) -> tup
     return Discrete(weights=masses if mask is None else jnp.where(mask, masses, 0)), _restricted(z, mask)
 
 
-def _restricted(logits: Float[Array, "*family V"], where: Bool[Array, "*family V"] | None) -> Measure:
+def _restricted(logits: Float[Array, "*family V"], where: Bool[Array, "*family V"] | None) -> Categorical:
     return Categorical(logits if where is None else jnp.where(where, logits, -jnp.inf))
 
 

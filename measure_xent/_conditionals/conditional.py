@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from .._forms.disintegration import disintegrate
 from .._forms.law_form import LawForm
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
@@ -125,7 +126,9 @@ def tower(P: Measure, f: Any) -> Any:
 
     inner = lambda x, target, lead: integrate(Lowered((target,)), f.given(f.model.family(x, lead)))
     part = lambda rows: rows.integrate(f) if isinstance(rows, LawForm) else rows.outer(inner)
-    return functools.reduce(Integral.__add__, (part(rows) for form in P.forms() for rows in form.rows(f.ignores_y)))
+    return functools.reduce(
+        Integral.__add__, (part(rows) for form in P.forms() for rows in disintegrate(form, f.ignores_y))
+    )
 
 
 @rule(Law, Integrand, AbstractConditional)

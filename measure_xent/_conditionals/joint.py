@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._forms.axes import as_tuple
+from .._forms.disintegration import Disintegration
+from .._forms.form import Form
 from .._forms.law_form import LawForm, has_law
-from .._forms.normal_form import Disintegration, Form, NormalForm, stand_in
+from .._forms.normal_form import NormalForm
+from .._forms.null_rows import stand_in
 from .._kernels.classes import class_index, out_of_range, take
 from .._kernels.null import null_atoms, where_supported, without
 from .._kernels.scaled import ScaledNumber
 from .._measures.laws import Vectors
-from .._measures.measure import Combination, Measure, Normalized, Scaled, Sum, Weighted, enumerable, of_parts, shapes_of
+from .._measures.measure import Measure, Normalized, Scaled, Sum, Weighted, of_parts
 from .._measures.nested import Blank, MassOf, draw_of
 from .._measures.product import (
     ProductMeasure,
@@ -25,6 +29,7 @@ from .._measures.product import (
 )
 from .._measures.pushforward import pushforward
 from .._measures.relative_entropy import against_the_first, between
+from .._measures.shapes import arity, atom_axes, enumerable, shapes_of
 from .._methods.mixtures import NODES, MixtureDensity, density_over, mixture
 from .._pytree import pytree, static
 from .conditional import AbstractConditional
@@ -82,12 +87,12 @@ def marginal(P: Measure, *coordinates: int) -> Measure:
     if not coordinates or not all(isinstance(i, int) and -n <= i < n for i in coordinates):
         raise ValueError(f"marginal(P, *coordinates): numbers of P's {n} coordinates, from 0, got {coordinates}")
     which = tuple(i % n for i in coordinates)
-    return _marginal(P, which) if P.coordinates > 1 or n == 1 else _of_entries(P, which)
+    return _marginal(P, which) if arity(P) > 1 or n == 1 else _of_entries(P, which)
 
 
 def dimensions(P: Measure) -> int:
     """How many coordinates a point of P has; of vectors, how many entries."""
-    return P.coordinates if P.coordinates > 1 else max(1, _entries(P) or 1)
+    return arity(P) if arity(P) > 1 else max(1, _entries(P) or 1)
 
 
 def _entries(P: Measure) -> int | None:
@@ -106,7 +111,7 @@ def _entries(P: Measure) -> int | None:
 
 def by_coordinates(P: Measure) -> Measure:
     """Atoms that are vectors as tuples of numbers; anything else as it is."""
-    if P.coordinates > 1 or (n := _entries(P)) is None or not enumerable(P):
+    if arity(P) > 1 or (n := _entries(P)) is None or not enumerable(P):
         return P
     return pushforward(Entries(tuple(range(n)), True), P)
 
@@ -124,23 +129,24 @@ def _of_entries(P: Measure, which: tuple[int, ...]) -> Measure:
     return pushforward(Entries(which), P)
 
 
-def _marginal(P: Measure, coordinates: tuple[int, ...]) -> Measure:
+def _marginal(P: Measure, which: tuple[int, ...]) -> Measure:
     """By the structure of what has a density, which an image would not have; any other by its atoms."""
-    if coordinates == tuple(range(P.coordinates)):
+    if which == tuple(range(arity(P))):
         return P
     match P:
         case ProductMeasure(P=A, Q=B):
-            n = A.coordinates
-            ours, theirs = tuple(i for i in coordinates if i < n), tuple(i - n for i in coordinates if i >= n)
-            if (*ours, *(i + n for i in theirs)) == coordinates:
+            n = arity(A)
+            ours, theirs = tuple(i for i in which if i < n), tuple(i - n for i in which if i >= n)
+            if (*ours, *(i + n for i in theirs)) == which:
                 parts: Any = [_marginal(R, own) if own else R.mass for R, own in ((A, ours), (B, theirs))]
                 return product(*parts) if ours and theirs else parts[0] * parts[1]
         case Joint(P=A, K=K):
-            if coordinates == (A.coordinates,) and P.coordinates == A.coordinates + 1:
+            n = arity(A)
+            if which == (n,) and arity(P) == n + 1:
                 return bind(A, K)
-            if max(coordinates) < A.coordinates and isinstance(K, AbstractConditional):
-                return _marginal(A.reweight(MassOf(K)), coordinates)
-    return pushforward(Coordinates(coordinates), P)
+            if max(which) < n and isinstance(K, AbstractConditional):
+                return _marginal(A.reweight(MassOf(K)), which)
+    return pushforward(Coordinates(which), P)
 
 
 def posterior(P: Measure, K: AbstractConditional) -> AbstractConditional:
@@ -189,7 +195,7 @@ def _checked(P, K):
         )
     if isinstance(K, Measure):
         check_here("joint(P, K): K", K)
-        axes = (*P.shape, *P.atoms)
+        axes = (*P.shape, *atom_axes(P))
         if len(K.shape) > len(axes) or any(k not in (1, n) for k, n in zip(K.shape[::-1], axes[::-1], strict=False)):
             raise ValueError(
                 f"joint(P, K): K needs one measure for each atom of P, axes {axes}, but is a family {K.shape}; "
@@ -213,16 +219,12 @@ def _parts_of(K: AbstractConditional | Measure, P: Measure) -> dict[tuple[bool, 
     """The parts of K(x), as told by their shapes at a point of P."""
     if isinstance(K, Measure):
         return K.parts()
-    kinds = shapes_of(lambda: [*K.family(_coordinates(draw_of(P, Blank())[0]), len(P.shape)).parts()])
+    kinds = shapes_of(lambda: [*K.family(as_tuple(draw_of(P, Blank())[0]), len(P.shape)).parts()])
     return {kind: PartOf(K, kind) for kind in kinds} if len(kinds) > 1 else {kinds[0]: K}
 
 
-def _coordinates(x: Any) -> tuple:
-    return x if isinstance(x, tuple) else (x,)
-
-
 @pytree
-class Joint(Combination):
+class Joint(Measure):
     """P ⊗ K."""
 
     P: Measure
@@ -231,10 +233,6 @@ class Joint(Combination):
     @property
     def shape(self):
         return self.P.shape
-
-    @property
-    def coordinates(self):
-        return shapes_of(lambda: self.forms()[0].coordinates)
 
     @property
     def mesh_axes(self):
@@ -249,7 +247,7 @@ class Joint(Combination):
                     f"joint(P, K): P = {type(self.P).__name__} has no list of atoms to index a family; K is a Conditional"
                 )
             (p,) = atoms  # a measure of several forms has no one list of atoms to index
-            laws = [(p, _one_axis(form, (*self.P.shape, *self.P.atoms), rank)) for form in self.K.forms()]
+            laws = [(p, _one_axis(form, (*self.P.shape, *atom_axes(self.P)), rank)) for form in self.K.forms()]
         else:
             laws = [
                 (p, form.with_family_rank(rank + 1)) for p in atoms for form in self.K.family(p[0], p[1].ndim).forms()
@@ -263,7 +261,7 @@ class Joint(Combination):
     def scaled_density(self, *x):
         if isinstance(self.K, Measure):
             return super().scaled_density(*x)
-        n = self.P.coordinates
+        n = arity(self.P)
         return scaled_product(self.P.scaled_density(*x[:n]), self.K(*x[:n]).scaled_density(*x[n:]))
 
 
@@ -327,7 +325,7 @@ class Posterior(AbstractConditional):
 
 
 @pytree
-class Bind(Combination):
+class Bind(Measure):
     """The law of the last coordinate of a joint."""
 
     joint: Joint
@@ -335,10 +333,6 @@ class Bind(Combination):
     @property
     def shape(self):
         return self.joint.shape
-
-    @property
-    def coordinates(self):
-        return shapes_of(lambda: self.forms()[0].coordinates)
 
     @property
     def mesh_axes(self):
@@ -402,7 +396,7 @@ class Bind(Combination):
 
 def _of_atoms(joint: Joint, points: tuple, weights: Array, certain: bool, y: tuple, events: list[int]) -> ScaledNumber:
     """Σ weight · K(point)(y)."""
-    K, axes = joint.K, joint.P.atoms if isinstance(joint.K, Measure) else weights.shape[-1:]
+    K, axes = joint.K, atom_axes(joint.P) if isinstance(joint.K, Measure) else weights.shape[-1:]
     n = len(axes)
     # The family's axes, then those of P's atoms, then y's own.
     y = tuple(jnp.expand_dims(v, [*range(rest := jnp.ndim(v) - e, rest + n)]) for v, e in zip(y, events, strict=True))
@@ -425,14 +419,14 @@ def _targets(form: Any) -> Any:
     if not isinstance(form, LawForm):
         return (form.target,)
     x, weight = form.law.outer.draw(Blank())
-    return form.law.K.family(_coordinates(x), weight.ndim).forms()
+    return form.law.K.family(as_tuple(x), weight.ndim).forms()
 
 
 def _events(form: NormalForm) -> list[int]:
     """How many axes of its own each coordinate of a point has."""
     if form.weights is None:
         return [0]
-    return [jax.tree.leaves(x)[0].ndim - form.weights.ndim for x in _coordinates(form.points)]
+    return [jax.tree.leaves(x)[0].ndim - form.weights.ndim for x in as_tuple(form.points)]
 
 
 def _one_axis(form: Form, axes: tuple[int, ...], rank: int) -> Form:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._forms.normal_form import Disintegration, NormalForm
+from .._forms.disintegration import Disintegration, disintegrate
+from .._forms.normal_form import NormalForm
 from .._integrands.density import LogDensity
 from .._integrands.integrand import Integrand, with_model
 from .._integrands.rules import rule
@@ -329,7 +330,7 @@ def _one_batch(pair: Any) -> bool:
 def integral_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f(h, y) dP for functions of Categorical(h @ weight): P has the rows' weights, so one pass gives value and gradient."""
     Q = f.model
-    pairs: Any = [pair for form in P.forms() for pair in form.rows(f.ignores_y)]
+    pairs: Any = [pair for form in P.forms() for pair in disintegrate(form, f.ignores_y)]
     plain = lambda pair: isinstance(pair, Disintegration) and isinstance(pair.target, NormalForm)
     if f.shape or not all(plain(pair) and _one_batch(pair) for pair in pairs):
         return NotImplemented  # a family of integrals, or a law, is the tower's

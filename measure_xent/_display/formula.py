@@ -21,6 +21,7 @@ from .._measures.discrete import Dirac
 from .._measures.laws import Integers
 from .._measures.measure import Indicator, Measure, Normalized, Scaled, Sum, Weighted
 from .._measures.pushforward import Pushforward
+from .._measures.shapes import arity, atom_axes
 
 
 def words(P: Any) -> str:
@@ -40,7 +41,7 @@ def words(P: Any) -> str:
 
 def _space(P: Measure) -> str:
     try:
-        forms, n = P.forms(), P.coordinates
+        forms, n = P.forms(), arity(P)
     except (TypeError, NotImplementedError, jax.errors.JAXTypeError):
         return "on a space not known here"
     if n > 1:
@@ -103,7 +104,7 @@ for kind in (Sum, SumOfFunctions):
 formula.register(Product, lambda f: r" \cdot ".join(map(formula, f.factors)))
 formula.register(
     Atoms,
-    lambda P: rf"\sum_{{i < {math.prod(P.atoms)}}} " + ("" if P.weights is None else "w_i ") + r"\delta_{x_i}",
+    lambda P: rf"\sum_{{i < {math.prod(atom_axes(P))}}} " + ("" if P.weights is None else "w_i ") + r"\delta_{x_i}",
 )
 
 _PLAIN = {

@@ -12,6 +12,7 @@ from .._forms.law_form import LawForm
 from .._forms.normal_form import NormalForm
 from .._measures.laws import Integers, Line
 from .._measures.measure import Measure
+from .._measures.shapes import arity
 from .formula import words
 
 MEMBERS, BARS, LARGEST = 6, 48, 1 << 18  # small multiples; bars rather than a strip; numbers that are worth a picture
@@ -69,11 +70,7 @@ def picture(P: Measure) -> Picture | None:
     try:
         forms = P.forms()
         classes = sum(form.classes or 0 for form in forms if isinstance(form, NormalForm))
-        if (
-            P.coordinates != 1
-            or not all(map(_on_numbers, forms))
-            or not 0 < math.prod(P.shape) * max(1, classes) <= LARGEST
-        ):
+        if arity(P) != 1 or not all(map(_on_numbers, forms)) or not 0 < math.prod(P.shape) * max(1, classes) <= LARGEST:
             return None
         atoms = [pair for form in forms for pair in _atoms(form)]
         x, masses = (_members(P, [pair[i] for pair in atoms]) for i in (0, 1))
@@ -102,7 +99,7 @@ def _members(P: Measure, parts: list[Any]) -> np.ndarray:
 def _atoms(form: Any) -> list[tuple[Any, Any]]:
     """Atoms [*family, n] and their masses."""
     if isinstance(form, NormalForm):
-        return [(jnp.broadcast_to(points, weights.shape), weights) for points, weights, _ in form.parts()]
+        return [(jnp.broadcast_to(points, weights.shape), weights) for points, weights, _ in form.atom_lists()]
     if not isinstance(form.law, Integers):
         return []
     low, high = (np.asarray(form.law.centre + s * (5 * form.law.width + 3)) for s in (-1, 1))

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._integrands.composites import Last, Pullback, Times
+from .._integrands.composites import Last, Pullback, Section, Times
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand
 from .._integrands.rules import integrate
 from .._kernels.null import null_safe_product
-from .._pytree import pytree, set_fields
+from .._pytree import pytree, replaced
 from .._strict import custom_jvp
+from .form import Form
 
 
 @pytree
-class LawForm:
+class LawForm(Form):
     """T_*(c · Πf · law): a law with one density, weighted by functions of its points, which are then seen through T.
 
     ``method`` says how to integrate; None leaves it to the rules.
@@ -62,21 +63,25 @@ class LawForm:
     def masses(self) -> tuple[Any, ...]:
         return ()
 
-    def with_masses(self) -> "LawForm":
+    def with_masses(self, *masses: Any) -> "LawForm":
+        del masses
         return self
 
     def scale(self, c: Any) -> "LawForm":
-        return self._with(c=jnp.asarray(c) * self.c)
+        return replaced(self, c=jnp.asarray(c) * self.c)
 
     def reweight(self, f: Integrand) -> "LawForm":
-        return self._with(factors=(*self.factors, self.pull_back(f)))
+        return replaced(self, factors=(*self.factors, self.pull_back(f)))
+
+    def reweight_given(self, rows: Any, f: Integrand) -> "LawForm":
+        return self.reweight(Section(f, rows.points, jnp.zeros(rows.weights.shape)))
 
     def push(self, transform: Any) -> tuple["LawForm", ...]:
-        return (self._with(transform=self.pull_back(as_integrand(transform))),)
+        return (replaced(self, transform=self.pull_back(as_integrand(transform))),)
 
-    def by(self, method: Any) -> "LawForm":
+    def using(self, method: Any) -> "LawForm":
         """The same, to be integrated by a method."""
-        return self._with(method=method)
+        return replaced(self, method=method)
 
     def draw(self, stream: Any) -> tuple[Any, Float[Array, "*family"]]:
         """A point and its weight: the mean of weight · f(point) is the integral of f."""
@@ -90,7 +95,7 @@ class LawForm:
         """The same form with at least ``rank`` family axes, on every part."""
         law = self.law.with_family_rank(max(rank, len(self.family)))
         c = jnp.asarray(self.c)
-        return self._with(law=law, c=c.reshape((1,) * (len(law.shape) - c.ndim) + c.shape))
+        return replaced(self, law=law, c=c.reshape((1,) * (len(law.shape) - c.ndim) + c.shape))
 
     def map_family(self, g: Any) -> "LawForm":
         """g over the leading axes of every part of a form ``with_family_rank``."""
@@ -98,7 +103,7 @@ class LawForm:
             raise NotImplementedError(
                 f"joint and product: {type(self.law).__name__} with a family of functions against it; give a Conditional"
             )
-        return self._with(law=jax.tree.map(g, self.law), c=g(self.c))
+        return replaced(self, law=jax.tree.map(g, self.law), c=g(self.c))
 
     def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
         raise NotImplementedError(f"the density of a measure made of {type(self.law).__name__} laws is not known here")
@@ -110,9 +115,6 @@ class LawForm:
         """The law of the last coordinate."""
         return self.push(Last())
 
-    def merge(self, other: Any) -> None:
-        return None
-
     @property
     def _point(self) -> Any:
         """The shapes of a point, one a member."""
@@ -122,32 +124,19 @@ class LawForm:
     @property
     def event_rank(self) -> int:
         """How many axes the last coordinate of a point has."""
-        return len(self.event_shape)
+        return jax.tree.leaves(self._point)[-1].ndim - len(self.family)
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        """The shape of the last coordinate of a point."""
-        return jax.tree.leaves(self._point)[-1].shape[len(self.family) :]
+    def event_shape(self) -> tuple[int, ...] | None:
+        return None if self.arity > 1 else jax.tree.leaves(self._point)[0].shape[len(self.family) :]
 
     @property
-    def coordinates(self) -> int:
+    def arity(self) -> int:
         """How many coordinates a point has."""
         return len(self._point) if isinstance(self._point, tuple) else 1
 
-    def rows(self, ignores_y: bool = False) -> tuple["LawForm", ...]:
-        if not ignores_y and self.coordinates < 2:
-            raise TypeError(
-                f"a Conditional integrates over pairs (x, y): P must be a measure on tuples, {type(self.law).__name__} is not"
-            )
-        return (self,)
-
-    def parts(self) -> Any:
+    def atom_lists(self) -> Any:
         raise NotImplementedError(f"{type(self.law).__name__} has no list of atoms")
-
-    def _with(self, **changes: Any) -> "LawForm":
-        new = object.__new__(LawForm)
-        set_fields(new, **{**self.__dict__, **changes})
-        return new
 
 
 def has_law(form: Any) -> bool:
@@ -158,7 +147,7 @@ def has_law(form: Any) -> bool:
 def has_density(form: Any) -> bool:
     """Whether what a form lists or draws has a density against Lebesgue measure, and is no atoms."""
     if isinstance(form, LawForm):
-        return form.law.split()[1] is not None
+        return not any(map(any, form.law.parts()))
     return hasattr(form, "target") and has_density(form.target)
 
 

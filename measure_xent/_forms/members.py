@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from .._pytree import replaced
+
 
 def without_null(node: Any, null: Bool[Array, "*family"]) -> Any:
     """The same family with a stand-in for each null member, whose parameters may be NaN or of a degenerate law.
@@ -22,12 +24,13 @@ def without_null(node: Any, null: Bool[Array, "*family"]) -> Any:
         return jax.tree.map(lambda child: without_null(child, null), node, is_leaf=lambda child: child is not node)
     if not hasattr(node, "shape") or not dataclasses.is_dataclass(node):
         return node
-    new: Any = object.__new__(type(node))
     events = _event_ranks(type(node))
-    for name, field in node.__dict__.items():
+
+    def changed(name: str, field: Any) -> Any:
         own = isinstance(field, jax.Array) and name in events
-        object.__setattr__(new, name, _replaced(field, null, events[name]) if own else without_null(field, null))
-    return new
+        return _with_stand_ins(field, null, events[name]) if own else without_null(field, null)
+
+    return replaced(node, **{name: changed(name, field) for name, field in node.__dict__.items()})
 
 
 @functools.cache
@@ -38,7 +41,7 @@ def _event_ranks(cls: type) -> dict[str, int]:
     return {name: len(dims[0]) - 1 for name, dims in names.items() if dims and dims[0][:1] == ["*family"]}
 
 
-def _replaced(x, null, event):
+def _with_stand_ins(x, null, event):
     family = x.shape[: x.ndim - event]
     null = jnp.reshape(null, (1,) * (len(family) - null.ndim) + null.shape)
     rest = null.ndim - len(family)

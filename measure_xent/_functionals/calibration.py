@@ -201,7 +201,7 @@ def _of_equal_mass(P: Measure, Q: Any, c: Any, bins: int) -> Float[Array, "bins+
     forms: Any = pushforward(Partial(_forecast, Q, c), P).forms()
     if not all(isinstance(form, NormalForm) for form in forms):
         raise ValueError('reliability(equal="mass"): P must be of atoms, but has a density; give the edges of the bins')
-    parts = [part for form in forms for part in form.parts()]
+    parts = [part for form in forms for part in form.atom_lists()]
     weights = jnp.concatenate([jnp.ravel(weights) for _, weights, _ in parts])
     p = jnp.concatenate([jnp.ravel(jnp.broadcast_to(points[0], weights.shape)) for points, weights, _ in parts])
     p = jnp.where(weights == 0, 1, p)

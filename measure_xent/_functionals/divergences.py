@@ -16,14 +16,15 @@ from jaxtyping import Array, Float
 
 from .. import generators
 from .._forms.members import without_null
-from .._forms.normal_form import factors_at
+from .._forms.null_rows import factors_at
 from .._integrands.density import RatioFunction, log
 from .._integrands.integrand import Integrand, as_integrand
 from .._kernels.checks import check_values, real_array
 from .._kernels.null import nan_where
 from .._kernels.ratio import excess
 from .._kernels.scaled import Ratio
-from .._measures.measure import Measure, enumerable
+from .._measures.measure import Measure
+from .._measures.shapes import enumerable, static_mass
 from .._program import program
 from ..generators import Generator
 from .information import functional, in_units, kl_divergence
@@ -274,7 +275,7 @@ def _renyi(P: Measure, log_ratio: Integrand, alpha: Any, mean: Callable[[], Any]
 
 def _of_present(of: Callable[..., Any], alpha: Any, P: Measure, *others: Measure) -> Any:
     """A functional of what is not null, 0 for null members of a family: a logarithm has no derivative there."""
-    if not P.shape or P.certain_mass is not None or (isinstance(alpha, float) and math.isinf(alpha)):
+    if not P.shape or static_mass(P) is not None or (isinstance(alpha, float) and math.isinf(alpha)):
         return of(P, *others)
     null = P.mass == 0
     return jnp.where(null, 0, of(*(without_null(R, null) for R in (P, *others))))
@@ -352,6 +353,6 @@ def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
     if not enumerable(P):
         raise NotImplementedError(f"a supremum needs a list of atoms, which a {type(P).__name__} has not")
     f = as_integrand(f)
-    parts = [part for form in P.forms() for flat in form.flat() for part in flat.with_family_rank(len(f.shape)).parts()]
+    parts = [part for form in P.forms() for part in form.with_family_rank(len(f.shape)).atom_lists()]
     greatest = lambda x, w, certain: jnp.max(jnp.where(w == 0, -jnp.inf, factors_at(f, x, w, certain)), axis=-1)
     return functools.reduce(jnp.maximum, (greatest(*part) for part in parts))

@@ -26,9 +26,10 @@ from .._conditionals.joint import (
 from .._forms.law_form import LawForm
 from .._integrands.density import Entropy, KullbackLeibler, log, nats
 from .._integrands.integrand import Integrand, density_terms, room_for
-from .._measures.measure import Measure, enumerable
+from .._measures.measure import Measure
 from .._measures.nested import count
 from .._measures.relative_entropy import against_the_first
+from .._measures.shapes import arity, enumerable
 from .._measures.vectors import Vectors
 from .._methods.mixtures import NODES
 
@@ -166,7 +167,7 @@ def kl_divergence(
 
 def conditional_divergence(P: Measure, Q: AbstractConditional, method: Any) -> Float[Array, "*family"]:
     """∫ KL(P(· | x) ‖ Q(x)) dP(x)."""
-    n = P.coordinates - 1
+    n = arity(P) - 1
     if n < 1:
         raise TypeError(
             f"kl_divergence(P, Q): Q is a Conditional, so P must be a measure on tuples (x…, y), got {type(P).__name__}"
@@ -246,7 +247,7 @@ def mutual_information(
     X, Y = sorted((_tuple(X), _tuple(Y)))  # it is symmetric
     match P:
         case Joint(P=A, K=AbstractConditional() as K) if not enumerable(P):
-            if (tuple(range(A.coordinates)), (A.coordinates,)) == (X, Y):
+            if (tuple(range(n := arity(A))), (n,)) == (X, Y):
                 return mutual_information(A, K, method=method)
     return kl_divergence(*_coupled(P, X, Y), method=method)
 

@@ -79,7 +79,7 @@ def project(P: Measure, Q: Any, start: PyTree | None = None, *, steps: int = 500
             raise TypeError(
                 f"project(P, Q): Q must be a Measure or a Conditional, got {type(Q).__name__}; of a function, pass its start"
             )
-        known = Q.closest_to(P)
+        known = getattr(Q, "closest_to", lambda P: NotImplemented)(P)
         if known is not NotImplemented:
             return _where(jnp.isfinite(cross_entropy(P, known)) & (P.mass != 0), known)
     if P.shape:

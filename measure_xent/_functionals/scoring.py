@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
 from .._forms.members import without_null
-from .._forms.normal_form import stand_in
+from .._forms.null_rows import stand_in
 from .._integrands.density import RatioFunction, log, measure_at, model_of, values_by_point
 from .._integrands.integrand import Integrand
 from .._kernels.checks import real_array
@@ -23,7 +23,8 @@ from .._kernels.scaled import Ratio
 from .._kernels.softmax import log_softmax, softmax
 from .._measures.categorical import Categorical
 from .._measures.laws import Continuous
-from .._measures.measure import Measure, enumerable
+from .._measures.measure import Measure
+from .._measures.shapes import enumerable
 from .._measures.statistics import AbsoluteDeviation
 from .._program import program
 from .._pytree import pytree
@@ -112,7 +113,7 @@ def _spread(Q: Measure) -> Array:
 
 def _atoms(Q: Measure) -> tuple[Array, Array]:
     """All atoms of a finite measure on numbers and their masses, [*family, k]; null ones may be anywhere."""
-    parts = [part for form in Q.forms() for flat in form.flat() for part in flat.with_family_rank(len(Q.shape)).parts()]
+    parts = [part for form in Q.forms() for part in form.with_family_rank(len(Q.shape)).atom_lists()]
     listed = [(stand_in(x, p == 0).astype(jnp.promote_types(x.dtype, p.dtype)), p) for x, p, _ in parts]
     spread = lambda a: jnp.broadcast_to(a, (*Q.shape, a.shape[-1]))
     points, masses = (jnp.concatenate([spread(a) for a in column], axis=-1) for column in zip(*listed, strict=True))

@@ -102,6 +102,8 @@ class LogPartition(OfRow):
     Q: Any
 
     def of_measure(self, Q):
+        if not hasattr(Q, "log_partition"):
+            raise NotImplementedError(f"{type(Q).__name__} has no log-partition: Categorical and Bernoulli have")
         return Q.log_partition
 
     def value_of_row(self, row):
@@ -175,7 +177,7 @@ class OfDensities(Integrand):
 
     def at(self, *x: Any) -> Ratio:
         """The ratio at a point: of masses where either measure has an atom, else of densities."""
-        if self.Q is not None and (near := self.P.relative_to(self.Q, *x)) is not None:
+        if self.Q is not None and (near := relative_to(self.P, self.Q, *x)) is not None:
             return near
         if self.Q is None:
             return Ratio.of(_density(self.P, x), ScaledNumber.of(jnp.asarray(1.0)))
@@ -403,7 +405,15 @@ def _either(atom: Ratio, density: Ratio) -> Ratio:
     return Ratio(*(jnp.where(at_atom, a, d) for a, d in zip(atom, density, strict=True)))
 
 
-def along_the_path(P: Any, Q: Any, x: tuple) -> Ratio | None:
+@functools.singledispatch
+def relative_to(P: Any, Q: Any, *x: Any) -> Ratio | None:
+    """dP/dQ at a point of measures that are alike, with the digits that their densities' difference has not, else None: a case
+    a type of P."""
+    del P, Q, x
+    return None
+
+
+def along_the_path(P: Any, Q: Any, *x: Any) -> Ratio | None:
     """dP/dQ at a point of measures that are alike but for their parameters θ, with the digits that log p − log q has not.
 
     log p − log q is the integral of ∂/∂s log p(θ_Q + s (θ_P − θ_Q)), of numbers as small as it is. Near equality Gauss's rule

@@ -13,6 +13,7 @@ from .._kernels.classes import accumulator
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name
 from .._pytree import pytree, set_fields, static
 from .measure import Measure
+from .shapes import arity, atom_axes, sample_axes, static_mass
 
 
 @pytree
@@ -41,8 +42,6 @@ class Atoms(Measure):
     axes: int = static(default=1)
     event: int = static(default=0)
     axis_name: AxisName | None = static(default=None)
-
-    is_batch = True
 
     def __init__(self, points: Any, weights: Any = None, axis_name: AxisName | None = None):
         leaves = jax.tree.leaves(points)
@@ -80,24 +79,9 @@ class Atoms(Measure):
         return first.shape[: first.ndim - self.event - self.axes]
 
     @property
-    def atoms(self):
-        first = jax.tree.leaves(self.points)[0]
-        return first.shape[len(self.shape) : first.ndim - self.event]
-
-    @property
     def mesh_axes(self):
         check_axis("Atoms(axis_name)", self.axis_name)
         return axes_of(self.axis_name)
-
-    @property
-    def certain_mass(self):
-        if self.weights is not None:
-            return None
-        return math.prod(self.atoms) * math.prod(map(jax.lax.axis_size, self.mesh_axes))
-
-    @property
-    def coordinates(self):
-        return len(self.points) if isinstance(self.points, tuple) else 1
 
     def forms(self):
         lead, axes = len(self.shape), self.axes
@@ -108,6 +92,23 @@ class Atoms(Measure):
             return (NormalForm(points, jnp.broadcast_to(jnp.asarray(1.0), atoms), certain=True),)
         weights = merge(self.weights)
         return (NormalForm(points, weights.astype(accumulator(weights.dtype))),)
+
+
+@sample_axes.register(Atoms)
+@atom_axes.register(Atoms)
+def _axes(P: Atoms) -> tuple[int, ...]:
+    first = jax.tree.leaves(P.points)[0]
+    return first.shape[len(P.shape) : first.ndim - P.event]
+
+
+@static_mass.register(Atoms)
+def _count(P: Atoms) -> int | None:
+    if P.weights is not None:
+        return None
+    return math.prod(atom_axes(P)) * math.prod(map(jax.lax.axis_size, P.mesh_axes))
+
+
+arity.register(Atoms, lambda P: len(P.points) if isinstance(P.points, tuple) else 1)
 
 
 def Empirical(

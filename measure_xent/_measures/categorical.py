@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._forms.normal_form import NormalForm
-from .._integrands.density import LogDensity
+from .._integrands.density import LogDensity, relative_to
 from .._integrands.integrand import Integrand
 from .._integrands.rules import rule
 from .._kernels import sigmoid
@@ -115,15 +115,6 @@ class Categorical(Measure):
         target = Target(x[..., None], jnp.ones((*x.shape, 1), accumulator(self.logits.dtype)))
         return -cross_entropy(self.logits, target)
 
-    def relative_to(self, other, *x):
-        if not isinstance(other, Categorical) or self.logits is None or other.logits is None:
-            return None
-        if self.classes != other.classes:
-            return None
-        ratio = Ratio.of(self.scaled_density(*x), other.scaled_density(*x))
-        z, w = (R.logits.astype(accumulator(R.logits.dtype)) for R in (self, other))
-        return ratio.with_log(self._entry(log_ratio_of_softmaxes(z, w), class_index(x[0])))
-
     def _probability(self, x):
         probs = self.probs.astype(accumulator(self.probs.dtype))
         return where_supported((x >= 0) & (x < self.classes), self._entry(probs, x))
@@ -135,6 +126,15 @@ class Categorical(Measure):
     @property
     def _parameter(self) -> Any:
         return self.probs if self.logits is None else self.logits
+
+
+@relative_to.register(Categorical)
+def _of_softmaxes(P: Categorical, Q: Measure, *x: Any) -> Ratio | None:
+    if not isinstance(Q, Categorical) or P.logits is None or Q.logits is None or P.classes != Q.classes:
+        return None
+    ratio = Ratio.of(P.scaled_density(*x), Q.scaled_density(*x))
+    z, w = (R.logits.astype(accumulator(R.logits.dtype)) for R in (P, Q))
+    return ratio.with_log(P._entry(log_ratio_of_softmaxes(z, w), class_index(x[0])))
 
 
 @pytree

@@ -343,8 +343,8 @@ class ExternalVector(Wrapped):
     def dimension(self):  # type: ignore[override]
         return self.distribution.event_shape[0]
 
-    def split(self):
-        return (self, None) if self.lattice else (None, self)
+    def parts(self):
+        return {(self.lattice,): self}
 
     def log_density_of(self, x):
         if not self.lattice:

@@ -17,7 +17,7 @@ def median(P: Measure) -> Any:
     """The least x with P((−∞, x]) of at least half of the mass, of a law or of numbers in one list, else NotImplemented."""
     if isinstance(P, Line):
         return P.quantile(jnp.full(P.shape, 0.5))
-    parts = [part for form in P.forms() if isinstance(form, NormalForm) for part in form.parts()]
+    parts = [part for form in P.forms() if isinstance(form, NormalForm) for part in form.atom_lists()]
     if len(parts) != 1 or len(P.forms()) != 1 or isinstance(parts[0][0], tuple):
         return NotImplemented
     points, weights = jnp.broadcast_arrays(*parts[0][:2])

@@ -16,6 +16,7 @@ from .._pytree import pytree, set_fields
 from . import gauss
 from .laws import Continuous
 from .line import LocationScale
+from .shapes import static_mass
 from .special import half_line
 from .statistics import moments
 
@@ -131,13 +132,12 @@ class Lebesgue(Interval):
         return -float("inf") if self.low is None else self.low, float("inf") if self.high is None else self.high
 
     @property
-    def certain_mass(self):
-        return None
-
-    @property
     def mass(self):
         low, high = self.support
         return jnp.broadcast_to(jnp.asarray(high - low), self.shape)
+
+
+static_mass.register(Lebesgue, lambda P: None)
 
 
 @pytree

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._forms.law_form import LawForm
-from .._integrands.density import LogDensity, along_the_path
+from .._integrands.density import LogDensity, along_the_path, relative_to
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate, rule
 from .._kernels.scaled import ScaledNumber
 from .._kernels.tanh_sinh import end_of, finite, fixed, tanh_sinh_map
-from .._pytree import set_fields
+from .._pytree import replaced
 from .exponential_family import Natural, Statistic
 from .measure import Measure
+from .shapes import arity, static_mass
 
 
 class Law(Measure):
@@ -45,19 +46,12 @@ class Law(Measure):
     def mass(self):
         return jnp.ones(self.shape)
 
-    @property
-    def certain_mass(self) -> int | None:
-        return 1
-
     def forms(self) -> Any:
         return (LawForm(self, jnp.ones(self.shape)),)
 
     def scaled_density(self, *x):
         (x,) = x
         return ScaledNumber.exp(self.log_density_of(jnp.asarray(x)))
-
-    def relative_to(self, other, *x):
-        return along_the_path(self, other, x)
 
     def with_family_rank(self, rank: int) -> Any:
         """The same with at least ``rank`` family axes on every field."""
@@ -67,9 +61,7 @@ class Law(Measure):
             one = lambda x: jnp.reshape(x, (1,) * (rank - jnp.ndim(x) + event) + jnp.shape(x))
             return jax.tree.map(one, field)
 
-        new = object.__new__(type(self))
-        set_fields(new, **{name: grow(name, field) for name, field in self.__dict__.items()})
-        return new
+        return replaced(self, **{name: grow(name, field) for name, field in self.__dict__.items()})
 
     def with_point_axis(self) -> Any:
         """The same with an axis behind the family's, for the points of each member."""
@@ -81,7 +73,7 @@ class Law(Measure):
         return jax.eval_shape(self.sample, jax.eval_shape(lambda: jax.random.key(0)))
 
     @abc.abstractmethod
-    def split(self) -> tuple[Any, Any]: ...
+    def parts(self) -> Any: ...
 
     @abc.abstractmethod
     def log_density_of(self, x: Float[Array, "*family"]) -> Float[Array, "*family"]:
@@ -120,6 +112,14 @@ class Law(Measure):
     def moment(self, statistic: "Statistic") -> Any:
         """The mean of a statistic in closed form, or NotImplemented."""
         return NotImplemented
+
+    def closest_to(self, P: Measure) -> Any:
+        """The member of this one's family that is closest to P, where it is known how to get it, else NotImplemented."""
+        return NotImplemented
+
+
+relative_to.register(Law, along_the_path)
+static_mass.register(Law, lambda P: 1)
 
 
 class Line(Law):
@@ -162,8 +162,8 @@ class Line(Law):
 class Continuous(Line):
     """A law with a density on an interval of the line."""
 
-    def split(self):
-        return None, self
+    def parts(self):
+        return {(False,): self}
 
     @property
     def kinks(self) -> tuple[Any, ...]:
@@ -225,13 +225,16 @@ def implicit(root: Array, step: Array) -> Array:
     return root + step - jax.lax.stop_gradient(step)
 
 
+arity.register(Line, lambda P: 1)
+
+
 class Integers(Line):
     """A law on the integers 0, 1, 2, …"""
 
     pathwise = False
 
-    def split(self):
-        return self, None
+    def parts(self):
+        return {(True,): self}
 
     def one_point(self):
         return jax.ShapeDtypeStruct(self.shape, jnp.result_type(int))
@@ -272,8 +275,8 @@ class Integers(Line):
 class Vectors(Law):
     """A law of vectors: the image of independent laws of real numbers."""
 
-    def split(self):
-        return None, self
+    def parts(self):
+        return {(False,): self}
 
     @property
     @abc.abstractmethod
@@ -287,6 +290,9 @@ class Vectors(Law):
     def uncoupled(self, groups: tuple[int, ...]) -> Measure:
         """The law of vectors whose groups of so many entries have the same laws, and are independent."""
         raise NotImplementedError(f"{type(self).__name__} with independent entries is not known")
+
+
+arity.register(Vectors, lambda P: 1)
 
 
 @rule(Law, Statistic)

@@ -10,7 +10,7 @@ from jax.scipy import special
 from jaxtyping import Array, Float
 
 from .._kernels.checks import parameters, positive
-from .._pytree import pytree, set_fields
+from .._pytree import pytree, replaced
 from .._strict import custom_jvp
 from . import gauss
 from .exponential_family import Natural
@@ -44,9 +44,7 @@ class LocationScale(Continuous):
 
     def moved(self, c: Any) -> "LocationScale":
         """The law of x − c."""
-        new = object.__new__(type(self))
-        set_fields(new, **{**self.__dict__, "loc": self.loc - c})
-        return new
+        return replaced(self, loc=self.loc - c)
 
     def log_density_of(self, x):
         return self.standard_log_density((x - self.loc) / self.scale) - jnp.log(self.scale)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
-from .._forms.law_form import LawForm, has_density, has_law
+from .._forms.batches import in_batches
+from .._forms.form import Form, check_one_space
+from .._forms.law_form import LawForm, has_density
 from .._forms.members import without_null
-from .._forms.normal_form import Form, check_one_space, in_batches
-from .._integrands.density import LogDensity, RadonNikodym, along_the_path
+from .._integrands.density import LogDensity, RadonNikodym, along_the_path, relative_to
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand, is_number
 from .._integrands.rules import integrate
@@ -24,6 +25,7 @@ from .._kernels.target import Target, expand
 from .._program import program
 from .._pytree import as_node, pytree, set_fields
 from .._strict import of_user
+from .shapes import arity, atom_axes, enumerable, sample_axes, shapes_of, static_mass
 
 _PROGRAMS = {"mass", "mode", "log_partition", "log_density"}  # beside the integrals
 
@@ -76,24 +78,18 @@ class Measure(abc.ABC):
         """The measure as a sum of normal forms, if it is finite."""
         raise NotImplementedError(f"{type(self).__name__} has no finite form")
 
-    def split(self) -> tuple[Any, Any]:
-        """(the part made of atoms, the part with a density against Lebesgue measure); a part that is not there is None.
-
-        The forms tell. What has none has a density: atoms are listed. A measure that is otherwise says so here.
+    def parts(self) -> dict[tuple[bool, ...], "Measure"]:
+        """The parts of which each coordinate is at atoms, True, or has a density against Lebesgue measure, False: all that
+        there are. The forms tell; a measure without forms has a density, or says otherwise here.
         """
         try:
-            dense = shapes_of(lambda: [has_density(form) for form in self.forms()])
+            kinds = shapes_of(lambda: [(not has_density(form),) * form.arity for form in self.forms()])
         except NotImplementedError:
-            return None, self
-        if len({*dense}) < 2:
-            return (None, self) if True in dense else (self, None)
-        of_kind = lambda kind: Lowered(tuple(f for f, d in zip(self.forms(), dense, strict=True) if d == kind))
-        return of_kind(False), of_kind(True)
-
-    def parts(self) -> dict[tuple[bool, ...], "Measure"]:
-        """The parts of which each coordinate is at atoms, True, or has a density, False: all that there are."""
-        halves = zip((True, False), self.split(), strict=True)
-        return {(atoms,) * self.coordinates: part for atoms, part in halves if part is not None}
+            return {(False,): self}
+        if len({*kinds}) == 1:
+            return {kinds[0]: self}
+        of_kind = lambda kind: Lowered(tuple(f for f, k in zip(self.forms(), kinds, strict=True) if k == kind))
+        return {kind: of_kind(kind) for kind in dict.fromkeys(kinds)}
 
     def scaled_density(self, *x: Any) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """(log_scale, factor) at a point: the density is factor · exp(log_scale), and need not underflow.
@@ -104,18 +100,9 @@ class Measure(abc.ABC):
         densities = [form.density(*x, **share) for form in self.forms()]
         return ScaledNumber.of(self._sum_over_devices(functools.reduce(jnp.add, densities)))
 
-    def relative_to(self, other: "Measure", *x: Any) -> Ratio | None:
-        """dP/dQ at a point of measures that are alike, with the digits that their densities' difference has not, else None."""
-        return None
-
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""
         return ScaledNumber(*self.scaled_density(*x)).log
-
-    @property
-    def log_partition(self) -> Float[Array, "*family"]:
-        """A in log q = logit − A, in nats, of a measure given by logits."""
-        raise NotImplementedError(f"{type(self).__name__} has no log-partition: Categorical and Bernoulli have")
 
     @property
     def mode(self) -> Shaped[Array, "*family"]:
@@ -130,7 +117,7 @@ class Measure(abc.ABC):
             masses = jnp.broadcast_to(self._sum_over_devices(masses), (*self.shape, classes))
             return jnp.argmax(masses, axis=-1).astype(jnp.int32)
         points, weights = zip(
-            *((x, w) for form in forms for x, w, _ in form.with_family_rank(len(self.shape)).parts()), strict=True
+            *((x, w) for form in forms for x, w, _ in form.with_family_rank(len(self.shape)).atom_lists()), strict=True
         )
         masses = [LogDensity(self).values(x, w.ndim) for x, w in zip(points, weights, strict=True)]
         lead = len(self.shape)
@@ -138,23 +125,6 @@ class Measure(abc.ABC):
         at = jnp.argmax(join(*masses), axis=-1)
         take = lambda *x: jnp.take_along_axis(y := join(*x), at.reshape(*at.shape, *(1,) * (y.ndim - lead)), axis=lead)
         return jax.tree.map(lambda *x: jnp.squeeze(take(*x), axis=lead), *points)
-
-    def closest_to(self, P: "Measure") -> Any:
-        """The member of this one's family that is closest to P, where it is known how to get it, else NotImplemented."""
-        return NotImplemented
-
-    @property
-    def coordinates(self) -> int:
-        """How many coordinates a point has: 1, or the length of the tuple that it is."""
-        return 1
-
-    @property
-    def atoms(self) -> tuple[int, ...]:
-        """The axes of the atoms, which a family given each atom (``joint``) has after P's own."""
-        weights = lambda: [w for form in self.forms() for flat in form.flat() for _, w, _ in flat.parts()]
-        return (sum(w.shape[-1] for w in jax.eval_shape(weights)),)
-
-    is_batch = False  # whether the atoms are samples, each a row of data
 
     @property
     def mesh_axes(self) -> frozenset[str]:
@@ -175,11 +145,6 @@ class Measure(abc.ABC):
     def _sum_over_devices(self, share: Any) -> Any:
         # What a trace knows, such as an error of 0, is the same on every device.
         return jax.tree.map(lambda x: sum_over(x, self.mesh_axes) if hasattr(x, "dtype") else x, share)
-
-    @property
-    def certain_mass(self) -> int | None:
-        """The mass where the shapes alone say it, so that normalising makes no atom null."""
-        return None
 
     @program
     def expect(
@@ -228,17 +193,13 @@ class Measure(abc.ABC):
         error = jax.tree.map(lambda v, e: jnp.broadcast_to(e, jnp.shape(v)), total.value, total.error)
         return Integral(total.value, error, jnp.asarray(total.status), self.mass)
 
-    def by(self, method: Any) -> "Measure":
-        """The same measure, whose laws are to be integrated by a method."""
-        return Lowered(tuple(form.by(method) for form in self.forms()))
-
     def _integral(self, f, batch_size, method):
         f = as_integrand(f)
         check_families(self, f)
         if method is not None and not hasattr(method, "integrate"):
             raise TypeError(f"expect(method): such as MonteCarlo(key, n) or Quadrature(n), got {type(method).__name__}")
         if batch_size is None:
-            total = integrate(self if method is None else self.by(method), f)
+            total = integrate(self if method is None else using(self, method), f)
         else:
             batch = lambda form: integrate(Lowered((form,)), f).checked
             # A law has no atoms to take a few at a time.
@@ -289,7 +250,7 @@ class Measure(abc.ABC):
             >>> float((0 * mx.Dirac(1)).normalize().mass)
             0.0
         """
-        return self if self.certain_mass == 1 else Normalized(self)
+        return self if static_mass(self) == 1 else Normalized(self)
 
     def __add__(self, other: "Measure") -> "Measure":
         return Sum((self, other)) if isinstance(other, Measure) else NotImplemented
@@ -320,11 +281,6 @@ class Measure(abc.ABC):
     __array_ufunc__ = None
 
 
-def enumerable(P: Measure) -> bool:
-    """Whether P's atoms are all of it, and in a list."""
-    return not any(map(has_law, P.forms()))
-
-
 def check_families(P, f):
     try:
         jnp.broadcast_shapes(P.shape, f.shape)
@@ -333,20 +289,13 @@ def check_families(P, f):
         raise ValueError(
             f"expect(f): the family of P, {P.shape}, and that of f, {f.shape}, do not broadcast{hint}"
         ) from None
-    if f.shape and f.shape == _samples(P):
+    if f.shape and f.shape == sample_axes(P):
         raise ValueError(
             f"expect(f): P has samples of shape {f.shape} and f is a family of as many functions, which would be integrated "
             "over all pairs. For one of them a sample give the pairs, such as Empirical((logits, labels)) against "
             "Conditional(Categorical), or a family of point masses, Dirac(labels); for all pairs give the family an axis of "
             f"size 1 behind its own, {(*f.shape, 1)}"
         )
-
-
-def _samples(P: Measure) -> tuple[int, ...]:
-    """The axes of a batch's samples, () of what is no batch."""
-    while isinstance(P, Scaled | Weighted | Normalized):
-        P = P.P
-    return P.atoms if P.is_batch else ()
 
 
 def family_of(*measures: Measure) -> tuple[int, ...]:
@@ -359,13 +308,6 @@ def family_of(*measures: Measure) -> tuple[int, ...]:
         raise ValueError(f"the families of {names} do not broadcast: {shapes}") from None
 
 
-def shapes_of(tell: Callable[[], Any]) -> Any:
-    """What a function tells that reads shapes and types alone, without computing anything."""
-    told: list[Any] = []
-    jax.eval_shape(lambda: told.append(tell()))
-    return told[0]
-
-
 def of_parts(parts: dict[tuple[bool, ...], Measure], x: tuple) -> ScaledNumber:
     """The mass of {x} where atoms have one, else the density."""
 
@@ -376,15 +318,34 @@ def of_parts(parts: dict[tuple[bool, ...], Measure], x: tuple) -> ScaledNumber:
     return functools.reduce(of_two, (ScaledNumber(*parts[k].scaled_density(*x)) for k in sorted(parts, reverse=True)))
 
 
-class Combination(Measure):
-    """A measure made of others, by whose parts its own are told: a subclass gives ``parts``."""
+class Reweighted(Measure):
+    """A measure made of P by other masses at the same points: a subclass gives those, and ``parts``."""
 
-    def split(self):
-        parts = self.parts()
-        return parts.get((True,) * self.coordinates), parts.get((False,) * self.coordinates)
+    P: Measure
+
+    @property
+    def shape(self):
+        return self.P.shape
+
+    @property
+    def mesh_axes(self):
+        return self.P.mesh_axes
+
+    @abc.abstractmethod
+    def forms(self) -> Any: ...
 
     @abc.abstractmethod
     def parts(self) -> Any: ...
+
+
+arity.register(Reweighted, lambda P: arity(P.P))
+atom_axes.register(Reweighted, lambda P: atom_axes(P.P))
+sample_axes.register(Reweighted, lambda P: sample_axes(P.P))
+
+
+def using(P: Measure, method: Any) -> Measure:
+    """The same measure, whose laws are to be integrated by a method."""
+    return Lowered(tuple(form.using(method) for form in P.forms()))
 
 
 def together(parts: Sequence[dict[tuple[bool, ...], Measure]]) -> dict[tuple[bool, ...], Measure]:
@@ -407,7 +368,7 @@ class Indicator(Integrand):
 
 
 @pytree
-class Scaled(Combination):
+class Scaled(Reweighted):
     """c · P, one c a member of a family."""
 
     c: Float[ArrayLike, "*family"]
@@ -425,18 +386,6 @@ class Scaled(Combination):
     def shape(self):
         return jnp.broadcast_shapes(jnp.shape(self.c), self.P.shape)
 
-    @property
-    def coordinates(self):
-        return self.P.coordinates
-
-    @property
-    def mesh_axes(self):
-        return self.P.mesh_axes
-
-    @property
-    def atoms(self):
-        return self.P.atoms
-
     def forms(self):
         if isinstance(self.c, int | float):
             return tuple(form.scale(self.c) for form in self.P.forms())
@@ -451,18 +400,20 @@ class Scaled(Combination):
     def parts(self) -> Any:
         return {kind: Scaled(self.c, part) for kind, part in self.P.parts().items()}
 
-    def relative_to(self, other, *x):
-        c, Q = (other.c, other.P) if isinstance(other, Scaled) else (1.0, other)
-        ratio = self.P.relative_to(Q, *x)
-        return None if ratio is None else ratio._replace(p=ratio.p * jnp.asarray(self.c), q=ratio.q * jnp.asarray(c))
-
     def scaled_density(self, *x):
         log_p, p = self.P.scaled_density(*x)
         return ScaledNumber(log_p, jnp.asarray(self.c) * p)
 
 
+@relative_to.register(Scaled)
+def _of_a_multiple(P: Scaled, Q: Measure, *x: Any) -> Ratio | None:
+    c, Q = (Q.c, Q.P) if isinstance(Q, Scaled) else (1.0, Q)
+    ratio = relative_to(P.P, Q, *x)
+    return None if ratio is None else ratio._replace(p=ratio.p * jnp.asarray(P.c), q=ratio.q * jnp.asarray(c))
+
+
 @pytree
-class Sum(Combination):
+class Sum(Measure):
     """Σ Pᵢ, the superposition."""
 
     terms: tuple[Measure, ...]
@@ -480,10 +431,6 @@ class Sum(Combination):
         return jnp.broadcast_shapes(*(P.shape for P in self.terms))
 
     @property
-    def coordinates(self):
-        return self.terms[0].coordinates
-
-    @property
     def mesh_axes(self):
         return self.terms[0].mesh_axes
 
@@ -499,18 +446,23 @@ class Sum(Combination):
     def parts(self) -> Any:
         return together([P.parts() for P in self.terms])
 
-    def relative_to(self, other, *x):
-        laws = all(isinstance(form, LawForm) and not form.factors for form in self.forms())
-        return along_the_path(self, other, x) if laws and self.coordinates == 1 else None
-
     def scaled_density(self, *x):
         if len(parts := self.parts()) > 1:
             return of_parts(parts, x)
         return ScaledNumber.sum([P.scaled_density(*x) for P in self.terms])
 
 
+arity.register(Sum, lambda P: arity(P.terms[0]))
+
+
+@relative_to.register(Sum)
+def _of_a_sum(P: Sum, Q: Measure, *x: Any) -> Ratio | None:
+    laws = all(isinstance(form, LawForm) and not form.factors for form in P.forms())
+    return along_the_path(P, Q, *x) if laws and arity(P) == 1 else None
+
+
 @pytree
-class Weighted(Combination):
+class Weighted(Reweighted):
     """f · P, the measure with density f against P."""
 
     f: Any  # any callable when given, an Integrand when kept
@@ -524,18 +476,6 @@ class Weighted(Combination):
     def shape(self):
         family: tuple[int, ...] = self.f.shape
         return jnp.broadcast_shapes(family, self.P.shape)
-
-    @property
-    def coordinates(self):
-        return self.P.coordinates
-
-    @property
-    def mesh_axes(self):
-        return self.P.mesh_axes
-
-    @property
-    def atoms(self):
-        return self.P.atoms
 
     def forms(self):
         return tuple(form.reweight(self.f) for form in self.P.forms())
@@ -553,26 +493,10 @@ class Weighted(Combination):
 
 
 @pytree
-class Normalized(Combination):
+class Normalized(Reweighted):
     """P / P.mass, null where P is."""
 
     P: Measure
-
-    @property
-    def shape(self):
-        return self.P.shape
-
-    @property
-    def coordinates(self):
-        return self.P.coordinates
-
-    @property
-    def mesh_axes(self):
-        return self.P.mesh_axes
-
-    @property
-    def atoms(self):
-        return self.P.atoms
 
     def forms(self):
         return tuple(form.scale(self._scale()) for form in self.P.forms())
@@ -589,8 +513,8 @@ class Normalized(Combination):
         return jnp.where(self.P.mass == 0, 0.0, 1.0)
 
     def _scale(self):
-        if self.P.certain_mass is not None:
-            return 1 / self.P.certain_mass
+        if (known := static_mass(self.P)) is not None:
+            return 1 / known
         mass = self.P.mass
         null = mass == 0
         scale = jnp.where(null, 0, 1 / jnp.where(null, 1, mass))

@@ -11,6 +11,7 @@ from .._integrands.integrand import Integrand
 from .._pytree import pytree, static
 from .laws import Law
 from .measure import Lowered, Measure
+from .shapes import arity, static_mass
 
 
 @pytree
@@ -25,17 +26,13 @@ class Nested(Law):
         return jnp.broadcast_shapes(self.outer.family, self.K.shape)
 
     @property
-    def certain_mass(self):
-        return None
-
-    @property
     def mass(self):
         if isinstance(self.K, Always):
             return jnp.broadcast_to(self.outer.mass() * self.K.Q.mass, self.shape)
         return self.outer.integrate(MassOf(self.K)).checked
 
-    def split(self):
-        return None, self
+    def parts(self):
+        return {(False,) * arity(self): self}
 
     def sample(self, key, shape=()):
         raise NotImplementedError
@@ -58,6 +55,9 @@ class Nested(Law):
 
     def log_density_of(self, x):
         raise NotImplementedError
+
+
+static_mass.register(Nested, lambda P: None)
 
 
 @pytree

@@ -8,16 +8,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._forms.axes import as_tuple
+from .._forms.disintegration import Disintegration
+from .._forms.form import Form
 from .._forms.law_form import LawForm, has_law
-from .._forms.normal_form import Disintegration, Form
 from .._integrands.density import LogDensity
 from .._integrands.integral import Integral
 from .._integrands.rules import integrate, rule
 from .._kernels.null import null_safe_product
 from .._kernels.scaled import ScaledNumber
 from .._pytree import pytree
-from .measure import Combination, Measure, family_of
+from .measure import Measure, family_of
 from .nested import Always, Nested
+from .shapes import arity
 
 
 def product(P: Measure, Q: Measure) -> Measure:
@@ -53,7 +56,7 @@ def power(P: Measure, n: int) -> Measure:
 
 
 @pytree
-class ProductMeasure(Combination):
+class ProductMeasure(Measure):
     """P ⊗ Q."""
 
     P: Measure
@@ -65,10 +68,6 @@ class ProductMeasure(Combination):
     @property
     def shape(self):
         return jnp.broadcast_shapes(self.P.shape, self.Q.shape)
-
-    @property
-    def coordinates(self):
-        return self.P.coordinates + self.Q.coordinates
 
     @property
     def mesh_axes(self):
@@ -92,8 +91,11 @@ class ProductMeasure(Combination):
         return {(*p, *q): ProductMeasure(P, Q) for (p, P), (q, Q) in pairs}
 
     def scaled_density(self, *x):
-        n = self.P.coordinates
+        n = arity(self.P)
         return scaled_product(self.P.scaled_density(*x[:n]), self.Q.scaled_density(*x[n:]))
+
+
+arity.register(ProductMeasure, lambda P: arity(P.P) + arity(P.Q))
 
 
 def scaled_product(a: tuple, b: tuple) -> ScaledNumber:
@@ -118,11 +120,9 @@ def atoms_and_laws(P: Measure, rank: int) -> tuple[list[tuple[tuple, Float[Array
         if has_law(form):
             laws.append(form)
             continue
-        for flat in form.flat():
-            for points, weights, certain in flat.parts():
-                points = points if isinstance(points, tuple) else (points,)
-                grow = lambda x, extra=rank + 1 - weights.ndim: x.reshape((1,) * extra + x.shape)
-                atoms.append((*jax.tree.map(grow, (points, weights)), certain))
+        for points, weights, certain in form.atom_lists():
+            grow = lambda x, extra=rank + 1 - weights.ndim: x.reshape((1,) * extra + x.shape)
+            atoms.append((*jax.tree.map(grow, (as_tuple(points), weights)), certain))
     return atoms, laws
 
 
@@ -139,7 +139,7 @@ def _for_every_atom(form: Form, rank: int) -> Form:
 def of_a_product(P: ProductMeasure, f: LogDensity) -> Any:
     """∫ log q₁ q₂ d(p₁ ⊗ p₂) = p₂(1) ∫ log q₁ dp₁ + p₁(1) ∫ log q₂ dp₂."""
     Q: ProductMeasure = f.Q
-    if P.P.coordinates != Q.P.coordinates or P.mesh_axes:
+    if arity(P.P) != arity(Q.P) or P.mesh_axes:
         return NotImplemented
     first, second = integrate(P.P, LogDensity(Q.P)), integrate(P.Q, LogDensity(Q.Q))
     return times_mass(P.Q.mass, first) + times_mass(P.P.mass, second)

@@ -10,11 +10,12 @@ from .._forms.law_form import LawForm
 from .._kernels.scaled import ScaledNumber
 from .._pytree import as_node, pytree, set_fields
 from .._strict import of_user
-from .measure import Combination, Measure, enumerable, of_parts, shapes_of, together
+from .measure import Measure, of_parts, together
+from .shapes import arity, enumerable
 
 
 @pytree
-class Pushforward(Combination):
+class Pushforward(Measure):
     """T_* P, the law of T(x) for x ~ P."""
 
     T: Callable
@@ -29,10 +30,6 @@ class Pushforward(Combination):
         return self.P.shape
 
     @property
-    def coordinates(self):
-        return shapes_of(lambda: self.forms()[0].coordinates)
-
-    @property
     def mesh_axes(self):
         return self.P.mesh_axes
 
@@ -45,7 +42,7 @@ class Pushforward(Combination):
 
     def parts(self) -> Any:
         # Of a chosen coordinate what it had; of a function of them all a density, where any has one.
-        n = 1 if self.inverse else self.coordinates
+        n = 1 if self.inverse else arity(self)
         kind_of = getattr(self.T, "chosen", lambda kind: (all(kind),) * n)
         images: Any = [
             {kind_of(kind): Pushforward(self.T, part, self.inverse)} for kind, part in self.P.parts().items()

@@ -33,6 +33,7 @@ from .measure import Measure, Sum
 from .multivariate_normal import gaussian
 from .positive import Beta, Exponential, Gamma, LogNormal
 from .product import ProductMeasure, times_mass
+from .shapes import arity, static_mass
 from .target import written_target
 from .vector_pairs import one_space
 from .vectors import Independent, Vectors
@@ -249,7 +250,7 @@ def vectors(P: Any, Q: Any) -> Any:
         diagonal = log_ratio(*(jnp.diagonal(L, axis1=-2, axis2=-1) for L in (ours, theirs)))
         squares = (between**2).sum((-2, -1)) + (solve_triangular(theirs, gap, lower=True) ** 2).sum((-2, -1))
         return squares / 2 + excess(2 * diagonal).sum(-1) / 2
-    if isinstance(P, Independent) and isinstance(Q, Independent) and P.certain_mass == Q.certain_mass == 1:
+    if isinstance(P, Independent) and isinstance(Q, Independent) and static_mass(P) == static_mass(Q) == 1:
         total = divergence(P.P, Q.P)
         add = lambda x: x if isinstance(x, float | int) else jnp.broadcast_to(x, total.value.shape).sum(-1)
         return type(total)(*map(add, (total.value, total.error, total.status)))
@@ -262,7 +263,7 @@ def vectors(P: Any, Q: Any) -> Any:
 @between(ProductMeasure, ProductMeasure)
 def product(P: ProductMeasure, Q: ProductMeasure) -> Any:
     """Of finite measures too: their masses' own share is (Q₁(1) − P₁(1)) (Q₂(1) − P₂(1))."""
-    if P.P.coordinates != Q.P.coordinates:
+    if arity(P.P) != arity(Q.P):
         return NotImplemented
     first, second = divergence(P.P, Q.P), divergence(P.Q, Q.Q)
     total = times_mass(P.Q.mass, first) + times_mass(P.P.mass, second)

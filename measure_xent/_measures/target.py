@@ -5,8 +5,9 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._forms.form import Form
 from .._forms.law_form import LawForm
-from .._forms.normal_form import Form, NormalForm
+from .._forms.normal_form import NormalForm
 from .._kernels.classes import Classes, class_index
 from .._kernels.target import Target, expand
 from .measure import Measure

@@ -13,6 +13,7 @@ from .._pytree import pytree
 from .laws import Line, Vectors
 from .measure import Measure
 from .product import product
+from .shapes import static_mass
 
 
 def _product(laws: Sequence[Line], transform: Integrand) -> Any:
@@ -61,8 +62,8 @@ class Independent(Vectors):
 
     P: Line
 
-    def split(self) -> Any:
-        return tuple(None if part is None else self for part in self.P.split())
+    def parts(self) -> Any:
+        return dict.fromkeys(self.P.parts(), self)
 
     @property
     def dimension(self):  # type: ignore[override]
@@ -75,10 +76,6 @@ class Independent(Vectors):
     @property
     def shape(self):
         return self.P.shape[:-1]
-
-    @property
-    def certain_mass(self):
-        return self.P.certain_mass
 
     @property
     def mass(self):
@@ -118,6 +115,9 @@ class Independent(Vectors):
 
     def with_family_rank(self, rank):
         return Independent(self.P.with_family_rank(rank + 1))
+
+
+static_mass.register(Independent, lambda P: static_mass(P.P))
 
 
 def independent(P: Line) -> Measure:

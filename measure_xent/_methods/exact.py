@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._forms.form import Form, check_one_space
 from .._forms.law_form import LawForm
-from .._forms.normal_form import Form, NormalForm, check_one_space
+from .._forms.normal_form import NormalForm
 from .._integrands.density import LogDensity, LogRatio, log
 from .._integrands.integral import Integral, together
 from .._integrands.integrand import Constant, Integrand, Multiple, Sum, Tree

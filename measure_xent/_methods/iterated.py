@@ -54,7 +54,7 @@ class Inner(Integrand):
         known = hasattr(self.f.model, "family")  # a function of a Conditional: there may be a closed form
         f = self.f.given(self.f.model.family(x, lead)) if known else Section(self.f, x, like)
         measure = self.K.family(x, lead)
-        total = integrate(measure if self.method is None else measure.by(self.method), f)
+        total = integrate(measure if self.method is None else using(measure, self.method), f)
         error = jax.tree.map(lambda v, e: jnp.broadcast_to(e, jnp.shape(v)), total.value, total.error)
         return total.value, error, jnp.asarray(total.status, like.dtype) + like
 

@@ -19,8 +19,9 @@ from .._integrands.rules import integrate
 from .._kernels.scaled import ScaledNumber
 from .._kernels.tanh_sinh import end_of, fixed, tanh_sinh_map
 from .._measures.laws import Continuous
-from .._measures.measure import Lowered, shapes_of
+from .._measures.measure import Lowered
 from .._measures.nested import Blank, Nested
+from .._measures.shapes import shapes_of, static_mass
 from .._pytree import pytree, static
 from .draws import Draws
 
@@ -217,10 +218,6 @@ class Mixture(Continuous):
         return self.nested.mass
 
     @property
-    def certain_mass(self):
-        return None
-
-    @property
     def support(self):
         return self.low, self.high
 
@@ -264,6 +261,9 @@ class Mixture(Continuous):
             return density(x)
         one = lambda y: density(y[..., None])[..., 0]
         return jnp.moveaxis(in_blocks(one, jnp.moveaxis(x, -1, 0), at_once), 0, -1)
+
+
+static_mass.register(Mixture, lambda P: None)
 
 
 def _safe_log(log_scale: Array, factor: Array) -> Array:

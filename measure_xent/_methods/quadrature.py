@@ -34,9 +34,9 @@ class Deterministic(Method):
         if isinstance(law, Mixture) and density_terms(f) < NODES:
             law, f = law.nested, Pullback(f, Last())
         if isinstance(law, Nested):
-            return iterated(law.outer.by(self).integrate(Inner(f, law.K, self)))
+            return iterated(law.outer.using(self).integrate(Inner(f, law.K, self)))
         if isinstance(law, Vectors):
-            return law.base.by(self).integrate(f)
+            return law.base.using(self).integrate(f)
         if isinstance(law, Integers):
             return over_the_integers(law, f, None)
         if not isinstance(law, Continuous):

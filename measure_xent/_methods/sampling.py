@@ -88,7 +88,7 @@ class MonteCarlo(Sampled):
                 raise ValueError("MonteCarlo(antithetic, control): one of them, got both")
             g = self._terms(form, self.control, draw, randomness)[0]
             at_one = lambda v: jnp.expand_dims(v, max(len(form.family), len(self.control.shape)))
-            exact = form.by(None).integrate(self.control).checked
+            exact = form.using(None).integrate(self.control).checked
             exact = weighted(jax.tree.map(at_one, exact), jnp.ones((1,) * (rank + 1)))[0]
             centred = lambda x: lax.stop_gradient(x - x.mean(-1, keepdims=True))
             spread = (centred(g) ** 2).sum(-1)
