@@ -194,8 +194,8 @@ def sigmoid_focal_loss(
         [0.001804, 0.173287]
     """
     P, z = _outcome(logits, labels), jnp.asarray(logits)
-    certain = jnp.isinf(z)
-    finite = jnp.where(certain, 0, z)
+    saturated = jnp.isinf(z)
+    finite = jnp.where(saturated, 0, z)
 
     # Bernoulli(−z) gives an outcome what Bernoulli(z) gives the other: 1 − p without cancellation.
     def weight(z):
@@ -205,7 +205,7 @@ def sigmoid_focal_loss(
     surprisal = lambda z: cross_entropy(P, Bernoulli(z))
     # At infinite logits the weight stands still, which times an infinite surprisal would be NaN.
     end = jax.lax.stop_gradient(weight(z)) * surprisal(z)
-    loss = jnp.where(certain, end, weight(finite) * surprisal(finite))
+    loss = jnp.where(saturated, end, weight(finite) * surprisal(finite))
     if alpha is None:
         return loss
     one = P.expect(lambda y: y)

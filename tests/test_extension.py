@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import measure_xent as mx
 from measure_xent import log
@@ -97,3 +98,31 @@ def test_a_rule_may_decline():
     assert mx.DiscreteUniform(4).expect(Square()) == -1
     np.testing.assert_allclose(mx.DiscreteUniform(3).expect(Square()), 5 / 3, rtol=1e-6)
     assert asked == [4, 3]
+
+
+def test_rules_that_are_equally_near_are_an_error():
+    @mx.pytree
+    class Near(mx.Integrand):
+        Q: mx.Measure
+
+        @property
+        def dispatch_on(self):
+            return self, self.Q
+
+        def __call__(self, x):
+            return x
+
+    @mx.pytree
+    class Nearer(Near): ...
+
+    @mx.pytree
+    class Fair(mx.DiscreteUniform): ...
+
+    mx.rule(mx.Measure, Near, Fair)(lambda P, f: 1.0)
+    mx.rule(mx.Measure, Nearer, mx.DiscreteUniform)(lambda P, f: 2.0)
+    assert mx.Dirac(0).expect(Near(Fair(2))) == 1.0
+    assert mx.Dirac(0).expect(Nearer(mx.DiscreteUniform(2))) == 2.0
+    with pytest.raises(TypeError, match=r"rule\(Measure, Near, Fair\).*equally near to \(Dirac, Nearer, Fair\)"):
+        mx.Dirac(0).expect(Nearer(Fair(2)))
+    mx.rule(mx.Measure, Nearer, Fair)(lambda P, f: 3.0)
+    assert mx.Dirac(0).expect(Nearer(Fair(2))) == 3.0

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 import measure_xent as mx
 from measure_xent import log
-from measure_xent._conditionals.joint import MixtureDensity
+from measure_xent._conditionals.joint import Likelihood
 from measure_xent._integrands.density import Entropy, RatioFunction
 from measure_xent._measures.statistics import AbsoluteDeviation, SquaredDeviation
 
@@ -29,7 +29,7 @@ OF_A_MEASURE = {
     "ratio": lambda Q: Q / mx.DiscreteUniform(V),
     "log ratio": lambda Q: log(mx.Categorical(jnp.zeros(V)) / (Q + mx.DiscreteUniform(V))),
     "function of a ratio": lambda Q: RatioFunction(Q, mx.DiscreteUniform(V), Partial(lambda ratio: ratio.value**2)),
-    "mixture density": lambda Q: MixtureDensity(mx.Conditional(lambda x: mx.Bernoulli(0.1 * x)), 1, jnp.zeros(Q.shape)),
+    "mixture density": lambda Q: Likelihood(mx.Conditional(lambda x: mx.Bernoulli(0.1 * x)), 1, jnp.zeros(Q.shape)),
     "sum": lambda Q: mx.brier(Q) - 2 * log(Q),
     "product": lambda Q: mx.brier(Q) * mx.crps(Q),
     "product with a callable": lambda Q: mx.brier(Q) * (lambda y: y + 1.0),

@@ -17,7 +17,7 @@ from .._kernels.null import null_atoms, where_supported, without
 from .._kernels.scaled import ScaledNumber
 from .._measures.laws import Vectors
 from .._measures.measure import Measure, Normalized, Scaled, Sum, Weighted, of_parts
-from .._measures.nested import Blank, MassOf, draw_of
+from .._measures.nested import DimensionCounter, MassOf, draw_of
 from .._measures.product import (
     ProductMeasure,
     atoms_and_laws,
@@ -30,7 +30,7 @@ from .._measures.product import (
 from .._measures.pushforward import pushforward
 from .._measures.relative_entropy import against_the_first, between
 from .._measures.shapes import arity, atom_axes, enumerable, shapes_of
-from .._methods.mixtures import NODES, MixtureDensity, density_over, mixture
+from .._methods.mixtures import NODES, Likelihood, density_over, mixture
 from .._pytree import pytree, static
 from .conditional import AbstractConditional
 
@@ -99,7 +99,7 @@ def _entries(P: Measure) -> int | None:
     """The length of P's points, if they are vectors."""
 
     def length() -> int | None:
-        x, weight = draw_of(P, Blank())
+        x, weight = draw_of(P, DimensionCounter())
         shape = x.shape[weight.ndim :] if hasattr(x, "shape") else ()
         return shape[0] if len(shape) == 1 else None
 
@@ -219,7 +219,7 @@ def _parts_of(K: AbstractConditional | Measure, P: Measure) -> dict[tuple[bool, 
     """The parts of K(x), as told by their shapes at a point of P."""
     if isinstance(K, Measure):
         return K.parts()
-    kinds = shapes_of(lambda: [*K.family(as_tuple(draw_of(P, Blank())[0]), len(P.shape)).parts()])
+    kinds = shapes_of(lambda: [*K.family(as_tuple(draw_of(P, DimensionCounter())[0]), len(P.shape)).parts()])
     return {kind: PartOf(K, kind) for kind in kinds} if len(kinds) > 1 else {kinds[0]: K}
 
 
@@ -252,7 +252,7 @@ class Joint(Measure):
             laws = [
                 (p, form.with_family_rank(rank + 1)) for p in atoms for form in self.K.family(p[0], p[1].ndim).forms()
             ]
-        rows = tuple(Disintegration(x, weights, form, certain) for (x, weights, certain), form in laws)
+        rows = tuple(Disintegration(x, weights, form, no_null_atoms) for (x, weights, no_null_atoms), form in laws)
         return rows + tuple(nested(form, self.K, self.shape) for form in laws_of_x)
 
     def parts(self) -> Any:
@@ -320,7 +320,7 @@ class Posterior(AbstractConditional):
         (y,) = x
         # Divided by the evidence's scale, the likelihood does not underflow where it matters.
         log_scale = Bind(Joint(self.P, self.K)).scaled_density(y).log_scale
-        weighted = Weighted(MixtureDensity(self.K, y, log_scale, jnp.ndim(y) - lead), self.P)
+        weighted = Weighted(Likelihood(self.K, y, log_scale, jnp.ndim(y) - lead), self.P)
         return Scaled(1 / weighted.mass, weighted)  # NaN, not null, where no likelihood is left
 
 
@@ -394,7 +394,9 @@ class Bind(Measure):
         )
 
 
-def _of_atoms(joint: Joint, points: tuple, weights: Array, certain: bool, y: tuple, events: list[int]) -> ScaledNumber:
+def _of_atoms(
+    joint: Joint, points: tuple, weights: Array, no_null_atoms: bool, y: tuple, events: list[int]
+) -> ScaledNumber:
     """Σ weight · K(point)(y)."""
     K, axes = joint.K, atom_axes(joint.P) if isinstance(joint.K, Measure) else weights.shape[-1:]
     n = len(axes)
@@ -406,7 +408,7 @@ def _of_atoms(joint: Joint, points: tuple, weights: Array, certain: bool, y: tup
         family = K if isinstance(K, Measure) else K.family(points, weights.ndim)
         return ScaledNumber(*(one_axis(jnp.asarray(v)) for v in family.scaled_density(*y)))
 
-    if certain or isinstance(K, Measure):
+    if no_null_atoms or isinstance(K, Measure):
         return density(points).total(weights)
     shape = jnp.broadcast_shapes(weights.shape, *(v.shape for v in jax.eval_shape(density, points)))
     each, extra = jnp.broadcast_to(weights, shape), tuple(range(len(shape) - weights.ndim))
@@ -418,7 +420,7 @@ def _targets(form: Any) -> Any:
     """The forms of y given x, of a form of (x, y)."""
     if not isinstance(form, LawForm):
         return (form.target,)
-    x, weight = form.law.outer.draw(Blank())
+    x, weight = form.law.outer.draw(DimensionCounter())
     return form.law.K.family(as_tuple(x), weight.ndim).forms()
 
 

@@ -19,11 +19,11 @@ from .._kernels.head import Matrix, integral, per_row
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
 from .._kernels.softmax import log_softmax, rows, softmax
-from .._kernels.target import Target, expand, join, split
+from .._kernels.target import Target, expand, join, split_by_row
 from .._measures.categorical import Categorical, Row
 from .._measures.measure import Measure
 from .._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
-from .._measures.target import check_labels, target, written_target
+from .._measures.target import check_labels, materialised_target, target
 from .._pytree import pytree, set_fields, static
 from .conditional import AbstractConditional
 
@@ -244,7 +244,7 @@ def _row(
 
 def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
     """((each row's own, its indices), shared by all), of a target and its deferred parts."""
-    own, shared = split(target, family)
+    own, shared = split_by_row(target, family)
     parts = [part.split(family) for part in deferred]
     return ((own._replace(indices=None), [own for own, _ in parts]), own.indices), (shared, [head for _, head in parts])
 
@@ -315,7 +315,7 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
         if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
             row = Q.row(_here(against, Q.head), f.row_statistics, form.deferred)  # type: ignore[union-attr]
         else:  # several targets a row of logits
-            against, logits = written_target(form, Q.head.classes, "LinearSoftmax"), Q.dense.logits
+            against, logits = materialised_target(form, Q.head.classes, "LinearSoftmax"), Q.dense.logits
             row = Row.of(against, rows(logits, against, f.row_statistics), Classes.of(logits))
         part = f.integrate_row(row)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
@@ -359,7 +359,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             (function, jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), _rest(Q)), shared),
             own,
             indices,
-            certain=pair.certain and pair.target.certain,
+            no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms,
             parts=frozenset().union(
                 *(axes_of(head.axis_name) for head in (Q, *(part.head for part in pair.target.deferred)))
             ),

@@ -25,7 +25,7 @@ def in_batches(integrate: Callable[[Form], Any], form: NormalForm | Disintegrati
         cut = lambda x: x if x.shape[axis] == 1 else jax.lax.dynamic_slice_in_dim(x, start, length, axis)
         if isinstance(form, Disintegration):
             return jax.tree.map(cut, form)
-        return NormalForm(jax.tree.map(cut, form.points), cut(form.weights), certain=form.certain)
+        return NormalForm(jax.tree.map(cut, form.points), cut(form.weights), no_null_atoms=form.no_null_atoms)
 
     batch = jax.checkpoint(lambda start: integrate(piece(start, size)))
     full, rest = divmod(atoms, size)

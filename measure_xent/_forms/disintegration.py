@@ -31,7 +31,7 @@ class Disintegration(Form):
     points: tuple
     weights: Float[Array, "*family k"]
     target: Form
-    certain: bool = static(default=False)
+    no_null_atoms: bool = static(default=False)
 
     @property
     def arity(self) -> int:
@@ -50,7 +50,7 @@ class Disintegration(Form):
     def outer(self, inner: Callable[[tuple, Any, int], Integral]) -> Integral:
         """∫ inner(x, P_x) dμ(x)."""
         w, rows = self.weights, (self.points, self.target)
-        if self.certain and getattr(self.target, "certain", True):
+        if self.no_null_atoms and getattr(self.target, "no_null_atoms", True):
             given = inner(*rows, w.ndim)
             values = given.value
         else:
@@ -87,10 +87,10 @@ class Disintegration(Form):
         return null_safe_product(jnp.abs(self.weights), size).sum(-1)
 
     def scale(self, c: Any) -> "Disintegration":
-        certain = self.certain and isinstance(c, int | float) and c != 0
+        no_null_atoms = self.no_null_atoms and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
         form = self.with_family_rank(c.ndim)
-        return replaced(form, weights=c[..., None] * form.weights, certain=certain)
+        return replaced(form, weights=c[..., None] * form.weights, no_null_atoms=no_null_atoms)
 
     @property
     def masses(self) -> tuple[Any, ...]:
@@ -129,7 +129,7 @@ class Disintegration(Form):
         if isinstance(self.target, LawForm):
             return (replaced(self, points=()),)
         assert isinstance(self.target, NormalForm)
-        target, mix = self.target.written(), lambda part: null_safe_product(self.weights[..., None], part)
+        target, mix = self.target.materialise(), lambda part: null_safe_product(self.weights[..., None], part)
         axis = self.weights.ndim - 1
         shape = jnp.broadcast_shapes(self.weights.shape, target.family)
         merge = lambda a: merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[axis + 1 :])), axis)
@@ -140,7 +140,7 @@ class Disintegration(Form):
                 weights=None if target.weights is None else merge(mix(target.weights)),
                 background=None if target.background is None else mix(target.background[..., None])[..., 0].sum(axis),
                 dense=None if target.dense is None else mix(target.dense).sum(axis),
-                certain=self.certain and target.certain,
+                no_null_atoms=self.no_null_atoms and target.no_null_atoms,
             ),
         )
 
@@ -149,13 +149,13 @@ class Disintegration(Form):
         forms = []
         axis = self.weights.ndim - 1
         for target in self.target.flat():
-            for y, inner, certain in target.atom_lists():
+            for y, inner, no_null_atoms in target.atom_lists():
                 shape = (*jnp.broadcast_shapes(self.weights.shape, inner.shape[:-1]), inner.shape[-1])
                 spread = lambda a, shape=shape: merge_axes(jnp.broadcast_to(a, (*shape, *a.shape[axis + 2 :])), axis)
                 x = jax.tree.map(lambda a, spread=spread: spread(jnp.expand_dims(a, axis + 1)), self.points)
                 weights = spread(null_safe_product(self.weights[..., None], inner))
                 points = (*x, *as_tuple(jax.tree.map(spread, y)))
-                forms.append(NormalForm(points, weights, certain=self.certain and certain))
+                forms.append(NormalForm(points, weights, no_null_atoms=self.no_null_atoms and no_null_atoms))
         return tuple(forms)
 
 
@@ -174,7 +174,9 @@ def disintegrate(form: Form, ignores_y: bool = False) -> tuple[Disintegration | 
     assert isinstance(form, NormalForm)
     if ignores_y and not isinstance(form.points, tuple):
         nothing = lambda x, w: jnp.zeros(jax.tree.leaves(x)[0].shape[: w.ndim], jnp.int32)
-        paired = (NormalForm((x, nothing(x, w)), w, certain=certain) for x, w, certain in form.atom_lists())
+        paired = (
+            NormalForm((x, nothing(x, w)), w, no_null_atoms=no_null_atoms) for x, w, no_null_atoms in form.atom_lists()
+        )
         return tuple(row for pairs in paired for row in disintegrate(pairs))
     if form.weights is None or not isinstance(form.points, tuple) or len(form.points) < 2:
         raise TypeError(
@@ -183,8 +185,8 @@ def disintegrate(form: Form, ignores_y: bool = False) -> tuple[Disintegration | 
         )
     *x, y = form.points
     one = jnp.broadcast_to(jnp.asarray(1.0), (*form.weights.shape, 1))
-    target = NormalForm(jax.tree.map(lambda y: jnp.expand_dims(y, one.ndim - 1), y), one, certain=True)
-    return (Disintegration(tuple(x), form.weights, target, form.certain),)
+    target = NormalForm(jax.tree.map(lambda y: jnp.expand_dims(y, one.ndim - 1), y), one, no_null_atoms=True)
+    return (Disintegration(tuple(x), form.weights, target, form.no_null_atoms),)
 
 
 def without_null_rows(rows: Disintegration, null: Shaped[Array, "*family k"]) -> tuple[tuple, Any]:
@@ -204,5 +206,5 @@ def without_null_rows(rows: Disintegration, null: Shaped[Array, "*family k"]) ->
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
     every = lambda masks: functools.reduce(jnp.logical_and, masks)
-    padding = jnp.array(False) if target.certain or not finite else every(targets) & ~every(finite)
+    padding = jnp.array(False) if target.no_null_atoms or not finite else every(targets) & ~every(finite)
     return stand_in(rows.points, null | padding), stand_in(target, null)

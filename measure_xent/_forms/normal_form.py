@@ -27,7 +27,7 @@ class NormalForm(Form):
 
     All parts have the family's axes written out, of size 1 where a part is shared; ``points`` leaves and ``weights``
     have the atoms' axis behind them. ``deferred`` are dense parts not written out, so that a kernel may do it a block of rows
-    at a time: pytrees like a form, with ``family``, ``scale(c)`` and ``dense()``, [*family, V]. ``certain`` says that no
+    at a time: pytrees like a form, with ``family``, ``scale(c)`` and ``dense()``, [*family, V]. ``no_null_atoms`` says that no
     weight can be 0, so null atoms need no care.
 
     Examples:
@@ -43,7 +43,7 @@ class NormalForm(Form):
     dense: Float[Array, "*family V"] | None = None
     deferred: tuple[Any, ...] = ()
     classes: int | None = static(default=None)
-    certain: bool = static(default=False)
+    no_null_atoms: bool = static(default=False)
 
     @property
     def arity(self) -> int:
@@ -63,23 +63,23 @@ class NormalForm(Form):
         return jnp.broadcast_shapes(*shapes, () if self.background is None else self.background.shape)
 
     def atom_lists(self) -> Iterator[tuple[Any, Float[Array, "*family k"], bool]]:
-        """(points, weights, certain) of the sparse atoms, then of the classes."""
+        """(points, weights, no_null_atoms) of the sparse atoms, then of the classes."""
         if self.weights is not None:
-            yield self.points, self.weights, self.certain
+            yield self.points, self.weights, self.no_null_atoms
         if self.classes is not None:
             weights = self.class_weights()
-            certain = self.certain and self.dense is None and not self.deferred
-            yield jnp.arange(self.classes).reshape((1,) * (weights.ndim - 1) + (-1,)), weights, certain
+            no_null_atoms = self.no_null_atoms and self.dense is None and not self.deferred
+            yield jnp.arange(self.classes).reshape((1,) * (weights.ndim - 1) + (-1,)), weights, no_null_atoms
 
     def class_weights(self) -> Float[Array, "*family V"]:
         """background + dense as one vector over the classes."""
-        written = self.written().dense
+        written = self.materialise().dense
         dense = jnp.asarray(0.0)[None] if written is None else written
         background = jnp.asarray(0.0) if self.background is None else self.background
         weights = background[..., None] + dense
         return jnp.broadcast_to(weights, (*weights.shape[:-1], self.classes))
 
-    def written(self) -> "NormalForm":
+    def materialise(self) -> "NormalForm":
         """The same with every dense part written out."""
         if not self.deferred:
             return self
@@ -87,7 +87,7 @@ class NormalForm(Form):
         return replaced(self, dense=functools.reduce(jnp.add, parts), deferred=())
 
     def mass(self) -> Float[Array, "*family"]:
-        mass, dense = jnp.asarray(0.0), self.written().dense
+        mass, dense = jnp.asarray(0.0), self.materialise().dense
         if self.weights is not None:
             mass = mass + self.weights.sum(-1)
         if self.background is not None:
@@ -124,13 +124,13 @@ class NormalForm(Form):
         )
 
     def scale(self, c: Any) -> "NormalForm":
-        certain = self.certain and isinstance(c, int | float) and c != 0
+        no_null_atoms = self.no_null_atoms and isinstance(c, int | float) and c != 0
         c = jnp.asarray(c)
         form = self.with_family_rank(c.ndim)
         return replaced(
             form.with_masses(*(None if x is None else align(c, x) * x for x in form.masses)),
             deferred=tuple(part.scale(c) for part in form.deferred),
-            certain=certain,
+            no_null_atoms=no_null_atoms,
         )
 
     @property
@@ -148,21 +148,21 @@ class NormalForm(Form):
         weights = None if form.weights is None else next(parts)
         dense = None if form.classes is None else next(parts)
         return replaced(
-            form, weights=weights, background=None, dense=dense, deferred=(), certain=False
+            form, weights=weights, background=None, dense=dense, deferred=(), no_null_atoms=False
         ).with_family_rank()
 
     def reweight_given(self, rows: Any, f: Integrand) -> "NormalForm":
         parts = iter([times_given(f, rows, rows.weights.ndim, *part) for part in self.atom_lists()])
         weights = None if self.weights is None else next(parts)
         dense = None if self.classes is None else next(parts)
-        changed = dict(weights=weights, background=None, dense=dense, deferred=(), certain=False)
+        changed = dict(weights=weights, background=None, dense=dense, deferred=(), no_null_atoms=False)
         return replaced(self, **changed).with_family_rank()
 
     def integrate(self, f: Integrand) -> Integral:
         """∫ f dP over the atoms, pytree-valued where f is."""
         total = None
-        for points, weights, certain in self.with_family_rank(len(f.shape)).atom_lists():
-            values = factors_at(f, points, weights, certain)
+        for points, weights, no_null_atoms in self.with_family_rank(len(f.shape)).atom_lists():
+            values = factors_at(f, points, weights, no_null_atoms)
             part = jax.tree.map(lambda v, w=weights: weighted(w, v).sum(w.ndim - 1), values)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         return Integral.exact(total)
@@ -189,8 +189,8 @@ class NormalForm(Form):
     def push(self, transform: Any) -> tuple["NormalForm", ...]:
         """The image under a map of points: every class becomes an atom."""
         return tuple(
-            NormalForm(as_integrand(transform).values(points, weights.ndim), weights, certain=certain)
-            for points, weights, certain in self.atom_lists()
+            NormalForm(as_integrand(transform).values(points, weights.ndim), weights, no_null_atoms=no_null_atoms)
+            for points, weights, no_null_atoms in self.atom_lists()
         )
 
     def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
@@ -241,15 +241,16 @@ class NormalForm(Form):
             sparse, classes = (a, b) if b.weights is None else (b, a)
             points, weights = sparse.points, sparse.weights
             # A dense part makes the classes uncertain by itself, and says nothing of the sparse atoms.
-            certain = sparse.certain and (classes.certain or classes.dense is not None or bool(classes.deferred))
+            dense = classes.dense is not None or bool(classes.deferred)
+            no_null_atoms = sparse.no_null_atoms and (classes.no_null_atoms or dense)
         elif jax.tree.structure(a.points) != jax.tree.structure(b.points):
             return None
         else:
             family = jnp.broadcast_shapes(a.weights.shape[:-1], b.weights.shape[:-1])
             points = jax.tree.map(lambda x, y: concatenate(x, y, family), a.points, b.points)
             weights = concatenate(a.weights, b.weights, family)
-            certain = a.certain and b.certain
+            no_null_atoms = a.no_null_atoms and b.no_null_atoms
         plus = lambda x, y: y if x is None else x if y is None else x + y
         background, dense = plus(a.background, b.background), plus(a.dense, b.dense)
         deferred = a.deferred + b.deferred
-        return NormalForm(points, weights, background, dense, deferred, a.classes or b.classes, certain)
+        return NormalForm(points, weights, background, dense, deferred, a.classes or b.classes, no_null_atoms)

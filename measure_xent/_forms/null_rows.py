@@ -36,10 +36,10 @@ def stand_in(points: PyTree, null: Shaped[Array, "*family k"]) -> PyTree:
     return jax.tree.map(replace, points)
 
 
-def factors_at(f: Integrand, points: Any, weights: Any, certain: bool) -> Any:
+def factors_at(f: Integrand, points: Any, weights: Any, no_null_atoms: bool) -> Any:
     """f at the atoms, as a factor of their weights."""
     lead = weights.ndim
-    if certain:
+    if no_null_atoms:
         return f.values(points, lead)
     leads = [x.shape[:lead] for x in jax.tree.leaves(points)]
     weights = jnp.broadcast_to(weights, jnp.broadcast_shapes(weights.shape, *leads))

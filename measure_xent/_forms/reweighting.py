@@ -9,8 +9,8 @@ from .axes import as_tuple, merge_axes
 from .null_rows import factors_at, stand_in, weighted
 
 
-def times(f, points, weights, certain, family):
-    values = factors_at(f, points, weights, certain)
+def times(f, points, weights, no_null_atoms, family):
+    values = factors_at(f, points, weights, no_null_atoms)
     own = values.shape[weights.ndim :]
     if own and len(own) <= len(family) and all(n in (1, m) for n, m in zip(own[::-1], family[::-1], strict=False)):
         values = _each_members_own(values, len(family))
@@ -35,7 +35,7 @@ def _each_members_own(value, axes):
     return value
 
 
-def times_given(f, rows, lead, y, inner, certain):
+def times_given(f, rows, lead, y, inner, no_null_atoms):
     if y.shape[:-1] == (1,) * (y.ndim - 1) if isinstance(y, jax.Array) else False:
         shared = _independent_of_x(f, rows.points, y.reshape(-1), lead)
         if shared is not None:

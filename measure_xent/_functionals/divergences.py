@@ -354,5 +354,7 @@ def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
         raise NotImplementedError(f"a supremum needs a list of atoms, which a {type(P).__name__} has not")
     f = as_integrand(f)
     parts = [part for form in P.forms() for part in form.with_family_rank(len(f.shape)).atom_lists()]
-    greatest = lambda x, w, certain: jnp.max(jnp.where(w == 0, -jnp.inf, factors_at(f, x, w, certain)), axis=-1)
+    greatest = lambda x, w, no_null_atoms: jnp.max(
+        jnp.where(w == 0, -jnp.inf, factors_at(f, x, w, no_null_atoms)), axis=-1
+    )
     return functools.reduce(jnp.maximum, (greatest(*part) for part in parts))

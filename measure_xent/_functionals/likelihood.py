@@ -236,10 +236,10 @@ def fisher_information(family: Callable, theta: PyTree, P: Measure | None = None
     """
     flat, unravel = ravel_pytree(theta)
     gradient = score(lambda flat: family(unravel(flat)), flat)
-    return _own(family, theta, P).expect(lambda *x: jnp.outer(g := gradient(*x), g))
+    return _model_measure(family, theta, P).expect(lambda *x: jnp.outer(g := gradient(*x), g))
 
 
-def _own(family: Callable, theta: PyTree, P: Measure | None) -> Measure:
+def _model_measure(family: Callable, theta: PyTree, P: Measure | None) -> Measure:
     """The measure that the family says the points are from."""
     Q = of_user(family)(jax.lax.stop_gradient(theta))
     if isinstance(Q, Measure):
@@ -261,8 +261,8 @@ def fisher_vector_product(family: Callable, theta: PyTree, P: Measure | None = N
         >>> [x.item() for x in F((1., 1.))]
         [0.25, 0.5]
     """
-    loss = lambda theta: cross_entropy(own, of_user(family)(theta))
-    own = _own(family, theta, P)
+    loss = lambda theta: cross_entropy(model, of_user(family)(theta))
+    model = _model_measure(family, theta, P)
     return lambda v: jax.jvp(jax.grad(loss), (theta,), (v,))[1]
 
 

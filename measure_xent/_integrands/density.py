@@ -34,7 +34,7 @@ class RowFunction(Integrand):
         return self.Q
 
     @property
-    def pattern(self):
+    def dispatch_on(self):
         return self, self.Q
 
     def values(self, points, lead):
@@ -262,7 +262,7 @@ class KullbackLeibler(OfDensities):
     Q: Any
 
     @property
-    def pattern(self):
+    def dispatch_on(self):
         return self, self.P, self.Q
 
     def of(self, ratio):

@@ -41,7 +41,7 @@ class Integrand(abc.ABC):
         return ()
 
     @property
-    def pattern(self) -> tuple[Any, ...]:
+    def dispatch_on(self) -> tuple[Any, ...]:
         """What rules match on: the integrand, then whatever it is made of that a rule may ask for."""
         return (self,)
 
@@ -244,7 +244,7 @@ class Pointwise(Integrand):
         return models[0] if self.linear and models and all(model is models[0] for model in models) else None
 
     @property
-    def pattern(self):
+    def dispatch_on(self):
         return (self,) if self.model is None else (self, self.model)
 
     @property
@@ -308,7 +308,7 @@ class Multiple(Pointwise):
         return jnp.broadcast_shapes(jnp.shape(self.c), self.f.shape)
 
     @property
-    def pattern(self):
+    def dispatch_on(self):
         return (self,)  # c is put before the integral, whatever f is of
 
     def given(self, Q):

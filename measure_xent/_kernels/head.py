@@ -170,13 +170,13 @@ def integral(
     rows: PyTree[Array],
     indices: PyTree[Array],
     *,
-    certain: bool = False,
+    no_null_rows: bool = False,
     parts: frozenset[str] = frozenset(),
     size: int | None = None,
 ) -> PyTree[Float[Array, ""]]:
     """Σᵢ weightsᵢ · valuesᵢ, and with it, where it is differentiated, its gradient: three matrix products.
 
-    A row of weight 0 contributes exactly 0, whatever it holds, to the value and to every derivative; ``certain`` says that
+    A row of weight 0 contributes exactly 0, whatever it holds, to the value and to every derivative; ``no_null_rows`` says that
     there is none. Inside shard_map the total is of this device's rows; over the mesh axes ``parts`` each device has a part
     of the classes, and ``values`` sums over them.
     """
@@ -184,13 +184,13 @@ def integral(
     # Arguments are marked as varying over devices: a gradient is of this device's total, and the transpose of ``vary`` sums.
     arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
     sizes = block_rows(len(hidden), matrix, size)
-    certain = certain and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
+    no_null_rows = no_null_rows and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
     matrix = matrix.empty
 
     def present(null, arrays):
         """The rows, with zeros in the place of those that are null."""
         expand = lambda x: null.reshape(-1, *(1,) * (x.ndim - 1))
-        return arrays if certain else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
+        return arrays if no_null_rows else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
 
     def weigh(weights, value):
         return jax.tree.map(lambda v: jnp.sum(weights * v), value)
@@ -198,7 +198,7 @@ def integral(
     def known(null, value, held=0):
         """The rows' values, those of null rows replaced."""
         held = jax.tree.map(lambda _: held, value) if isinstance(held, int) else held
-        return value if certain else jax.tree.map(lambda v, h: jnp.where(null, h, v), value, held)
+        return value if no_null_rows else jax.tree.map(lambda v, h: jnp.where(null, h, v), value, held)
 
     def total(size, hidden, weight, weights, shared, rows, indices):
         def block(hidden, weights, rows, indices):
@@ -235,25 +235,27 @@ def integral(
 
         def step(sums, block):
             hidden, value, gradients = of_block(*block)
-            kept, own = [], []
+            kept, row_gradients = [], []
             for (dweight, dshared), (residual, dweights, new, drows) in zip(sums[1], gradients, strict=True):
                 residual, scale = product.rounded(residual)
                 dweight = product.add_weight_gradient(dweight, hidden, residual, scale)
                 kept.append((dweight, jax.tree.map(jnp.add, dshared, new)))
                 dhidden = scale(product.hidden_gradient(residual)).astype(kept_in(hidden.dtype))
-                own.append((dhidden, dweights, drows))
-            return (jax.tree.map(jnp.add, sums[0], value), kept), own
+                row_gradients.append((dhidden, dweights, drows))
+            return (jax.tree.map(jnp.add, sums[0], value), kept), row_gradients
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
         _, first, residuals = jax.eval_shape(of_block, *jax.tree.map(lambda x: x[0], blocks))
         wide = lambda like, x: zeros(like, x.shape, accumulator(x.dtype))
         start = [(wide(z, weight), jax.tree.map(wide, new, smooth)) for z, _, new, _ in residuals]
-        (value, kept), own = lax.scan(step, (jax.tree.map(wide, first, first), start), blocks)
+        (value, kept), row_gradients = lax.scan(step, (jax.tree.map(wide, first, first), start), blocks)
         unblock = lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)]
-        own = jax.tree.map(unblock, own)
+        row_gradients = jax.tree.map(unblock, row_gradients)
         # Where each device has a part of the classes, so is a hidden state's gradient a sum over the parts.
         over_parts = lambda dh: sum_over(dh, varying(dh) - varying(hidden))
-        gradients = [(over_parts(dh), dw, dv, ds, dr) for (dw, ds), (dh, dv, dr) in zip(kept, own, strict=True)]
+        gradients = [
+            (over_parts(dh), dw, dv, ds, dr) for (dw, ds), (dh, dv, dr) in zip(kept, row_gradients, strict=True)
+        ]
         return value, gradients
 
     def plain(*arguments):
@@ -265,7 +267,7 @@ def integral(
             return per_row(values, hidden, matrix._replace(weight=weight), rebuild(smooth), rows, indices, size)
 
         def total(weights, *points):
-            if certain:
+            if no_null_rows:
                 return weigh(weights, row(*points))
             stand_in = lambda absent, hidden, rows, *shared: (*present(absent, (hidden, rows)), *shared)
             return weigh(weights, values_at(row, weights, points, stand_in))

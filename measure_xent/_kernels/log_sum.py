@@ -73,11 +73,11 @@ def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"])
 
     The sum overflows where the class is too far below the maximum, or −inf.
     """
-    own = jnp.take_along_axis(z, at, axis=-1)
+    logit = jnp.take_along_axis(z, at, axis=-1)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
-    lower = materialise_row(own - 16)
+    lower = materialise_row(logit - 16)
     larger = materialise_row(jnp.sum(jnp.exp(z - lower) * all_but(z, at), axis=-1, keepdims=True))
-    return Relative(own, jnp.log1p(jnp.exp(lower - own) * larger), at)
+    return Relative(logit, jnp.log1p(jnp.exp(lower - logit) * larger), at)
 
 
 def all_but(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:

@@ -21,9 +21,9 @@ class Target(NamedTuple):
     dense: Float[Array, "*family V"] | None = None
 
 
-def split(target: Target, family: tuple[Any, ...]) -> tuple[Target, Target]:
-    """The target as the parts that are each row's own, with the family's axes, and those shared by all, with none."""
-    own, shared = {}, {}
+def split_by_row(target: Target, family: tuple[Any, ...]) -> tuple[Target, Target]:
+    """The target as the parts that are each row's by_row, with the family's axes, and those shared by all, with none."""
+    by_row, shared = {}, {}
     for name, x in target._asdict().items():
         if x is not None:
             tail = x.ndim - (name != "background")
@@ -31,12 +31,12 @@ def split(target: Target, family: tuple[Any, ...]) -> tuple[Target, Target]:
             if math.prod(lead) == 1 < math.prod(family):
                 shared[name] = x.reshape(event)
             else:
-                own[name] = jnp.broadcast_to(x, (*family, *event))
-    return Target(**own), Target(**shared)
+                by_row[name] = jnp.broadcast_to(x, (*family, *event))
+    return Target(**by_row), Target(**shared)
 
 
-def join(own: Target, shared: Target) -> Target:
-    return Target(*(a if b is None else b for a, b in zip(own, shared, strict=True)))
+def join(by_row: Target, shared: Target) -> Target:
+    return Target(*(a if b is None else b for a, b in zip(by_row, shared, strict=True)))
 
 
 def mass(target: Target, classes: Classes) -> Float[Array, "*family"]:

@@ -89,7 +89,7 @@ class Atoms(Measure):
         points = jax.tree.map(merge, self.points)
         if self.weights is None:
             atoms = jax.tree.leaves(points)[0].shape[: lead + 1]
-            return (NormalForm(points, jnp.broadcast_to(jnp.asarray(1.0), atoms), certain=True),)
+            return (NormalForm(points, jnp.broadcast_to(jnp.asarray(1.0), atoms), no_null_atoms=True),)
         weights = merge(self.weights)
         return (NormalForm(points, weights.astype(accumulator(weights.dtype))),)
 

@@ -22,7 +22,7 @@ from .._kernels.softmax import Rows, cross_entropy, log_softmax, rows, softmax
 from .._kernels.target import Target, mass, mass_at
 from .._pytree import pytree, set_fields
 from .measure import Measure
-from .target import check_labels, masses, outcomes, written_target
+from .target import check_labels, masses, materialised_target, outcomes
 
 
 @pytree
@@ -223,7 +223,7 @@ def log_sigmoid_against_target(P: Measure, f: LogDensity) -> Any:
     if Q is None or Q.logits is None:
         return NotImplemented
     z = Q.logits.astype(accumulator(Q.logits.dtype))
-    targets = (outcomes(written_target(form, 2, "Bernoulli"), z.dtype) for form in P.forms())
+    targets = (outcomes(materialised_target(form, 2, "Bernoulli"), z.dtype) for form in P.forms())
     return functools.reduce(jnp.add, (-sigmoid.cross_entropy(z, *masses) for masses in targets))
 
 
@@ -237,7 +237,7 @@ def softmax_rows_against_target(P: Measure, f: Any) -> Any:
     total: Any = None
     for form in P.forms():
         check_labels(form, Q.shape, Q.classes)
-        against = written_target(form, Q.classes, "Categorical")
+        against = materialised_target(form, Q.classes, "Categorical")
         part = f.integrate_row(Row.of(against, rows(Q.logits, against, f.row_statistics), Classes.of(Q.logits)))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total

@@ -35,7 +35,7 @@ class Dirac(Measure):
 
     def forms(self):
         unit = jnp.broadcast_to(jnp.asarray(1.0), (*self.shape, 1))
-        return (NormalForm(self.point[..., None], unit, certain=True),)
+        return (NormalForm(self.point[..., None], unit, no_null_atoms=True),)
 
 
 @pytree
@@ -117,7 +117,7 @@ class Counting(Measure):
         return ()
 
     def forms(self):
-        return (NormalForm(background=jnp.asarray(1.0), classes=self.classes, certain=True),)
+        return (NormalForm(background=jnp.asarray(1.0), classes=self.classes, no_null_atoms=True),)
 
 
 @pytree
@@ -144,7 +144,7 @@ class DiscreteUniform(Measure):
         return ()
 
     def forms(self):
-        return (NormalForm(background=jnp.asarray(1 / self.classes), classes=self.classes, certain=True),)
+        return (NormalForm(background=jnp.asarray(1 / self.classes), classes=self.classes, no_null_atoms=True),)
 
 
 def _check_classes(name, classes):

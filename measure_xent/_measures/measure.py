@@ -110,7 +110,7 @@ class Measure(abc.ABC):
         if not enumerable(self):
             raise NotImplementedError(f"{type(self).__name__} has no mode: measures made of atoms have")
         flat: Any = [flat for form in self.forms() for flat in form.flat()]
-        forms = [form.written() for form in flat]
+        forms = [form.materialise() for form in flat]
         if classes := next((form.classes for form in forms if form.classes), None):
             targets = [Target(form.points, form.weights, form.background, form.dense) for form in forms]
             masses = sum(expand(Classes(classes), *target)[1] for target in targets)

@@ -27,7 +27,7 @@ class Nested(Law):
 
     @property
     def mass(self):
-        if isinstance(self.K, Always):
+        if isinstance(self.K, ConstantKernel):
             return jnp.broadcast_to(self.outer.mass() * self.K.Q.mass, self.shape)
         return self.outer.integrate(MassOf(self.K)).checked
 
@@ -38,7 +38,7 @@ class Nested(Law):
         raise NotImplementedError
 
     def one_point(self):
-        return jax.eval_shape(lambda: self.draw(Blank())[0])
+        return jax.eval_shape(lambda: self.draw(DimensionCounter())[0])
 
     def draw(self, stream: Any) -> tuple[tuple, Float[Array, "*family"]]:
         """A point and its weight."""
@@ -74,7 +74,7 @@ class MassOf(Integrand):
 
 
 @pytree
-class Always:
+class ConstantKernel:
     """The Conditional that gives the same family of measures at all points."""
 
     Q: Measure
@@ -96,7 +96,7 @@ def _expanded(a, axis, n):
     return a.reshape(*a.shape[:axis], *(1,) * n, *a.shape[axis:])
 
 
-class Blank:
+class DimensionCounter:
     """A stream of points that only their shapes matter of; it counts what they take."""
 
     def __init__(self):
@@ -113,9 +113,9 @@ class Blank:
         return jnp.zeros(weights.shape[:-1], int), jnp.ones(weights.shape[:-1])
 
 
-def count(form: Any) -> Blank:
+def count(form: Any) -> DimensionCounter:
     """How many ``laws`` a point of a form takes, one integral each, and how many ``uniforms``."""
-    blank = Blank()
+    blank = DimensionCounter()
     jax.eval_shape(lambda: form.draw(blank))
     return blank
 

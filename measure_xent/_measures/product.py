@@ -19,7 +19,7 @@ from .._kernels.null import null_safe_product
 from .._kernels.scaled import ScaledNumber
 from .._pytree import pytree
 from .measure import Measure, family_of
-from .nested import Always, Nested
+from .nested import ConstantKernel, Nested
 from .shapes import arity
 
 
@@ -77,10 +77,10 @@ class ProductMeasure(Measure):
         rank = len(self.shape)
         atoms, laws = atoms_and_laws(self.P, rank)
         return tuple(
-            Disintegration(x, weights, _for_every_atom(q, rank), certain)
-            for x, weights, certain in atoms
+            Disintegration(x, weights, _for_every_atom(q, rank), no_null_atoms)
+            for x, weights, no_null_atoms in atoms
             for q in self.Q.forms()
-        ) + tuple(nested(form, Always(self.Q, rank), self.shape) for form in laws)
+        ) + tuple(nested(form, ConstantKernel(self.Q, rank), self.shape) for form in laws)
 
     @property
     def mass(self):
@@ -113,16 +113,16 @@ def check_here(name, Q):
 
 
 def atoms_and_laws(P: Measure, rank: int) -> tuple[list[tuple[tuple, Float[Array, "*family k"], bool]], list[Any]]:
-    """All atoms of P as (points, weights, certain), points a tuple of coordinates, with ``rank`` family axes; the forms that
-    have no list of atoms."""
+    """All atoms of P, lists of (points, weights, no_null_atoms), points a tuple of coordinates, with ``rank`` family axes; and
+    the forms that have no list of atoms."""
     atoms, laws = [], []
     for form in P.forms():
         if has_law(form):
             laws.append(form)
             continue
-        for points, weights, certain in form.atom_lists():
+        for points, weights, no_null_atoms in form.atom_lists():
             grow = lambda x, extra=rank + 1 - weights.ndim: x.reshape((1,) * extra + x.shape)
-            atoms.append((*jax.tree.map(grow, (as_tuple(points), weights)), certain))
+            atoms.append((*jax.tree.map(grow, (as_tuple(points), weights)), no_null_atoms))
     return atoms, laws
 
 

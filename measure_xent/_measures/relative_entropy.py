@@ -34,7 +34,7 @@ from .multivariate_normal import gaussian
 from .positive import Beta, Exponential, Gamma, LogNormal
 from .product import ProductMeasure, times_mass
 from .shapes import arity, static_mass
-from .target import written_target
+from .target import materialised_target
 from .vector_pairs import one_space
 from .vectors import Independent, Vectors
 
@@ -102,7 +102,7 @@ def _rows(P: Measure, classes: int) -> tuple[Array, Array | None, Array]:
     """(masses, their logarithms where those are known better, the mass on no class)."""
     vector, outside = jnp.zeros(classes), jnp.asarray(0.0)
     for form in P.forms():
-        target = written_target(form, classes, type(P).__name__)
+        target = materialised_target(form, classes, type(P).__name__)
         vector = vector + expand(Classes(classes), *target)[1]
         outside = outside + mass_outside(Classes(classes), target)
     z = _logits(P)

@@ -40,7 +40,7 @@ def check_labels(form: Form, rows: tuple[int, ...], classes: int) -> None:
 
 def masses(P: Measure, classes: int, name: str) -> Float[Array, "*family V"]:
     """P's share of each class; they sum to less than 1 where P has mass on none."""
-    vectors = [expand(Classes(classes), *written_target(form, classes, name)) for form in P.forms()]
+    vectors = [expand(Classes(classes), *materialised_target(form, classes, name)) for form in P.forms()]
     mass, vector = (functools.reduce(jnp.add, parts) for parts in zip(*vectors, strict=True))
     return vector / jnp.where(mass == 0, jnp.nan, mass)
 
@@ -65,6 +65,6 @@ def target(form: Form, classes: int, name: str) -> Target:
     return Target(points, form.weights, form.background, form.dense)
 
 
-def written_target(form: Form, classes: int, name: str) -> Target:
+def materialised_target(form: Form, classes: int, name: str) -> Target:
     """The same with every dense part written out."""
-    return target(form.written() if isinstance(form, NormalForm) else form, classes, name)
+    return target(form.materialise() if isinstance(form, NormalForm) else form, classes, name)

@@ -20,7 +20,7 @@ from .._kernels.scaled import ScaledNumber
 from .._kernels.tanh_sinh import end_of, fixed, tanh_sinh_map
 from .._measures.laws import Continuous
 from .._measures.measure import Lowered
-from .._measures.nested import Blank, Nested
+from .._measures.nested import DimensionCounter, Nested
 from .._measures.shapes import shapes_of, static_mass
 from .._pytree import pytree, static
 from .draws import Draws
@@ -29,7 +29,7 @@ NODES = 2048  # of an adaptive integral, about
 
 
 @pytree
-class MixtureDensity(Integrand):
+class Likelihood(Integrand):
     """x ↦ K(x)(y) / exp(log_scale), of a point y with ``event`` axes of its own, or one a member of a family."""
 
     K: Any
@@ -77,7 +77,7 @@ def _value(number: ScaledNumber) -> Array:
 class Factor(Integrand):
     """x ↦ the factor of K(x)(y), whose exponent a ``Tilted`` law has."""
 
-    likelihood: MixtureDensity
+    likelihood: Likelihood
 
     def __call__(self, *x):
         return self.likelihood.scaled(*x).factor
@@ -97,7 +97,7 @@ class Tilted(Continuous):
     finite_derivatives = False
 
     law: Continuous
-    likelihood: MixtureDensity
+    likelihood: Likelihood
     transform: Integrand | None
     log_scale: Float[Array, "*family"]
     peak: Float[Array, "*family"]
@@ -142,7 +142,7 @@ class Tilted(Continuous):
         raise NotImplementedError
 
 
-def _exponent(law: Continuous, likelihood: MixtureDensity, transform: Integrand | None, x: Array) -> Array:
+def _exponent(law: Continuous, likelihood: Likelihood, transform: Integrand | None, x: Array) -> Array:
     """log p(x) + log K(T(x))(y) at points [*family, n] of a law ``each``."""
     points = x if transform is None else transform.values(x, x.ndim)
     return law.log_density_of(x) + likelihood.scaled_values(points, x.ndim).log_scale
@@ -150,7 +150,7 @@ def _exponent(law: Continuous, likelihood: MixtureDensity, transform: Integrand 
 
 def density_over(form: LawForm, K: Any, y: Array, event: int) -> ScaledNumber:
     """∫ K(x)(y) dμ(x) over a form, at y, or at one y a member of a family."""
-    likelihood = MixtureDensity(K, y, jnp.zeros(()), event)
+    likelihood = Likelihood(K, y, jnp.zeros(()), event)
     if not isinstance(form.law, Continuous):
         return ScaledNumber.of(Lowered((form,)).expect(likelihood))
     shape = jnp.broadcast_shapes(form.family, likelihood.shape)
@@ -163,9 +163,7 @@ def density_over(form: LawForm, K: Any, y: Array, event: int) -> ScaledNumber:
     return ScaledNumber(log_scale, form.times_c(total, f).checked)
 
 
-def _greatest(
-    law: Continuous, likelihood: MixtureDensity, transform: Any, shape: tuple[int, ...]
-) -> tuple[Array, Array]:
+def _greatest(law: Continuous, likelihood: Likelihood, transform: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """(s, x): the greatest exponent and where, by a scan over the bent line and near y, then ever closer to the best."""
     each = law.with_point_axis()
     origin = fixed(each.bounds_centre())
@@ -276,7 +274,7 @@ def mixture(outer: LawForm, K: Any) -> Mixture | None:
     """The law of y on the line, if K's measures have densities there."""
 
     def ends() -> Any:
-        x, weight = outer.draw(Blank())
+        x, weight = outer.draw(DimensionCounter())
         measure = K.family(x if isinstance(x, tuple) else (x,), weight.ndim)
         if [*measure.parts()] != [(False,)] or any(form.event_rank for form in measure.forms()):
             return None
