@@ -21,7 +21,8 @@ Codes        code_length, quantize, encode, decode
 Integrals    P.expect(f), P.integrate(f), Integral; by a method: Adaptive, Quadrature, MonteCarlo, QuasiMonteCarlo
 Training     value_and_grad of an Integral, accumulate; ``losses``: optax's and torch's by their names
 Pictures     plot; a measure shows itself in Jupyter
-Extension    Measure, AbstractConditional, Integrand, Method, LogDensity, RadonNikodym, NormalForm, rule, pytree, static
+Extension    Measure, Continuous, Integers, AbstractConditional, Integrand, Method, LogDensity, RadonNikodym, NormalForm, rule,
+             pytree, static; ``testing.check_measure``
 """
 
 import sys as _sys
@@ -86,6 +87,7 @@ from ._measures.dirichlet import Dirichlet
 from ._measures.discrete import Counting, Dirac, Discrete, DiscreteUniform
 from ._measures.external import from_distribution
 from ._measures.intervals import Lebesgue, Uniform, truncate
+from ._measures.laws import Continuous, Integers
 from ._measures.line import Cauchy, Laplace, Normal, StudentT
 from ._measures.measure import Measure
 from ._measures.multivariate_normal import MultivariateNormal
@@ -110,6 +112,7 @@ __all__ = [
     "Categorical",
     "Cauchy",
     "Conditional",
+    "Continuous",
     "Counting",
     "Dirac",
     "Dirichlet",
@@ -119,6 +122,7 @@ __all__ = [
     "Exponential",
     "Gamma",
     "Geometric",
+    "Integers",
     "Integral",
     "Integrand",
     "Laplace",

@@ -23,6 +23,7 @@ STOREYS = [  # from the ground up
     "_functionals",
     "_accumulation",
     "losses",
+    "testing",
     "__init__",
     "cli",
     "__main__",

@@ -30,12 +30,20 @@ def end_of(dtype: Any) -> float:
 def tanh_sinh_map(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
     """(t ↦ (x, log dx/dt, distances from both ends), x ↦ t) for an interval and the size of what there is to see."""
     half_pi = np.pi / 2
-    log_cosh = lambda s: jnp.logaddexp(s, -s) - np.log(2)
-    u_of = lambda t: (half_pi * jnp.sinh(t), np.log(half_pi) + log_cosh(t))
+
+    def sinh(s):
+        """(sinh s, log cosh s), to the rounding of 1 where they are small: of one exponential, little to compile."""
+        e = jnp.exp(s)
+        return (e - 1 / e) / 2, jnp.log((e + 1 / e) / 2)
+
+    def u_of(t):
+        u, log_du = sinh(t)
+        return half_pi * u, np.log(half_pi) + log_du
 
     def line(t):
         u, log_du = u_of(t)
-        return width * jnp.sinh(u), jnp.log(width) + log_cosh(u) + log_du, (np.inf, np.inf)
+        x, log_dx = sinh(u)
+        return width * x, jnp.log(width) + log_dx + log_du, (np.inf, np.inf)
 
     def ray(t):
         u, log_du = u_of(t)
@@ -52,7 +60,7 @@ def tanh_sinh_map(low: Any, high: Any, width: Any) -> tuple[Callable, Callable]:
         left, right = jax.nn.sigmoid(2 * u), jax.nn.sigmoid(-2 * u)
         gaps = (high - low) * left, (high - low) * right
         x = jnp.where(t < 0, low + gaps[0], high - gaps[1])
-        return x, jnp.log(high - low) + np.log(2) + jnp.log(left) + jnp.log(right) + log_du, gaps
+        return x, jnp.log((high - low) * 2) + jnp.log(left * right) + log_du, gaps
 
     from_low = lambda x: jnp.log(jnp.maximum(x - low, 0))
     from_high = lambda x: jnp.log(jnp.maximum(high - x, 0))

@@ -187,6 +187,9 @@ class Continuous(Line):
         del gap
         return self.log_density_of(x) - self.log_density_of(c)
 
+    def sample(self, key, shape=()):
+        return self.quantile(jax.random.uniform(key, (*shape, *self.shape), minval=jnp.finfo(float).tiny))
+
     def quantile(self, u):
         return self.inverse(self.cdf, u)
 

@@ -323,11 +323,10 @@ class Panels:
             n = 2 * HALVED * len(POINTS)
             by_panel = lambda x: x[..., :n].reshape(*x.shape[:-1], -1, len(POINTS))
             used = jnp.swapaxes(by_panel(look.used), -1, -2)
-            old, fresh = jnp.split(
-                Panel(a, b, *_rules(by_panel(terms)), by_panel(beside).sum(-1), used).rows, 2, axis=-1
-            )
-            rows = jnp.put_along_axis(rows, jnp.broadcast_to(worst, old.shape), old, axis=-1, inplace=False)
-            rows = lax.dynamic_update_slice_in_dim(rows, fresh, m + HALVED * i, axis=-1)
+            looked = Panel(a, b, *_rules(by_panel(terms)), by_panel(beside).sum(-1), used).rows
+            into = jnp.concatenate([worst, jnp.broadcast_to(new, worst.shape)], axis=-1)
+            for k in range(2 * HALVED):  # selections are one kernel, which a scatter is not
+                rows = jnp.where(np.arange(slots) == into[..., k : k + 1], looked[..., k : k + 1], rows)
             tails = jax.tree.map(lambda learnt, known: jnp.where(i == 0, learnt, known), self.learn(look), tails)
             return lax.stop_gradient((i + 1, rows, off(Panel.of(rows, self.dtype)), tails, terms[..., :-1, n:]))
 
@@ -335,22 +334,22 @@ class Panels:
         at_watched = jnp.zeros((*self.family, leaves, self.watched.u.shape[-1]), dtype)
         everything = 0, start.rows, off(start), self.unknown(), at_watched
         _, rows, _, tails, at_watched = lax.while_loop(unfinished, halve, everything)
-        panels = Panel.of(rows, self.dtype)
+        panels, total = Panel.of(rows, self.dtype), Panel.of(rows.sum(-1, keepdims=True), dtype)
         used = jnp.swapaxes(panels.used, -1, -2).reshape(*self.family, -1)
-        value = panels.sums[..., :-1, :].sum(-1)
+        value = total.sums[..., :-1, 0]
         value = self.derived(value, self._nodes(*self._moved(panels, at_watched)), tails, used)
         # Mass that no node can see, for it is within rounding of an end, has some part of the integral. Where the integrand
         # is 0 panels are wide, and what the mass is off by there is their own error.
-        seen, slack = panels.sums[..., -1:, :].sum(-1), 3 * panels.gaps[..., -1:, :].sum(-1)
+        seen, slack = total.sums[..., -1:, 0], 3 * total.gaps[..., -1:, 0]
         mass = lax.stop_gradient(self.law.mass)
         unseen = jnp.maximum(jnp.abs(seen - mass) - slack, 0) / mass
         unseen = jnp.where(jnp.isfinite(mass), jnp.where(jnp.isfinite(unseen), unseen, 1), 0)
-        size = panels.sizes[..., :-1, :].sum(-1)
+        size = total.sizes[..., :-1, 0]
         # At the tips is what is cut off there, about.
         cut_off = jnp.abs(at_watched[..., :2]).sum(-1)
-        error = 3 * panels.gaps[..., :-1, :].sum(-1) + cut_off + panels.off.sum(-1) + unseen * size
-        total = with_convergence(value, error, size, self.back, self.f, tolerance)
-        return Integral(total.value, total.error, total.status | (unseen[..., 0] > 0.1).astype(jnp.int32))
+        error = 3 * total.gaps[..., :-1, 0] + cut_off + total.off[..., 0] + unseen * size
+        found = with_convergence(value, error, size, self.back, self.f, tolerance)
+        return Integral(found.value, found.error, found.status | (unseen[..., 0] > 0.1).astype(jnp.int32))
 
     def _moved(self, panels: Panel, at_watched: Array) -> tuple[Array, Array]:
         """The edges at known kinks, moving as those do, where the integrand does not jump."""

@@ -11,6 +11,7 @@ from .._integrands.composites import Section
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate
+from .._measures.measure import using
 from .._pytree import pytree
 
 # Outer points at a time. An inner integral by quadrature takes thousands of nodes, each with what its derivatives keep.
