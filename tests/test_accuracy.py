@@ -195,6 +195,7 @@ def test_blocks_of_rows(shape, dtype):
     np.testing.assert_allclose(mapped, -at_label, rtol=1e-5)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("classes", [5, 40])
 def test_a_confident_class_that_is_not_the_first_atom(classes):
     """Null atoms, repeated ones and a dense part: where the mass is decides, not which atom is listed or heaviest."""
@@ -277,7 +278,7 @@ def test_logits_that_a_compiler_makes_again(producer, shape, dtype):
     np.testing.assert_allclose(np.asarray(gradient, float), slope, atol=ulps * np.abs(slope).max())
 
 
-@pytest.mark.sweep(0.5)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["labels", "dense", "mode"])
 def test_a_few_rows_at_the_edge_among_many(kind, dtype):
@@ -342,6 +343,7 @@ def test_confident_rows_of_logits_made_again(producer, classes):
         np.testing.assert_allclose(got, entropy, rtol=rtol)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("classes", [3, 33])
 def test_one_target_for_all_rows(classes):
     z = np.random.default_rng(0).normal(size=(2, 5, classes))

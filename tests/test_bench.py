@@ -63,6 +63,7 @@ def test_touch(capsys):
     assert "--shapes: bench touch has one table" in capsys.readouterr().err
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("operation", HEAD_OPERATIONS)
 def test_the_contestants_of_the_head_agree(operation):
     """What is timed is the same number."""
@@ -75,7 +76,7 @@ def test_the_contestants_of_the_head_agree(operation):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.sweep(0.25)
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("operation", "shape"), [*((o, "40x1009") for o in OPERATIONS), *((o, "40x24x9001") for o in HEAD_OPERATIONS)]

@@ -134,6 +134,7 @@ def test_any_target_and_any_measure():
         correct([1.0])
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("classes", [1, 5, 33, 1001])
 def test_entropy_and_mode_of_rows(classes):
     """Ties, forbidden classes, infinite and confident rows; few classes and many, in blocks too."""

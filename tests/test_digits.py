@@ -83,6 +83,7 @@ sys.exit(main(["train", "digits", "--steps", "1000000", "--out", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow("a process that trains")
 def test_ctrl_c_keeps_the_model_and_the_picture(tmp_path):
     """A process of its own gets a real SIGINT after its 40th step."""
     process = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tmp_path)], capture_output=True, timeout=300)

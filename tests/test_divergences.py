@@ -110,6 +110,7 @@ def test_thousands_of_pairs(make):
     np.testing.assert_allclose(got["kl"], stats.entropy(p.T, q.T), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow("every divergence")
 def test_float32_keeps_small_divergences():
     """Rows that differ by 1e-3, where differences of entropies have nothing left."""
     p = random_rows(200, 7)[100:]
@@ -363,6 +364,7 @@ def test_many_measures():
     np.testing.assert_allclose(got, np.mean([xlogy(p, M).sum() for p in rows.astype(np.float64)]), rtol=1e-5)
 
 
+@pytest.mark.slow("large arrays")
 def test_large_vocabularies_take_memory_of_their_own_size():
     z = jnp.zeros((2, 8192))
     program = jax.jit(lambda z: mx.renyi_divergence(mx.Categorical(z[0]), mx.Categorical(z[1]), 2.0))

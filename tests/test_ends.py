@@ -336,6 +336,7 @@ MEANS = {
 }
 
 
+@pytest.mark.slow("adaptive integrals and their derivatives")
 @sweep("make", list(MEANS), cost=1)
 @pytest.mark.parametrize("image", [False, True], ids=["law", "image"])
 def test_derivatives_of_integrals_at_round_parameters(make, image):

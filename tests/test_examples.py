@@ -51,6 +51,7 @@ def test_accumulation():
     np.testing.assert_allclose(optaxs("MultiSteps", steps=6), whole, rtol=1e-5)
 
 
+@pytest.mark.slow("trains")
 def test_equinox():
     history, accuracy = example("equinox_mlp")["train"]()
     assert history[-1] < 0.5 * history[0]

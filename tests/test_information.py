@@ -161,6 +161,7 @@ def test_chain_rules_and_products():
         np.testing.assert_allclose(mx.conditional_entropy(P, X=1, Y=0), 0.5 * np.log(2 * np.pi * np.e * 4), rtol=1e-7)
 
 
+@pytest.mark.slow("derivatives of every functional")
 def test_derivatives():
     """Of the mutual information in the joint's weights, p_i = 0 among them, in every mode: log p(x, y)/p(x)p(y) − I."""
     p = random_joints(2)[0].reshape(SIZES).sum(-1) + 0.0
@@ -202,6 +203,7 @@ def test_errors():
             call()
 
 
+@pytest.mark.slow("every functional")
 def test_bases():
     P, Q = mx.Categorical(probs=jnp.array([0.5, 0.5, 0.0])), mx.Categorical(jnp.array([0.0, 1.0, 2.0]))
     for functional in (mx.cross_entropy, mx.kl_divergence, mx.jeffreys, mx.jensen_shannon):
@@ -226,6 +228,7 @@ def test_of_large_tables(shape):
     np.testing.assert_allclose(compiled(*arguments), expected, rtol=2e-5)  # a sum of millions of float32 numbers
 
 
+@pytest.mark.sweep(0.5)
 @pytest.mark.parametrize(
     "kind", ["integers", "wide integers", "floats", "booleans", "vectors", "long vectors", "pairs"]
 )
@@ -293,6 +296,7 @@ def test_of_densities_on_the_line():
     np.testing.assert_allclose(mx.log(y)(far), -(far**2) / 2 - 0.9189385, rtol=1e-5)
 
 
+@pytest.mark.slow("integrals in integrals")
 def test_divergence_to_a_conditional():
     """Of a joint and a head: the mean over x of the divergences of y's laws."""
     rng = np.random.default_rng(4)

@@ -210,6 +210,7 @@ def test_algebra():
     np.testing.assert_allclose(values["both"], [0, 1], atol=1e-5)
 
 
+@pytest.mark.slow("many adaptive integrals")
 def test_integrals_merge():
     """Values, errors and masses add; a mean is divided once; they cross scan and psum."""
     Q = mx.Categorical(jnp.arange(4.0))
@@ -300,6 +301,7 @@ CHARACTERISTIC = {  # E exp(itX)
 }
 
 
+@pytest.mark.sweep(1)
 @sweep("name", CHARACTERISTIC, cost=0.5)
 def test_characteristic_functions(name):
     """Complex integrands, by every method; a derivative in t."""
@@ -315,6 +317,7 @@ def test_characteristic_functions(name):
     np.testing.assert_allclose(slope, (of(1.3 + 1e-5) - of(1.3 - 1e-5)) / 2e-5, atol=1e-4)
 
 
+@pytest.mark.slow("two programs to compare")
 def test_a_mixture_of_like_laws_is_one_program():
     """The integrals against laws that are alike are one, of a family: five laws compile in about as much as one."""
     lines = lambda n: len(

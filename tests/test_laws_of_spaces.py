@@ -122,6 +122,7 @@ def test_laws_of_integration(entry):
             close(got, {"sum": 0.5 * case.one_measure["integral"] - 2 * got["Q"]})
 
 
+@pytest.mark.slow("every law of a space")
 @each
 def test_laws_of_products_and_divergences(entry):
     """Change of variables, Fubini, the tower, Gibbs, the chain rule, data processing, KL of finite measures."""
@@ -133,6 +134,7 @@ def test_laws_of_products_and_divergences(entry):
         assert got["processed"] <= case.divergence + 1e-7
 
 
+@pytest.mark.slow("every law of a space")
 @each
 def test_densities_and_likelihood(entry):
     """log p at points, the chain rule of densities, Σ log q = −n H(P̂, Q), and families as vmap and as a loop."""
@@ -167,6 +169,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow("every law of a space")
 @sweep("name", LAWS)
 def test_scores_families_and_exponential_families(name):
     """The score has mean 0; a family is vmap is a loop; ∇A(η) is the mean of T, and log p its own form."""

@@ -131,6 +131,7 @@ def test_logistic_regression_without_a_penalty():
         np.testing.assert_allclose(-len(y) * mx.cross_entropy(P, softmax), expected.llf, rtol=1e-9)
 
 
+@pytest.mark.slow("L-BFGS through integrals")
 def test_temperature_scaling():
     """A family of Conditionals that close over their parameter: it can be read, leaves jit, and is scipy's."""
     rng = np.random.default_rng(0)
@@ -287,6 +288,7 @@ def test_natural_gradient_beats_adam():
     assert natural < 0.8 * adam, (natural, adam)
 
 
+@pytest.mark.slow("Hessians through an optimum")
 def test_second_derivatives_of_an_information_projection():
     """The height's is the inverse variance of what is met; of an exponential law E[x²] = 2t²; forward and reverse."""
     die = mx.DiscreteUniform(6)

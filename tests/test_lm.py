@@ -115,6 +115,7 @@ def test_the_future_is_not_seen():
     np.testing.assert_allclose(products[0, 3], products[5, 8], rtol=1e-5)
 
 
+@pytest.mark.slow("trains three times")
 def test_resuming_after_an_interrupt_is_exact(whole, tmp_path, monkeypatch):
     batch = corpus.Corpus.batch
 
@@ -145,6 +146,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow("trains until it is killed, several times")
 def test_killed_while_it_writes(whole, tmp_path):
     """The second checkpoint is cut off before it is one: the first is what the run goes on from."""
     out = tmp_path / "run"

@@ -72,6 +72,7 @@ def check(of, P, Q):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow("every function of a family")
 @sweep("name", FAMILIES, cost=1.5)
 def test_functions_of_a_family(name):
     entry = FAMILIES[name]

@@ -87,6 +87,7 @@ def test_standard_errors_are_what_they_say():
         assert 0.88 < within < 0.99
 
 
+@pytest.mark.slow("every method")
 def test_families_and_dimensions():
     """Families of laws, families of functions, trees; more dimensions than quadrature without a method is for."""
     loc = jnp.array([0.0, 1.0])

@@ -251,6 +251,7 @@ def test_mutual_information_of_nearly_independent_tables(noise):
     np.testing.assert_allclose(got, expected, rtol=5e-3, atol=1e-12)
 
 
+@pytest.mark.slow("every functional")
 def test_every_functional_takes_a_method():
     names = (
         "entropy cross_entropy kl_divergence perplexity mutual_information conditional_entropy total_correlation "

@@ -89,6 +89,7 @@ def test_posteriors_keep_what_underflows():
     np.testing.assert_allclose(mx.cross_entropy(labels, mx.bind(mx.Categorical(LOGITS[0]), ROWS)), [0, 150], rtol=1e-6)
 
 
+@pytest.mark.slow("every mixture")
 def test_modes_of_mixtures():
     """The class of most mass, the first of several; of atoms the heaviest point."""
     z = jnp.array([[0.1, -0.1, 0.6, 0.1], [-0.5, 0.4, 1.3, 0.9], [-0.7, -1.3, -0.6, 0.0]])

@@ -69,6 +69,7 @@ def test_numbers_are_operands(value):
     np.testing.assert_allclose(again, jax.jit(value, static_argnums=0)(0.5), rtol=1e-5)
 
 
+@pytest.mark.slow("a program for each of many functions")
 def test_gradients_are_met_again():
     gradient = lambda m: jax.grad(lambda s: mx.Normal(0.0, 1.0).expect(lambda x: jnp.cos(s * x)))(m)
     hessian = lambda m: jax.hessian(lambda s: mx.Normal(0.0, 1.0).expect(lambda x: jnp.cos(s * x)))(m)

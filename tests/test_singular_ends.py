@@ -62,6 +62,7 @@ SINGULARITIES = {
 }
 
 
+@pytest.mark.slow("adaptive integrals and their derivatives")
 @sweep("name", LAWS, cost=1.5)
 @sweep("x64", [False, True])
 def test_a_singular_end(name, x64):

@@ -272,6 +272,7 @@ MASKED = {
 }
 
 
+@pytest.mark.slow("programs without optimisations, step by step")
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("name", MASKED)
 def test_no_nan_inside_of_a_right_result(name):

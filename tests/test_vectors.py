@@ -74,6 +74,7 @@ def test_independent_and_power():
     np.testing.assert_allclose(mx.entropy(pair), 2 * mx.entropy(N(1.0, 2.0)), rtol=1e-6)
 
 
+@pytest.mark.slow("iterated integrals")
 def test_products_of_mixed_kinds():
     spike, plane = mx.product(mx.Dirac(0.0), N(0.0, 1.0)), mx.product(N(0.0, 1.0), N(0.0, 1.0))
     assert mx.kl_divergence(spike, plane) == np.inf
