@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._forms.axes import as_tuple
 from ._integrands.density import log
-from ._integrands.integrand import as_integrand
+from ._integrands.integrand import as_integrand, as_tuple
 from ._kernels.tanh_sinh import finite
 from ._measures.laws import Continuous, Law, Line
 from ._measures.measure import Measure
@@ -20,11 +19,11 @@ from ._methods.sampling import MonteCarlo
 
 
 def check_measure(P: Measure, *, fixed: Sequence[str] = (), draws: int = 4096, seed: int = 0) -> None:
-    """Holds each part of a measure against another: its mass and the integral of 1, an integral and the same under ``vmap``,
-    derivatives and differences, and whether draws, cdf, quantiles, density, support and closed forms are of one law.
+    """Holds each part of a measure against another: its mass and the integral of 1, derivatives and differences, and whether
+    draws, cdf, quantiles, density, support and closed forms are of one law. Integrals are taken under ``vmap`` and ``jit``.
 
     Args:
-        P: a measure, or a family, of finite mass, with arrays for its parameters.
+        P: a measure whose mass is finite, or a family of them, with arrays for its parameters.
         fixed: fields in which there is no derivative, such as a count that is kept as a float.
         draws: how many of a law; means of them have to be within six of their standard errors.
         seed: of the draws.
@@ -61,7 +60,7 @@ def check_measure(P: Measure, *, fixed: Sequence[str] = (), draws: int = 4096, s
 
 def _wave(*x: Any) -> Array:
     """A smooth bounded function of a point, whatever it is made of."""
-    parts = [jnp.sum(jnp.tanh(jnp.asarray(leaf, float) / 3)) for leaf in jax.tree.leaves(x)]
+    parts = [jnp.sum(jnp.tanh(jnp.asarray(leaf, float) / 3 + 0.2)) for leaf in jax.tree.leaves(x)]
     return jnp.cos(jnp.asarray(parts) @ jnp.arange(1.0, 1 + len(parts)) / len(parts))
 
 

@@ -61,6 +61,7 @@ SLOW_EXAMPLES = {
     "docs/pages/howto/distil.md": "divergences of two heads, with gradients",
     "docs/pages/howto/information.md": "every functional of a joint measure",
     "measure_xent/_measures/dirichlet.py": "an iterated integral",
+    "measure_xent/testing.py": "all of a law in one program",
     "measure_xent/_measures/vectors.py": "an iterated integral",
     "measure_xent/_measures/intervals.py::measure_xent._measures.intervals.Uniform": "an adaptive integral with its derivative",
     "measure_xent/_measures/positive.py::measure_xent._measures.positive.Exponential": "an adaptive integral",

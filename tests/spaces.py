@@ -1,4 +1,4 @@
-"""Measures that are not finite, each with a fine table of points and masses in float64 by scipy: the laws run over this list.
+"""Measures that are not lists of atoms, each with a fine table of points and masses in float64 by scipy: laws run over them.
 
 ``make(rng)`` gives (P, table). The table's points stand close enough that sums over it are integrals to 1e-7 of what the laws
 integrate; atoms are points of it too. A new measure is tested by standing here.

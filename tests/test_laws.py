@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 import measure_xent as mx
 from measure_xent import log, log2
+from measure_xent._measures.shapes import arity
 
 from . import registry as r
 from .sweeps import sweep
@@ -101,7 +102,7 @@ def test_density_is_the_mass_of_a_point(entry, seed):
 
 @jax.jit
 def through_counting(P, f):
-    support = mx.Counting(8) if P.coordinates == 1 else mx.product(mx.Counting(8), mx.Counting(8))
+    support = mx.Counting(8) if arity(P) == 1 else mx.product(mx.Counting(8), mx.Counting(8))
     return ((P / support) * support).expect(f)
 
 

@@ -137,3 +137,14 @@ def test_errors():
     with pytest.raises(ValueError, match="batch_size"):
         mx.Atoms(jnp.arange(3.0)).expect(jnp.sin, batch_size=0)
     assert mx.Cauchy().integrate(lambda x: x, method=mx.MonteCarlo(KEY, 10_000)).status == 1
+
+
+def test_batches_keep_the_method_and_the_status():
+    J = mx.joint(mx.Empirical(jnp.arange(5.0)), mx.Conditional(lambda x: mx.Cauchy(x, 1.0)))
+    assert J.integrate(lambda x, y: y**2, batch_size=2).status > 0
+    assert jnp.isnan(J.expect(lambda x, y: y**2, batch_size=2))
+    f = lambda x, y: jnp.tanh(y - x) + x
+    drawn = J.integrate(f, batch_size=2, method=mx.MonteCarlo(jax.random.key(0), 1000))
+    assert drawn.status == 0
+    assert 1e-3 < drawn.error < 0.1
+    assert abs(drawn.value - 2) < 4 * drawn.error

@@ -175,3 +175,18 @@ def test_class_weights():
     got = jax.jit(jax.jacfwd(jax.grad(loss), 1))(weight, jnp.zeros(N))
     expected = gradients("hard") * class_weight[labels, None, None]
     np.testing.assert_allclose(np.moveaxis(got, -1, 0), expected, **close)
+
+
+def test_masses_of_both_signs_that_cancel_have_no_mean():
+    """Of a law, too: what is left is the error of the integral. A measure of nothing is null."""
+    P = mx.Normal(0.0, 1.0)
+    signed = P.reweight(lambda x: x).normalize()
+    assert jnp.isnan(signed.mass)
+    assert jnp.isnan(signed.expect(lambda x: x))
+    assert jnp.isnan((P - P).normalize().mass)
+    np.testing.assert_allclose(P.reweight(lambda x: x + 0.5).normalize().expect(lambda x: x), 2.0, rtol=1e-5)
+    assert P.restrict(lambda x: x > 1e9).normalize().mass == 0
+    rows = mx.joint(
+        mx.Atoms(jnp.arange(2.0), weights=jnp.array([1.0, -1.0])), mx.Conditional(lambda x: mx.Normal(x, 1.0))
+    )
+    assert jnp.isnan(rows.normalize().mass)

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._forms.axes import as_tuple
 from .._forms.disintegration import Disintegration
 from .._forms.form import Form
 from .._forms.law_form import LawForm, has_law
 from .._forms.normal_form import NormalForm
 from .._forms.null_rows import stand_in
+from .._integrands.integrand import as_tuple
 from .._kernels.classes import class_index, out_of_range, take
 from .._kernels.null import null_atoms, where_supported, without
 from .._kernels.scaled import ScaledNumber

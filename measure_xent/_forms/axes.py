@@ -1,7 +1,5 @@
 """Axes of families, and the axis of atoms behind them."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 
@@ -23,8 +21,3 @@ def concatenate(x, y, family):
 def merge_axes(a, axis):
     """Axes axis and axis + 1 as one."""
     return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
-
-
-def as_tuple(points: Any) -> tuple:
-    """A point's coordinates."""
-    return points if isinstance(points, tuple) else (points,)

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Shaped
 
 from .._integrands.composites import Section
 from .._integrands.integral import Integral
-from .._integrands.integrand import Integrand, as_integrand
+from .._integrands.integrand import Integrand, as_integrand, as_tuple
 from .._kernels.null import null_atoms, null_safe_product, without
 from .._pytree import pytree, replaced, static
-from .axes import as_tuple, merge_axes, pick
-from .form import Form
+from .axes import merge_axes, pick
+from .form import Form, rounding
 from .law_form import LawForm, has_law
 from .normal_form import NormalForm
 from .null_rows import stand_in, weighted
@@ -82,9 +82,14 @@ class Disintegration(Form):
         mass = self.target.mass()
         return null_safe_product(self.weights, mass).sum(-1)
 
-    def size(self) -> Float[Array, "*family"]:
-        size = self.target.size()
-        return null_safe_product(jnp.abs(self.weights), size).sum(-1)
+    def mass_and_error(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
+        mass, error = self.target.mass_and_error()
+        error = jnp.maximum(error, rounding(jnp.abs(mass)))
+        return null_safe_product(self.weights, mass).sum(-1), null_safe_product(jnp.abs(self.weights), error).sum(-1)
+
+    @property
+    def at_atoms(self) -> tuple[bool, ...]:
+        return (True,) * len(self.points) + self.target.at_atoms
 
     def scale(self, c: Any) -> "Disintegration":
         no_null_atoms = self.no_null_atoms and isinstance(c, int | float) and c != 0

@@ -11,6 +11,8 @@ import abc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._integrands.integral import Integral
@@ -46,8 +48,13 @@ class Form(abc.ABC):
     def mass(self) -> Float[Array, "*family"]: ...
 
     @abc.abstractmethod
-    def size(self) -> Float[Array, "*family"]:
-        """The mass of |P|, in which nothing cancels."""
+    def mass_and_error(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
+        """The mass, and what it may be off by where parts of both signs cancel."""
+
+    @property
+    @abc.abstractmethod
+    def at_atoms(self) -> tuple[bool, ...]:
+        """Of each coordinate whether it is at atoms, or has a density against Lebesgue measure."""
 
     @property
     @abc.abstractmethod
@@ -112,3 +119,8 @@ def check_one_space(forms: Iterable[Any]) -> None:
             f"P and Q: measures on one space, got points of shapes {' and '.join(map(str, sorted(shapes)))}; a label is an "
             "integer, and probabilities of classes are a measure: joint(Empirical(x), Discrete(weights=p))"
         )
+
+
+def rounding(size: Array) -> Array:
+    """What a sum may be off by whose terms are of so much without their signs."""
+    return 4 * jnp.finfo(size.dtype).eps * jax.lax.stop_gradient(size)

@@ -13,7 +13,7 @@ from .._integrands.rules import integrate
 from .._kernels.null import null_safe_product
 from .._pytree import pytree, replaced
 from .._strict import custom_jvp
-from .form import Form
+from .form import Form, rounding
 
 
 @pytree
@@ -56,8 +56,17 @@ class LawForm(Form):
             return jnp.broadcast_to(self.c * self.law.mass, self.family)
         return self.integrate(as_integrand(1.0)).checked
 
-    def size(self) -> Float[Array, "*family"]:
-        return jnp.abs(self.mass())
+    def mass_and_error(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
+        if not self.factors:
+            return (mass := self.mass()), rounding(jnp.abs(mass))
+        total = self.integrate(as_integrand(1.0))
+        error = jnp.where(total.error > 4 * jnp.finfo(total.value.dtype).tiny, total.error, 0)  # that of nothing at all
+        return total.checked, jnp.maximum(error, rounding(jnp.abs(total.value)))
+
+    @property
+    def at_atoms(self) -> tuple[bool, ...]:
+        (kind,) = self.law.parts()
+        return kind if self.transform is None else (all(kind),) * self.arity
 
     @property
     def masses(self) -> tuple[Any, ...]:
@@ -144,16 +153,9 @@ def has_law(form: Any) -> bool:
     return isinstance(form, LawForm) or (hasattr(form, "target") and has_law(form.target))
 
 
-def has_density(form: Any) -> bool:
-    """Whether what a form lists or draws has a density against Lebesgue measure, and is no atoms."""
-    if isinstance(form, LawForm):
-        return not any(map(any, form.law.parts()))
-    return hasattr(form, "target") and has_density(form.target)
-
-
 @custom_jvp
 def score_weight(weight: Float[Array, "..."], log_p: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The weight, with the derivative of weight · exp(log_p − log_p): a fixed point whose density moves."""
+    """The weight, with the derivative of weight · exp(log_p − stop_gradient(log_p)): a point stays, its density moves."""
     del log_p
     return weight
 

@@ -9,26 +9,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._integrands.integral import Integral, align
-from .._integrands.integrand import Integrand, as_integrand
+from .._integrands.integrand import Integrand, as_integrand, as_tuple
 from .._kernels.classes import class_index
 from .._kernels.matching import mass_of
 from .._kernels.mesh import sum_over
 from .._kernels.null import where_supported
 from .._pytree import pytree, replaced, static
 from .axes import concatenate, pick
-from .form import Form
+from .form import Form, rounding
 from .null_rows import factors_at, weighted
 from .reweighting import times, times_given
 
 
 @pytree
 class NormalForm(Form):
-    """Σ_j weights_j δ_{points_j} + background·# + dense, a family by leading axes; absent parts are None.
+    """Σ_j weights_j δ_{points_j} + background·(counting measure on classes) + dense, a family by leading axes.
 
-    All parts have the family's axes written out, of size 1 where a part is shared; ``points`` leaves and ``weights``
-    have the atoms' axis behind them. ``deferred`` are dense parts not written out, so that a kernel may do it a block of rows
-    at a time: pytrees like a form, with ``family``, ``scale(c)`` and ``dense()``, [*family, V]. ``no_null_atoms`` says that no
-    weight can be 0, so null atoms need no care.
+    Absent parts are None. All have the family's axes written out, of size 1 where a part is shared; ``points`` leaves and
+    ``weights`` have the atoms' axis behind them. ``deferred`` are dense parts that a kernel may write out a block of rows at a
+    time: c times probabilities, pytrees with ``family``, ``c``, ``scale(c)`` and ``dense()``, [*family, V].
+    ``no_null_atoms`` says that no weight can be 0, so null atoms need no care.
 
     Examples:
         >>> import measure_xent as mx
@@ -96,16 +96,19 @@ class NormalForm(Form):
             mass = mass + dense.sum(-1)
         return jnp.broadcast_to(mass, self.family)
 
-    def size(self) -> Float[Array, "*family"]:
-        """The mass of |P|, in which nothing cancels."""
-        size = jnp.asarray(0.0)
+    def mass_and_error(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
+        size = sum((jnp.abs(part.c) for part in self.deferred), start=jnp.asarray(0.0))
         if self.weights is not None:
             size = size + jnp.abs(self.weights).sum(-1)
         if self.background is not None:
             size = size + self.classes * jnp.abs(self.background)
         if self.dense is not None:
             size = size + jnp.abs(self.dense).sum(-1)
-        return sum((jnp.abs(part.c) for part in self.deferred), start=size)
+        return self.mass(), rounding(size)
+
+    @property
+    def at_atoms(self) -> tuple[bool, ...]:
+        return (True,) * self.arity
 
     def with_family_rank(self, rank: int = 0) -> "NormalForm":
         """The same form with at least ``rank`` family axes, on every part."""
@@ -213,7 +216,7 @@ class NormalForm(Form):
 
     def _mass_of(self, x):
         """(the mass at x, whether an atom is there). Coordinates with axes of their own are equal as a whole."""
-        points, lead = self.points if isinstance(self.points, tuple) else (self.points,), self.weights.ndim
+        points, lead = as_tuple(self.points), self.weights.ndim
 
         def as_row(atoms, value):
             event, value = atoms.shape[lead:], jnp.asarray(value)

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from .._integrands.integrand import at
+from .._integrands.integrand import as_tuple, at
 from .._kernels.null import null_safe_product, values_at
-from .axes import as_tuple, merge_axes
+from .axes import merge_axes
 from .null_rows import factors_at, stand_in, weighted
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from .._kernels.null import null_safe_product
 from .._pytree import pytree
-from .integrand import Integrand
+from .integrand import Integrand, as_tuple
 
 
 @pytree
@@ -108,7 +108,7 @@ class Section(Integrand):
 
     def values(self, points, lead):
         own = jnp.ndim(self.like)
-        y = points if isinstance(points, tuple) else (points,)
+        y = as_tuple(points)
         x = jax.tree.map(lambda a: a.reshape((1,) * (lead - 1 - own) + a.shape[:own] + (1,) + a.shape[own:]), self.x)
         shape = jnp.broadcast_shapes(*(a.shape[:lead] for a in jax.tree.leaves((x, y))))
         x, y = jax.tree.map(lambda a: jnp.broadcast_to(a, (*shape, *a.shape[lead:])), (x, y))

@@ -73,7 +73,7 @@ class OfRow(RowFunction):
 
 @pytree
 class LogDensity(RowFunction):
-    """x ↦ log q(x) in nats, the density of Q against counting measure; for a Conditional, (x…, y) ↦ log q(y | x…).
+    """x ↦ log q(x) in nats, the mass at an atom, the density elsewhere; for a Conditional, (x…, y) ↦ log q(y | x…).
 
     What ``log(Q)`` gives, and what a rule for it matches on, as ``rule(P, LogDensity, Q)``.
 
@@ -290,7 +290,7 @@ def log(Q: Any, base: float | None = None) -> Integrand:
     """The log-density of a measure, a Markov kernel or a ratio P / Q, as a function that ``expect`` can look into.
 
     Args:
-        Q: a Measure (density against counting measure), a Conditional (log(K) is a function of (x…, y)), or P / Q.
+        Q: a Measure (its masses at atoms, its density elsewhere), a Conditional (log(K) is a function of (x…, y)), or P / Q.
         base: of the logarithm; by default e, for nats.
 
     Returns:

@@ -150,6 +150,11 @@ class Power:
         return x**self.n
 
 
+def as_tuple(points: Any) -> tuple:
+    """The coordinates of a point, or of points."""
+    return points if isinstance(points, tuple) else (points,)
+
+
 def at(f: Callable, point: Any) -> Any:
     """f at a point: the coordinates of a tuple are its arguments."""
     return f(*point) if isinstance(point, tuple) else f(point)

@@ -17,8 +17,8 @@ def rule(measure: type, *integrand: type) -> Callable[[Callable], Callable]:
     The rule is called as ``rule(P, f)`` and gives ∫ f dP, an ``Integral`` if it has an error to tell of, or NotImplemented to
     pass on to the next best match. The
     integrand's type may be followed by the type of what it is made of: ``rule(Mine, LogDensity, Categorical)`` takes
-    the log-density of a Categorical. The nearest class of the integrand wins, then the nearest class of the measure;
-    ``object`` matches everything. Two rules that are equally near are an error.
+    the log-density of a Categorical. The rule that names more types wins, then the nearest classes of the integrand, then the
+    nearest of the measure; ``object`` matches everything. Two rules that are equally near are an error.
 
     Examples:
         >>> import measure_xent as mx

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
 from .._forms.batches import in_batches
 from .._forms.form import Form, check_one_space
-from .._forms.law_form import LawForm, has_density
+from .._forms.law_form import LawForm
 from .._forms.members import without_null
 from .._integrands.density import LogDensity, RadonNikodym, along_the_path, relative_to
 from .._integrands.integral import Integral
@@ -47,7 +47,7 @@ class Measure(abc.ABC):
     Leading axes of the parameters index a family, ``shape``; families broadcast against each other, and results have
     the broadcast shape. A measure on tuples calls functions with the coordinates as arguments.
 
-    A subclass is a frozen pytree that gives ``shape`` and ``forms()`` (a finite measure: its atoms; everything else
+    A subclass is a frozen pytree that gives ``shape`` and ``forms()`` (of a measure made of atoms those; everything else
     follows) or rules for ``expect`` (see ``rule``) and ``scaled_density``.
 
     Examples:
@@ -75,7 +75,7 @@ class Measure(abc.ABC):
         """The family axes; () for one measure."""
 
     def forms(self) -> tuple[Form, ...]:
-        """The measure as a sum of normal forms, if it is finite."""
+        """The measure as a sum of forms: lists of atoms, rows, laws."""
         raise NotImplementedError(f"{type(self).__name__} has no finite form")
 
     def parts(self) -> dict[tuple[bool, ...], "Measure"]:
@@ -83,7 +83,7 @@ class Measure(abc.ABC):
         there are. The forms tell; a measure without forms has a density, or says otherwise here.
         """
         try:
-            kinds = shapes_of(lambda: [(not has_density(form),) * form.arity for form in self.forms()])
+            kinds = shapes_of(lambda: [form.at_atoms for form in self.forms()])
         except NotImplementedError:
             return {(False,): self}
         if len({*kinds}) == 1:
@@ -101,7 +101,7 @@ class Measure(abc.ABC):
         return ScaledNumber.of(self._sum_over_devices(functools.reduce(jnp.add, densities)))
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
-        """log of the density against counting measure at x, in nats: −inf off the support, NaN where it is negative."""
+        """log of the density at x, that of ``scaled_density``, in nats: −inf off the support, NaN where it is negative."""
         return ScaledNumber(*self.scaled_density(*x)).log
 
     @property
@@ -201,11 +201,10 @@ class Measure(abc.ABC):
         if batch_size is None:
             total = integrate(self if method is None else using(self, method), f)
         else:
-            batch = lambda form: integrate(Lowered((form,)), f).checked
+            batch = lambda form: integrate(Lowered((form if method is None else form.using(method),)), f)
             # A law has no atoms to take a few at a time.
             one = lambda form: batch(form) if isinstance(form, LawForm) else in_batches(batch, form, batch_size)
-            parts = [one(form) for form in self.forms()]
-            total = Integral.exact(jax.tree.map(lambda *terms: sum(terms), *parts))
+            total = functools.reduce(Integral.__add__, map(one, self.forms()))
         return self._sum_over_devices(total)
 
     def reweight(self, f: Callable | Integrand) -> "Measure":
@@ -227,8 +226,8 @@ class Measure(abc.ABC):
 
     def restrict(self, A: Callable[..., Bool[Array, ""]]) -> "Measure":
         """1_A · P, the measure on the points where the predicate A holds. What A closes over has no derivative; the ends of
-        ``truncate`` have. On a joint, y is the drawn coordinate: to leave
-        out whole rows under soft targets, give them weight 0 instead.
+        ``truncate`` have. On a joint, y is the drawn coordinate: to leave out whole rows under soft targets, give them weight
+        0 instead.
 
         Examples:
             >>> import jax.numpy as jnp, measure_xent as mx
@@ -510,21 +509,23 @@ class Normalized(Reweighted):
 
     @property
     def mass(self):
-        return jnp.where(self.P.mass == 0, 0.0, 1.0)
+        mass = self._mass()
+        return jnp.where(jnp.isnan(mass), jnp.nan, jnp.where(mass == 0, 0.0, 1.0))
+
+    def _mass(self):
+        """P(1), NaN where masses of both signs cancel: what is left is their errors, and there is no mean."""
+        if type(self.P).mass is not Measure.mass:  # which the measure says itself, and nothing of it is negative
+            return self.P.mass
+        masses, errors = zip(*(form.mass_and_error() for form in self.P.forms()), strict=True)
+        mass, error = self.P._sum_over_devices([functools.reduce(jnp.add, each) for each in (masses, errors)])
+        return jnp.where((jnp.abs(mass) <= error) & (error > 0), jnp.nan, mass)
 
     def _scale(self):
         if (known := static_mass(self.P)) is not None:
             return 1 / known
-        mass = self.P.mass
+        mass = self._mass()
         null = mass == 0
-        scale = jnp.where(null, 0, 1 / jnp.where(null, 1, mass))
-        if type(self.P).mass is not Measure.mass:  # which the measure says itself, and nothing of it is negative
-            return scale
-        # Where masses of both signs cancel, what is left is their rounding errors: there is no mean.
-        size = self.P._sum_over_devices(functools.reduce(jnp.add, [form.size() for form in self.P.forms()]))
-        size = jax.lax.stop_gradient(size)
-        cancels = (jnp.abs(mass) <= 4 * jnp.finfo(size.dtype).eps * size) & (size > 0)
-        return jnp.where(cancels, jnp.nan, scale)
+        return jnp.where(null, 0, 1 / jnp.where(null, 1, mass))
 
 
 @pytree

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._integrands.integrand import Integrand
+from .._integrands.integrand import Integrand, as_tuple
 from .._pytree import pytree, static
 from .laws import Law
 from .measure import Lowered, Measure
@@ -43,9 +43,9 @@ class Nested(Law):
     def draw(self, stream: Any) -> tuple[tuple, Float[Array, "*family"]]:
         """A point and its weight."""
         x, weight = self.outer.draw(stream)
-        x = x if isinstance(x, tuple) else (x,)
+        x = as_tuple(x)
         y, inner = draw_of(self.K.family(x, jnp.ndim(weight)), stream)
-        y, total = y if isinstance(y, tuple) else (y,), weight * inner
+        y, total = as_tuple(y), weight * inner
         spread = lambda w: (
             lambda a: jnp.broadcast_to(
                 a.reshape((1,) * (total.ndim - w.ndim) + a.shape), (*total.shape, *a.shape[w.ndim :])
@@ -70,7 +70,7 @@ class MassOf(Integrand):
         return self.K(*x).mass
 
     def values(self, points, lead):
-        return self.K.family(points if isinstance(points, tuple) else (points,), lead).mass
+        return self.K.family(as_tuple(points), lead).mass
 
 
 @pytree

@@ -1,4 +1,4 @@
-"""Named families on x > 0, and Beta on (0, 1): exponential families in log x."""
+"""Named families on x > 0, and Beta on (0, 1): exponential families in x and log x."""
 
 from typing import Any
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._forms.axes import as_tuple
 from .._forms.disintegration import Disintegration
 from .._forms.form import Form
 from .._forms.law_form import LawForm, has_law
 from .._integrands.density import LogDensity
 from .._integrands.integral import Integral
+from .._integrands.integrand import as_tuple
 from .._integrands.rules import integrate, rule
 from .._kernels.null import null_safe_product
 from .._kernels.scaled import ScaledNumber

@@ -1,4 +1,4 @@
-"""What the shapes of a measure tell, with nothing computed: functions with a case a type of measure."""
+"""What the shapes of a measure tell: functions, most with a case a type of measure."""
 
 import functools
 from collections.abc import Callable
@@ -21,13 +21,13 @@ def arity(P: Any) -> int:
     """How many coordinates a point has: 1, or the length of the tuple that it is."""
     try:
         return shapes_of(lambda: P.forms()[0].arity)
-    except NotImplementedError:  # no tuples without forms
+    except NotImplementedError:  # a measure without forms is not on tuples
         return 1
 
 
 @functools.singledispatch
 def atom_axes(P: Any) -> tuple[int, ...]:
-    """The axes of the atoms, which a family given each atom (``joint``) has after P's own."""
+    """The axes of P's atoms, [n] of a list of n. In ``joint(P, K)`` a family K has them behind those of P's family."""
     lists = shapes_of(lambda: [w for form in P.forms() for _, w, _ in form.atom_lists()])
     return (sum(w.shape[-1] for w in lists),)
 

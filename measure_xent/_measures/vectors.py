@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._integrands.integrand import Integrand
+from .._integrands.integrand import Integrand, as_tuple
 from .._pytree import pytree
 from .laws import Line, Vectors
 from .measure import Measure
@@ -35,7 +35,7 @@ class Transform(Integrand):
         return self.vector(jnp.stack(jnp.broadcast_arrays(*x), axis=-1))
 
     def values(self, points, lead):
-        points = points if isinstance(points, tuple) else (points,)
+        points = as_tuple(points)
         z = jnp.stack(jnp.broadcast_arrays(*points), axis=-1)
         extra = lead - len(self.shape)  # axes of nodes, between the family's and the vector's
         return self.behind(len(self.shape), extra).vector(z)

@@ -9,7 +9,7 @@ from jax import lax
 
 from .._integrands.composites import Section
 from .._integrands.integral import Integral
-from .._integrands.integrand import Integrand
+from .._integrands.integrand import Integrand, as_tuple
 from .._integrands.rules import integrate
 from .._measures.measure import using
 from .._pytree import pytree
@@ -50,7 +50,7 @@ class Inner(Integrand):
         return jax.tree.map(lambda v: lax.slice_in_dim(join(v), 0, n, axis=lead - 1), values)
 
     def _values(self, points, lead):
-        x = points if isinstance(points, tuple) else (points,)
+        x = as_tuple(points)
         like = jnp.zeros(jax.tree.leaves(x)[0].shape[:lead])
         known = hasattr(self.f.model, "family")  # a function of a Conditional: there may be a closed form
         f = self.f.given(self.f.model.family(x, lead)) if known else Section(self.f, x, like)

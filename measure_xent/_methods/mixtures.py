@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from .._forms.law_form import LawForm
 from .._integrands.composites import Times
-from .._integrands.integrand import Integrand, in_blocks, room_for
+from .._integrands.integrand import Integrand, as_tuple, in_blocks, room_for
 from .._integrands.rules import integrate
 from .._kernels.scaled import ScaledNumber
 from .._kernels.tanh_sinh import end_of, fixed, tanh_sinh_map
@@ -55,7 +55,7 @@ class Likelihood(Integrand):
 
     def scaled_values(self, points: Any, lead: int) -> ScaledNumber:
         """The values at an array of points."""
-        points = points if isinstance(points, tuple) else (points,)
+        points = as_tuple(points)
         behind = lambda v, own: jnp.reshape(v, (*(1,) * (lead - 1 - own), *jnp.shape(v)[:own], 1, *jnp.shape(v)[own:]))
         y, log_scale = behind(self.y, jnp.ndim(self.y) - self.event), behind(self.log_scale, jnp.ndim(self.log_scale))
         return self._relative(self.K.family(points, lead).scaled_density(y), log_scale)
@@ -275,7 +275,7 @@ def mixture(outer: LawForm, K: Any) -> Mixture | None:
 
     def ends() -> Any:
         x, weight = outer.draw(DimensionCounter())
-        measure = K.family(x if isinstance(x, tuple) else (x,), weight.ndim)
+        measure = K.family(as_tuple(x), weight.ndim)
         if [*measure.parts()] != [(False,)] or any(form.event_rank for form in measure.forms()):
             return None
         return zip(
