@@ -31,10 +31,13 @@ from importlib.metadata import version as _version
 from . import _methods as _methods
 from . import _strict, generators, losses
 from ._accumulation import accumulate, value_and_grad
+from ._conditionals.bayes import compose, posterior
+from ._conditionals.bind import bind
 from ._conditionals.conditional import AbstractConditional, Conditional
-from ._conditionals.joint import bind, compose, joint, marginal, posterior
+from ._conditionals.joint import joint
 from ._conditionals.linear_normal import LinearNormal
 from ._conditionals.linear_softmax import LinearSoftmax
+from ._conditionals.marginal import marginal
 from ._display import plot
 from ._forms.normal_form import NormalForm
 from ._functionals.calibration import Reliability, calibration_error, reliability

@@ -8,9 +8,9 @@ from jax.tree_util import Partial
 
 import measure_xent as mx
 from measure_xent import log
-from measure_xent._conditionals.joint import Likelihood
 from measure_xent._integrands.density import Entropy, RatioFunction
 from measure_xent._measures.statistics import AbsoluteDeviation, SquaredDeviation
+from measure_xent._methods.mixtures import Likelihood
 
 from .registry import SINGLES, V
 from .sweeps import sweep

@@ -9,17 +9,20 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from .._conditionals.bind import Bind
 from .._conditionals.conditional import AbstractConditional
-from .._conditionals.joint import Bind, Joint, ProductMeasure
+from .._conditionals.joint import Joint
 from .._forms.law_form import LawForm
 from .._forms.normal_form import NormalForm
+from .._integrands.composites import Indicator
 from .._integrands.density import LogDensity, RadonNikodym
 from .._integrands.integrand import Composed, Function, Integrand, Multiple, Product
 from .._integrands.integrand import Sum as SumOfFunctions
 from .._measures.atoms import Atoms
 from .._measures.discrete import Dirac
 from .._measures.laws import Integers
-from .._measures.measure import Indicator, Measure, Normalized, Scaled, Sum, Weighted
+from .._measures.measure import Measure, Normalized, Scaled, Sum, Weighted
+from .._measures.product import ProductMeasure
 from .._measures.pushforward import Pushforward
 from .._measures.shapes import arity, atom_axes
 

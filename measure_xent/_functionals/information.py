@@ -11,23 +11,16 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from .._conditionals.bind import Bind, bind
 from .._conditionals.conditional import AbstractConditional
-from .._conditionals.joint import (
-    Bind,
-    Joint,
-    ProductMeasure,
-    bind,
-    by_coordinates,
-    dimensions,
-    joint,
-    marginal,
-    product,
-)
+from .._conditionals.joint import Joint, joint
+from .._conditionals.marginal import by_coordinates, dimensions, marginal
 from .._forms.law_form import LawForm
 from .._integrands.density import Entropy, KullbackLeibler, log, nats
 from .._integrands.integrand import Integrand, density_terms, room_for
 from .._measures.measure import Measure
 from .._measures.nested import count
+from .._measures.product import ProductMeasure, product
 from .._measures.relative_entropy import against_the_first
 from .._measures.shapes import arity, enumerable
 from .._measures.vectors import Vectors

@@ -1,11 +1,14 @@
 """Functions of functions of points, as forms and iterated integrals make them."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._kernels.null import null_safe_product
-from .._pytree import pytree
+from .._pytree import as_node, pytree, set_fields
+from .._strict import of_user
 from .integrand import Integrand, as_tuple
 
 
@@ -118,3 +121,16 @@ class Section(Integrand):
         one_axis = lambda a: a.reshape(*a.shape[: own - 1], -1, *a.shape[lead:])
         values = self.f.values(jax.tree.map(one_axis, (*x, *y)), own)
         return jax.tree.map(lambda v: v.reshape(*v.shape[: own - 1], *shape[own - 1 :], *v.shape[own:]), values)
+
+
+@pytree
+class Indicator(Integrand):
+    """1_A: 1 where the predicate holds, else 0."""
+
+    A: Callable
+
+    def __post_init__(self):
+        set_fields(self, A=as_node(self.A))
+
+    def __call__(self, *x):
+        return jnp.where(of_user(self.A)(*x), 1.0, 0.0)

@@ -21,7 +21,7 @@ Conventions at the edge, each the limit of finite logits:
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -13,6 +13,7 @@ from .._forms.batches import in_batches
 from .._forms.form import Form, check_one_space
 from .._forms.law_form import LawForm
 from .._forms.members import without_null
+from .._integrands.composites import Indicator
 from .._integrands.density import LogDensity, RadonNikodym, along_the_path, relative_to
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand, is_number
@@ -23,9 +24,8 @@ from .._kernels.null import null_atoms, null_safe_product, without
 from .._kernels.scaled import Ratio, ScaledNumber
 from .._kernels.target import Target, expand
 from .._program import program
-from .._pytree import as_node, pytree, set_fields
-from .._strict import of_user
-from .shapes import arity, atom_axes, enumerable, sample_axes, shapes_of, static_mass
+from .._pytree import pytree, set_fields
+from .shapes import arity, atom_axes, check_families, enumerable, family_of, sample_axes, shapes_of, static_mass
 
 _PROGRAMS = {"mass", "mode", "log_partition", "log_density"}  # beside the integrals
 
@@ -280,33 +280,6 @@ class Measure(abc.ABC):
     __array_ufunc__ = None
 
 
-def check_families(P, f):
-    try:
-        jnp.broadcast_shapes(P.shape, f.shape)
-    except ValueError:
-        hint = "; rows of class masses, such as one-hot ones, are Discrete(weights=rows)" if len(P.shape) > 1 else ""
-        raise ValueError(
-            f"expect(f): the family of P, {P.shape}, and that of f, {f.shape}, do not broadcast{hint}"
-        ) from None
-    if f.shape and f.shape == sample_axes(P):
-        raise ValueError(
-            f"expect(f): P has samples of shape {f.shape} and f is a family of as many functions, which would be integrated "
-            "over all pairs. For one of them a sample give the pairs, such as Empirical((logits, labels)) against "
-            "Conditional(Categorical), or a family of point masses, Dirac(labels); for all pairs give the family an axis of "
-            f"size 1 behind its own, {(*f.shape, 1)}"
-        )
-
-
-def family_of(*measures: Measure) -> tuple[int, ...]:
-    """The shape that the families broadcast to, or an error that names them."""
-    shapes = [P.shape for P in measures]
-    try:
-        return jnp.broadcast_shapes(*shapes)
-    except ValueError:
-        names = " and ".join(type(P).__name__ for P in measures)
-        raise ValueError(f"the families of {names} do not broadcast: {shapes}") from None
-
-
 def of_parts(parts: dict[tuple[bool, ...], Measure], x: tuple) -> ScaledNumber:
     """The mass of {x} where atoms have one, else the density."""
 
@@ -351,19 +324,6 @@ def together(parts: Sequence[dict[tuple[bool, ...], Measure]]) -> dict[tuple[boo
     """The parts of a sum."""
     kinds = dict.fromkeys(kind for each in parts for kind in each)
     return {kind: Sum(tuple(each[kind] for each in parts if kind in each)) for kind in kinds}
-
-
-@pytree
-class Indicator(Integrand):
-    """1_A: 1 where the predicate holds, else 0."""
-
-    A: Callable
-
-    def __post_init__(self):
-        set_fields(self, A=as_node(self.A))
-
-    def __call__(self, *x):
-        return jnp.where(of_user(self.A)(*x), 1.0, 0.0)
 
 
 @pytree

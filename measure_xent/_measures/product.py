@@ -18,9 +18,9 @@ from .._integrands.rules import integrate, rule
 from .._kernels.null import null_safe_product
 from .._kernels.scaled import ScaledNumber
 from .._pytree import pytree
-from .measure import Measure, family_of
+from .measure import Measure
 from .nested import ConstantKernel, Nested
-from .shapes import arity
+from .shapes import arity, family_of
 
 
 def product(P: Measure, Q: Measure) -> Measure:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._forms.law_form import has_law
 
@@ -49,3 +50,31 @@ def static_mass(P: Any) -> int | None:
 def enumerable(P: Any) -> bool:
     """Whether P's atoms are all of it, and in a list."""
     return not any(map(has_law, P.forms()))
+
+
+def family_of(*measures: Any) -> tuple[int, ...]:
+    """The shape that the families broadcast to, or an error that names them."""
+    shapes = [P.shape for P in measures]
+    try:
+        return jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        names = " and ".join(type(P).__name__ for P in measures)
+        raise ValueError(f"the families of {names} do not broadcast: {shapes}") from None
+
+
+def check_families(P: Any, f: Any) -> None:
+    """Refuses a function whose family does not broadcast with the measure's, or pairs up with its samples by chance."""
+    try:
+        jnp.broadcast_shapes(P.shape, f.shape)
+    except ValueError:
+        hint = "; rows of class masses, such as one-hot ones, are Discrete(weights=rows)" if len(P.shape) > 1 else ""
+        raise ValueError(
+            f"expect(f): the family of P, {P.shape}, and that of f, {f.shape}, do not broadcast{hint}"
+        ) from None
+    if f.shape and f.shape == sample_axes(P):
+        raise ValueError(
+            f"expect(f): P has samples of shape {f.shape} and f is a family of as many functions, which would be integrated "
+            "over all pairs. For one of them a sample give the pairs, such as Empirical((logits, labels)) against "
+            "Conditional(Categorical), or a family of point masses, Dirac(labels); for all pairs give the family an axis of "
+            f"size 1 behind its own, {(*f.shape, 1)}"
+        )

@@ -1,4 +1,4 @@
-"""Integrals over the line by adaptive quadrature, and over the integers by sums.
+"""Integrals over the line by adaptive quadrature.
 
 The line is first bent: x = x(t) with weights that fall off doubly exponentially, so that infinite and singular ends are as
 good as any (Takahasi & Mori 1974). Then t is cut where the measure and the integrand are known not to be smooth or to have
@@ -14,7 +14,6 @@ A node at which the integrand is infinite or NaN, and its neighbours are not, is
 what is left of it is small, or until it is clear that it is not. An integrand that is infinite on a set of mass is.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,15 +25,14 @@ from jaxtyping import Array, Bool, Float
 
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
-from .._kernels.null import null_safe_product, values_at
+from .._kernels.null import null_safe_product
 from .._kernels.tanh_sinh import END, end_of, finite, fixed, tanh_sinh_map
-from .._measures.laws import Continuous, Integers, breakpoints_of, kinks_of
+from .._measures.laws import Continuous, breakpoints_of, kinks_of
 from .._strict import custom_jvp
 from .ends import LOG_2, PLACES, PROBES, End, Nodes, Tail, near_of, ratio_rise, rise
+from .leaves import flattened, with_convergence
 
 PANELS, HALVED = 4, 4  # to start with; at a time
-WINDOW = 2048  # integers that a sum looks at
-HEAD, STEPS = 512, 64  # of a graded one: those at first, each one, and those of a block after it
 
 
 def clenshaw_curtis(n: int) -> np.ndarray:
@@ -42,29 +40,6 @@ def clenshaw_curtis(n: int) -> np.ndarray:
     k, j = np.arange(n + 1), np.arange(1, n // 2 + 1)
     terms = np.where(j == n // 2, 1, 2) / (4 * j**2 - 1) * np.cos(2 * np.pi * np.outer(k, j) / n)
     return np.where((k == 0) | (k == n), 1, 2) / n * (1 - terms.sum(-1))
-
-
-@functools.cache
-def graded(coarser: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(k, w) with Σ w f(k) ≈ Σ f(k) over the integers from 0 to 10⁹: all at first, then ever fewer.
-
-    A block of steps of s integers is s times the sum over its nodes, less by Euler and Maclaurin's formula
-    (s − 1)/2 (f(a) + f(b)) + (s² − 1)/12 (f′(b) − f′(a)), the slopes by four nodes. A coarser sum, which tells the error,
-    has a weight of 0 at the nodes that it leaves out.
-    """
-    k, w = np.arange(float(WINDOW)), np.where(np.arange(WINDOW) < HEAD, 1.0, 0)
-    for block, start in enumerate(range(HEAD - 1, WINDOW - 1, STEPS)):
-        s = 2.0**block
-        k[start : start + STEPS + 1] = k[start] + s * np.arange(STEPS + 1)
-        nodes, step = np.arange(start, start + STEPS + 1, coarser), s * coarser
-        of_block = np.full(len(nodes), step)
-        of_block[[0, -1]] -= (step - 1) / 2
-        slope = np.array([-11, 18, -9, 2]) / (6 * step) * (step**2 - 1) / 12
-        of_block[:4] += slope
-        of_block[-4:] += slope[::-1]
-        of_block[0] -= 1  # the block before has it
-        w[nodes] += of_block
-    return k, w
 
 
 POINTS = -np.cos(np.pi * np.arange(17) / 16)
@@ -402,88 +377,3 @@ def over_the_line(P: Continuous, f: Integrand, tolerance: float | None, rounds: 
     """∫ f(x) p(x) dx."""
     panels = Panels(P, f)
     return panels.integral(tolerance, rounds or (24 if panels.tip == END else 40))
-
-
-def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Integral:
-    """Σ f(k) p(k) over a window of integers around the mean. What its outer half adds bounds what is left out."""
-    rank = max(len(P.shape), len(f.shape))
-    P = P.with_family_rank(rank)
-    mean, sd = (jnp.broadcast_to(lax.stop_gradient(x), P.shape)[..., None] for x in (P.mean, P.width))
-    # A pmf that is wide is a smooth curve: every so many integers will do. One with a bulk beside 0 has an edge there.
-    stride, edge = jnp.maximum(1, jnp.ceil(32 * sd / WINDOW)), (sd > 16) & (mean < 16 * sd)
-    (from_0, fine), (_, coarse) = graded(), graded(2)
-    k = jnp.maximum(0, jnp.floor(mean - stride * WINDOW / 2)) + stride * jnp.arange(WINDOW)
-    k = jnp.where(edge, jnp.asarray(from_0, k.dtype), k)
-    p = P.with_point_axis().density_of(k) * jnp.where(edge, jnp.asarray(fine, k.dtype), 1)
-    p = p / p.sum(-1, keepdims=True)  # of so many integers, or with a rounding error of its own
-    outside = jnp.where(edge, np.arange(WINDOW) >= WINDOW - STEPS, jnp.abs(k - mean) > stride * (WINDOW // 4))
-    here = jnp.take_along_axis(k, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
-    # A mass of 0 has a derivative at the end of a parameter's range.
-    values = values_at(
-        lambda k: f.values(k.astype(int), rank + 1),
-        p,
-        (jnp.broadcast_to(k, p.shape),),
-        lambda absent, k: (jnp.where(absent, here, k),),
-    )
-    flat, w, back = flattened(values, p)
-    terms = w * flat
-    known = jnp.abs(lax.stop_gradient(terms))
-    other = jnp.where(edge, coarse / fine, 2.0 * (np.arange(WINDOW) % 2 == 0)).astype(terms.dtype)[..., None, :]
-    between = jnp.abs(lax.stop_gradient((other * terms).sum(-1) - terms.sum(-1)))
-    error = jnp.where(outside[..., None, :], known, 0).sum(-1) + jnp.where(edge | (stride > 1), between, 0)
-    return with_convergence(terms.sum(-1), error, known.sum(-1), back, f, tolerance)
-
-
-def weighted(values: Any, w: Float[Array, "*family n"]) -> tuple[Float[Array, "*family leaves n"], Callable]:
-    """w · f(x), all of f's leaves flat, and how to make of an array [*family, leaves] what they were."""
-    flat, w, back = flattened(values, w)
-    return null_safe_product(w, flat), back
-
-
-def flattened(values: Any, w: Float[Array, "*family n"]) -> tuple[Array, Array, Callable]:
-    """f(x) and w as arrays [*family, leaves, n], and the way back."""
-    rank = w.ndim - 1
-    leaves, tree = jax.tree.flatten(values)
-    leaves = [jnp.asarray(v) for v in leaves]
-    leaves = [v.reshape(v.shape + (1,) * (w.ndim - v.ndim)) for v in leaves]
-    of_two = [jnp.iscomplexobj(v) for v in leaves]  # a complex number is two, each with an error
-    leaves = [jnp.stack([v.real, v.imag], axis=-1) if two else v for v, two in zip(leaves, of_two, strict=True)]
-    events = [v.shape[w.ndim :] for v in leaves]
-    family = jnp.broadcast_shapes(w.shape, *(v.shape[: w.ndim] for v in leaves))
-    flat = [
-        jnp.broadcast_to(v.reshape(*v.shape[: w.ndim], -1), (*family, int(np.prod(v.shape[w.ndim :])))) for v in leaves
-    ]
-    flat = jnp.moveaxis(jnp.concatenate(flat, axis=-1), -1, -2)
-    dtype = jnp.result_type(flat, w)
-    flat, w = flat.astype(dtype), jnp.broadcast_to(w[..., None, :], flat.shape).astype(dtype)
-    stops = np.cumsum([int(np.prod(e)) for e in events])[:-1]
-
-    def back(x: Array) -> Any:
-        parts = [
-            part.reshape(*x.shape[:rank], *e) for part, e in zip(jnp.split(x, stops, axis=rank), events, strict=True)
-        ]
-        joined = lambda part: lax.complex(part[..., 0], part[..., 1])
-        return tree.unflatten([joined(part) if two else part for part, two in zip(parts, of_two, strict=True)])
-
-    return flat, w, back
-
-
-def with_convergence(
-    value: Array,
-    error: Array,
-    size: Array,
-    back: Callable,
-    f: Integrand,
-    tolerance: float | None,
-    converges: bool = True,
-) -> Integral:
-    """Values [*family, leaves] as an integral: their errors, and whether those are small beside the sums of absolute values."""
-    eps = jnp.finfo(value.dtype).eps
-    goal = eps**0.5 if tolerance is None else max(tolerance, float(eps))
-    # An infinite integrand where there is mass makes an infinite integral, and no mistake.
-    far = (error > goal * size + f.noise * eps) & ~jnp.isinf(value) if converges else jnp.zeros(value.shape, bool)
-    wrong = far | jnp.isnan(value)
-    # The logarithm of a density that is far from 1 has few digits behind its point.
-    error = lax.stop_gradient(error + 32 * eps * size + jnp.finfo(value.dtype).tiny)
-    watched = f.leaves_to_converge(value.shape[-1])
-    return Integral(back(value), jax.tree.map(jnp.abs, back(error)), wrong[..., :watched].any(-1).astype(jnp.int32))

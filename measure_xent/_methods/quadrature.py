@@ -17,8 +17,10 @@ from .._measures.laws import Continuous, Integers, Law, Vectors
 from .._measures.nested import Nested, count
 from .._program import program
 from .._pytree import pytree, static
-from .adaptive import Panels, flattened, over_the_integers, over_the_line, with_convergence
+from .adaptive import Panels, over_the_line
+from .integers import over_the_integers
 from .iterated import Inner, iterated
+from .leaves import flattened, with_convergence
 from .method import Method
 from .mixtures import NODES, Mixture
 

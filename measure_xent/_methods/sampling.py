@@ -11,13 +11,13 @@ from jax import lax
 from jaxtyping import Array
 
 from .._forms.law_form import LawForm
+from .._integrands.composites import Indicator
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand
-from .._measures.measure import Indicator
 from .._measures.nested import Nested, count
 from .._pytree import pytree, set_fields, static
-from .adaptive import weighted
 from .draws import Draws, Uniforms
+from .leaves import weighted_leaves
 from .method import Method
 from .mixtures import Mixture
 
@@ -31,7 +31,7 @@ class Sampled(Method):
         rank = max(own, len(f.shape))
         x, w = jax.vmap(draw, out_axes=own)(randomness)
         x, w = jax.tree.map(lambda a: a.reshape((1,) * (rank - own) + a.shape), (x, w))
-        terms, back = weighted(f.values(x, rank + 1), w)
+        terms, back = weighted_leaves(f.values(x, rank + 1), w)
         return terms, back, rank
 
 
@@ -89,7 +89,7 @@ class MonteCarlo(Sampled):
             g = self._terms(form, self.control, draw, randomness)[0]
             at_one = lambda v: jnp.expand_dims(v, max(len(form.family), len(self.control.shape)))
             exact = form.using(None).integrate(self.control).checked
-            exact = weighted(jax.tree.map(at_one, exact), jnp.ones((1,) * (rank + 1)))[0]
+            exact = weighted_leaves(jax.tree.map(at_one, exact), jnp.ones((1,) * (rank + 1)))[0]
             centred = lambda x: lax.stop_gradient(x - x.mean(-1, keepdims=True))
             spread = (centred(g) ** 2).sum(-1)
             slope = (centred(terms) * centred(g)).sum(-1) / jnp.where(spread == 0, 1, spread)
