@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from .._forms.disintegration import Disintegration
 from .._forms.form import Form
 from .._integrands.integrand import as_tuple
-from .._measures.measure import Measure
+from .._measures.measure import Measure, by_forms
 from .._measures.nested import DimensionCounter, draw_of
 from .._measures.product import (
     atoms_and_laws,
@@ -116,7 +116,7 @@ class Joint(Measure):
 
     def scaled_density(self, *x):
         if isinstance(self.K, Measure):
-            return super().scaled_density(*x)
+            return by_forms(self, x)
         n = arity(self.P)
         return scaled_product(self.P.scaled_density(*x[:n]), self.K(*x[:n]).scaled_density(*x[n:]))
 

@@ -109,7 +109,7 @@ class Categorical(Measure):
 
     def log_density(self, *x):
         if self.logits is None:
-            return super().log_density(*x)
+            return ScaledNumber(*self.scaled_density(*x)).log
         (x,) = x
         x = class_index(x)
         target = Target(x[..., None], jnp.ones((*x.shape, 1), accumulator(self.logits.dtype)))

@@ -107,7 +107,7 @@ class Dirichlet(Vectors):
 
     def marginal(self, which: Any) -> Any:
         if len(which) > 1:
-            return super().marginal(which)
+            raise NotImplementedError(f"marginal(P): entries {which} of a Dirichlet are on no simplex; take one")
         a = self.concentration[..., which[0]]
         return Beta(a, self.concentration.sum(-1) - a)
 

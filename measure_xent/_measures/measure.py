@@ -96,9 +96,7 @@ class Measure(abc.ABC):
 
         It is against counting measure at an atom, against Lebesgue measure elsewhere.
         """
-        share = {"mesh_axes": self.mesh_axes} if self.mesh_axes else {}
-        densities = [form.density(*x, **share) for form in self.forms()]
-        return ScaledNumber.of(self._sum_over_devices(functools.reduce(jnp.add, densities)))
+        return by_forms(self, x)
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density at x, that of ``scaled_density``, in nats: −inf off the support, NaN where it is negative."""
@@ -278,6 +276,13 @@ class Measure(abc.ABC):
 
     # NumPy scalars and arrays then leave c * P to P.
     __array_ufunc__ = None
+
+
+def by_forms(P: Measure, x: tuple) -> ScaledNumber:
+    """The density of a measure as its forms have it."""
+    share = {"mesh_axes": P.mesh_axes} if P.mesh_axes else {}
+    densities = [form.density(*x, **share) for form in P.forms()]
+    return ScaledNumber.of(P._sum_over_devices(functools.reduce(jnp.add, densities)))
 
 
 def of_parts(parts: dict[tuple[bool, ...], Measure], x: tuple) -> ScaledNumber:

@@ -10,7 +10,7 @@ from .._forms.law_form import LawForm
 from .._kernels.scaled import ScaledNumber
 from .._pytree import as_node, pytree, set_fields
 from .._strict import of_user
-from .measure import Measure, of_parts, together
+from .measure import Measure, by_forms, of_parts, together
 from .shapes import arity, enumerable
 
 
@@ -51,7 +51,7 @@ class Pushforward(Measure):
 
     def scaled_density(self, *x):
         if enumerable(self.P):
-            return super().scaled_density(*x)
+            return by_forms(self, x)
         if len(parts := self.parts()) > 1:
             return of_parts(parts, x)
         if not self.inverse:

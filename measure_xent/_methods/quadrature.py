@@ -1,6 +1,7 @@
 """Methods of quadrature, iterated in more than one dimension."""
 
 import abc
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,19 @@ class Deterministic(Method):
     def integrate(self, form, f):
         return form.times_c(self.over(form.law, form.of_law(f)), f)
 
+    dimensions = math.inf  # how many it takes
+
     def over(self, law: Law, f: Integrand) -> Integral:
         """∫ f against a law."""
+        if (
+            isinstance(law, Nested | Mixture | Vectors)
+            and (n := count(LawForm(law, jnp.ones(()))).laws) > self.dimensions
+        ):
+            raise ValueError(
+                f"expect(f): {type(law).__name__} has {n} dimensions, and quadrature without a method is for up to "
+                f"{self.dimensions}; pass method=QuasiMonteCarlo(key, n), MonteCarlo(key, n), or Quadrature(nodes) for "
+                "nodes**dimensions nodes"
+            )
         if isinstance(law, Mixture) and density_terms(f) < NODES:
             law, f = law.nested, Pullback(f, Last())
         if isinstance(law, Nested):
@@ -68,16 +80,10 @@ class Adaptive(Deterministic):
         0.79788
     """
 
+    dimensions = 2
+
     tolerance: float | None = static(default=None)
     rounds: int | None = static(default=None)
-
-    def over(self, law, f):
-        if isinstance(law, Nested | Mixture | Vectors) and (n := count(LawForm(law, jnp.ones(()))).laws) > 2:
-            raise ValueError(
-                f"expect(f): {type(law).__name__} has {n} dimensions, and quadrature without a method is for up to 2; pass "
-                "method=QuasiMonteCarlo(key, n), MonteCarlo(key, n), or Quadrature(nodes) for nodes**dimensions nodes"
-            )
-        return super().over(law, f)
 
     def line(self, law, f):
         return over_the_line(law, f, self.tolerance, self.rounds)
