@@ -20,34 +20,16 @@ import pytest
 
 from measure_xent._kernels import softmax
 
-COMPILE_MUCH = {
-    "test_accumulation",
-    "test_by_products",
-    "test_contract",
-    "test_ctc",
-    "test_divergences",
-    "test_edges",
-    "test_singular_ends",
-    "test_ends",
-    "test_external",
-    "test_families",
-    "test_information",
-    "test_integrals",
-    "test_laws",
-    "test_laws_of_spaces",
-    "test_likelihood",
-    "test_losses",
-    "test_members",
-    "test_methods",
-    "test_null_rows",
-    "test_null_weights",
-    "test_parts",
-    "test_near_equality",
-    "test_scores_and_codes",
-    "test_sharding",
-    "test_strict",
-    "test_transforms",
-    "test_vectors",
+# What is looked at in these is what users get: digits to the last one, costs, memory, programs.
+OPTIMISED = {
+    "test_accuracy",
+    "test_bench",
+    "test_cost",
+    "test_digits",
+    "test_head",
+    "test_lm",
+    "test_programs",
+    "test_score",
 }
 
 
@@ -76,6 +58,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--turn", type=int, help="a seventh of the slow tests, and which of a sweep's cases (none, the first)"
     )
+    parser.addoption("--half", action="store_true", help="every other test, those of the turn")
     parser.addoption("--full", action="store_true", help="all slow tests, in an hour")
 
 
@@ -131,6 +114,8 @@ def pytest_collection_modifyitems(config, items):
         n = max(1, int(examples / max(mark.args[0] for mark in cases[0].iter_markers("sweep"))))
         kept = {(zlib.crc32(name.encode()) + (turn or 0) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
+    if config.getoption("--half"):
+        left_out.update(item for item in items if (zlib.crc32(item.nodeid.encode()) // TURNS + (turn or 0)) % 2)
     if not full:
         due = lambda item: turn is not None and (zlib.crc32(item.nodeid.encode()) + turn) % TURNS == 0
         slow = (item for item in items if item.get_closest_marker("slow") and not item.nodeid.startswith(named))
@@ -141,8 +126,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def quick_to_compile(request):
-    """Tests that compile much and run little ask the compiler for less; those of cost and memory see what users see."""
-    jax.config.update("jax_disable_most_optimizations", request.node.path.stem in COMPILE_MUCH)
+    """Tests compile much and run little: most ask the compiler for less."""
+    jax.config.update("jax_disable_most_optimizations", request.node.path.stem not in OPTIMISED)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
