@@ -54,7 +54,7 @@ def enumerable(P: Any) -> bool:
 
 def family_of(*measures: Any) -> tuple[int, ...]:
     """The shape that the families broadcast to, or an error that names them."""
-    shapes = [P.shape for P in measures]
+    shapes: list[tuple[int, ...]] = [P.shape for P in measures]
     try:
         return jnp.broadcast_shapes(*shapes)
     except ValueError:

@@ -29,10 +29,10 @@ from .mixtures import NODES, Mixture
 class Deterministic(Method):
     """Iterated integrals over the line; a subclass gives the one."""
 
+    dimensions = math.inf  # how many it takes
+
     def integrate(self, form, f):
         return form.times_c(self.over(form.law, form.of_law(f)), f)
-
-    dimensions = math.inf  # how many it takes
 
     def over(self, law: Law, f: Integrand) -> Integral:
         """∫ f against a law."""
