@@ -369,3 +369,20 @@ def test_large_vocabularies_take_memory_of_their_own_size():
     z = jnp.zeros((2, 8192))
     program = jax.jit(lambda z: mx.renyi_divergence(mx.Categorical(z[0]), mx.Categorical(z[1]), 2.0))
     assert program.lower(z).compile().memory_analysis().temp_size_in_bytes < 64 * 8192
+
+
+def test_values_by_their_definitions():
+    """Of two rows of probabilities that are far from equal, against sums in float64."""
+    p, q = (np.array(x, np.float32).astype(float) for x in ([0.7, 0.2, 0.1, 0.0], [0.1, 0.3, 0.35, 0.25]))
+    P, Q = (mx.Discrete(weights=jnp.asarray(x, jnp.float32)) for x in (p, q))
+    log, m = lambda x: np.log(np.where(x == 0, 1, x)), (p + q) / 2
+    expected = {
+        "hellinger": np.sqrt(np.sum((np.sqrt(p) - np.sqrt(q)) ** 2) / 2),
+        "total_variation": np.sum(np.abs(p - q)) / 2,
+        "chi2": np.sum((p - q) ** 2 / q),
+        "jensen_shannon": np.sum(p * log(p / m) + q * log(q / m)) / 2,
+        "kl_divergence": np.sum(p * log(p / q) - p + q),
+    }
+    got = jax.jit(lambda P, Q: {name: getattr(mx, name)(P, Q) for name in expected})(P, Q)
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=3e-6, err_msg=name)

@@ -335,3 +335,10 @@ def test_family_is_vmap_is_loop():
             loop = np.array([[member[what] for member in row] for row in members])
             np.testing.assert_allclose(family[what], mapped[what], **close, err_msg=f"{what} of {name}")
             np.testing.assert_allclose(family[what], loop, **close, err_msg=f"{what} of {name}")
+
+
+def test_masses_of_joints():
+    P = mx.Atoms(jnp.arange(3.0), weights=jnp.array([1.0, 2.0, 0.5]))
+    one = mx.joint(P, mx.Conditional(lambda x: (1 + x) * mx.DiscreteUniform(2)))
+    np.testing.assert_allclose([one.mass, one.expect(lambda x, y: 1.0)], 1 + 4 + 1.5, rtol=1e-6)
+    np.testing.assert_allclose(mx.product(P, 2.0 * mx.Normal(0.0, 1.0)).mass, 7, rtol=1e-6)
