@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from .._forms.disintegration import Disintegration
 from .._forms.form import Form
 from .._integrands.integrand import as_tuple
-from .._measures.measure import Measure, by_forms
+from .._measures.measure import Measure, Transformed, by_forms
 from .._measures.nested import DimensionCounter, draw_of
 from .._measures.product import (
     atoms_and_laws,
@@ -80,19 +80,11 @@ def parts_of(K: AbstractConditional | Measure, P: Measure) -> dict[tuple[bool, .
 
 
 @pytree
-class Joint(Measure):
+class Joint(Transformed):
     """P ⊗ K."""
 
     P: Measure
     K: AbstractConditional | Measure
-
-    @property
-    def shape(self):
-        return self.P.shape
-
-    @property
-    def mesh_axes(self):
-        return self.P.mesh_axes
 
     def forms(self):
         rank = len(self.shape)

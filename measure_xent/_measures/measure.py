@@ -295,8 +295,8 @@ def of_parts(parts: dict[tuple[bool, ...], Measure], x: tuple) -> ScaledNumber:
     return functools.reduce(of_two, (ScaledNumber(*parts[k].scaled_density(*x)) for k in sorted(parts, reverse=True)))
 
 
-class Reweighted(Measure):
-    """A measure made of P by other masses at the same points: a subclass gives those, and ``parts``."""
+class Transformed(Measure):
+    """A measure made of P, with its family and its devices: a subclass gives the forms, and ``parts``."""
 
     P: Measure
 
@@ -313,6 +313,10 @@ class Reweighted(Measure):
 
     @abc.abstractmethod
     def parts(self) -> Any: ...
+
+
+class Reweighted(Transformed):
+    """Other masses at the points of P."""
 
 
 arity.register(Reweighted, lambda P: arity(P.P))

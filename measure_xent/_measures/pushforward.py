@@ -10,12 +10,12 @@ from .._forms.law_form import LawForm
 from .._kernels.scaled import ScaledNumber
 from .._pytree import as_node, pytree, set_fields
 from .._strict import of_user
-from .measure import Measure, by_forms, of_parts, together
+from .measure import Measure, Transformed, by_forms, of_parts, together
 from .shapes import arity, enumerable
 
 
 @pytree
-class Pushforward(Measure):
+class Pushforward(Transformed):
     """T_* P, the law of T(x) for x ~ P."""
 
     T: Callable
@@ -24,14 +24,6 @@ class Pushforward(Measure):
 
     def __post_init__(self):
         set_fields(self, T=as_node(self.T), inverse=tuple(map(as_node, self.inverse)))
-
-    @property
-    def shape(self):
-        return self.P.shape
-
-    @property
-    def mesh_axes(self):
-        return self.P.mesh_axes
 
     @property
     def mass(self):
