@@ -1,7 +1,7 @@
 """What is run: what one can wait for, or with ``--full`` all of it.
 
 Property tests draw ``--examples``, and so many cases has a sweep, a test over many that are alike, such as all measures: each
-sweep others. Tests marked ``slow``, which says why, are run where they are named, and in seven turns, with ``--turn`` one of
+sweep others. Tests marked ``slow``, which says why, are run where they are named, and in fourteen turns, with ``--turn`` one of
 them, which moves the sweeps on, too.
 """
 
@@ -33,7 +33,7 @@ OPTIMISED = {
 }
 
 
-TURNS, WORKER = 7, 3 << 29  # the turns of slow tests; what a worker takes, in bytes
+TURNS, WORKER = 14, 3 << 29  # the turns of slow tests; what a worker takes, in bytes
 
 
 # Examples of docstrings and pages that are slow, and why.
@@ -56,7 +56,7 @@ def pytest_addoption(parser):
         "--examples", type=int, help="examples a property test draws, cases a sweep runs (1; with --full, 3)"
     )
     parser.addoption(
-        "--turn", type=int, help="a seventh of the slow tests, and which of a sweep's cases (none, the first)"
+        "--turn", type=int, help="a fourteenth of the slow tests, and which of a sweep's cases (none, the first)"
     )
     parser.addoption("--half", action="store_true", help="every other test, those of the turn")
     parser.addoption("--full", action="store_true", help="all slow tests, in an hour")
