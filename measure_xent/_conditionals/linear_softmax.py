@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from .._integrands.integrand import Integrand, with_model
 from .._integrands.rules import rule
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator
-from .._kernels.head import Matrix, integral, per_row
+from .._kernels.head import Dimensions, Matrix, integral, per_row
+from .._kernels.layout import CLASSES, rows_of
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
 from .._kernels.softmax import log_softmax, rows, softmax
@@ -24,7 +25,7 @@ from .._measures.categorical import Categorical, Row
 from .._measures.measure import Measure
 from .._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
 from .._measures.target import check_labels, materialised_target, target
-from .._pytree import pytree, set_fields, static
+from .._pytree import pytree, replaced, set_fields, static
 from .conditional import AbstractConditional
 
 
@@ -181,14 +182,18 @@ class LinearCategorical(Measure):
         return self.per_row(functools.partial(_row, row_statistics=row_statistics), against, deferred)
 
     def per_row(self, function: Callable, against: Target, deferred: tuple) -> Any:
-        """A function of the head, hidden @ weight and the target, of every row, in blocks of rows."""
-        lead = len(self.shape)
-        flatten = lambda x: x.reshape(-1, *x.shape[lead:])
+        """A function of hidden @ weight and the target, of every row, in blocks of rows."""
         (own, indices), shared = _operands(against, deferred, self.shape)
-        arguments = (_rest(self.head), shared), *jax.tree.map(flatten, (own, indices))
-        row = functools.partial(function, _shapes(self.head))
-        out = per_row(row, flatten(self.hidden), self.head.matrix, *arguments, size=self.head.batch_size)
-        return jax.tree.map(lambda x: x.reshape(self.shape), out)
+        values = lambda axes, name=self.head.axis_name: functools.partial(function, axes or name, axes)
+        arguments = (_rest(self.head), shared), own, indices
+        return per_row(
+            values,
+            self.hidden,
+            self.head.matrix,
+            *arguments,
+            Dimensions(*(_dims(part, rank) for part, rank in zip(arguments, (0, len(self.shape)), strict=False))),
+            size=self.head.batch_size,
+        )
 
 
 @pytree
@@ -234,12 +239,19 @@ def _logits_of(hidden, head):
 
 
 def _row(
-    head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any, row_statistics: tuple[str, ...] = ()
+    axis_name: AxisName | None,
+    axes: AxisName | None,
+    product: Array,
+    shared: Any,
+    own: Any,
+    indices: Any,
+    row_statistics: tuple[str, ...] = (),
 ) -> Row:
     """The figures of a block of rows, from hidden @ weight and what ``_operands`` took apart."""
     rest, parts = shared
-    against = _target(own, indices, parts, head)
-    return Row.of(against, rows(_logits(product, rest), against, row_statistics, head.axis_name), head.parts)
+    classes = Classes.of(product, axis_name)
+    against = _target(own, indices, parts, classes, axes)
+    return Row.of(against, rows(_logits(product, rest), against, row_statistics, axis_name), classes)
 
 
 def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
@@ -249,22 +261,42 @@ def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple
     return ((own._replace(indices=None), [own for own, _ in parts]), own.indices), (shared, [head for _, head in parts])
 
 
-def _target(own, indices, shared, head: LinearSoftmax) -> Target:
-    """A block of rows' target, of the classes here, with its deferred parts written out."""
+def _target(own, indices, shared, classes: Classes, axes: AxisName | None) -> Target:
+    """A block of rows' target, of the classes here, with its deferred parts written out; ``axes`` are every head's."""
     (own, rows), (shared, heads) = own, shared
     target = join(own._replace(indices=indices), shared)
-    dense = [_written(hidden, c, teacher, head.parts) for (hidden, c), teacher in zip(rows, heads, strict=True)]
+    heads = heads if axes is None else [replaced(head, axis_name=axes) for head in heads]
+    dense = [_written(hidden, c, teacher, classes) for (hidden, c), teacher in zip(rows, heads, strict=True)]
     dense += [] if target.dense is None else [target.dense]
     return target._replace(dense=functools.reduce(jnp.add, dense)) if dense else target
 
 
-def _shapes(head: LinearSoftmax) -> LinearSoftmax:
-    """The head without its arrays, for functions that JAX keeps longer than those."""
-    return jax.tree.map(jax.typeof, head)
+def _dims(tree: Any, rank: int) -> Any:
+    """The names of the axes of arrays that have so many axes of rows, where there are classes among them."""
+    lead = rows_of(rank)
+    if isinstance(tree, Target):
+        return tree.dims(rank)
+    if isinstance(tree, LinearSoftmax):
+        weight = ("features", CLASSES) if tree.class_axis else (CLASSES, "features")
+        given = dict(weight=weight, bias=(CLASSES,), softcap=())
+        return replaced(tree, **{name: dims for name, dims in given.items() if getattr(tree, name) is not None})
+    if isinstance(tree, _Rest):
+        dims: Any = None if tree.bias is None else (CLASSES,), None if tree.softcap is None else ()
+        return _Rest(*dims)
+    if isinstance(tree, tuple | list):
+        return type(tree)(_dims(part, rank) for part in tree)
+    return jax.tree.map(lambda x: (*lead, *(None,) * (x.ndim - rank)), tree)
 
 
-def _rest(head: LinearSoftmax) -> tuple:
-    return head.bias, head.softcap
+class _Rest(NamedTuple):
+    """What makes logits of hidden @ weight."""
+
+    bias: Float[Array, "V"] | None
+    softcap: Float[Array, ""] | None
+
+
+def _rest(head: LinearSoftmax) -> _Rest:
+    return _Rest(head.bias, head.softcap)
 
 
 def _logits(product, rest):
@@ -338,12 +370,15 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
     # −f is integrated: the cotangent of −P.expect(log(Q)) is 1 then, and the gradient [D, V] is not copied to change its sign.
     sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
 
-    shapes = _shapes(Q)
+    name = Q.axis_name
 
-    def values(product, shared, own, indices):
-        function, head, parts = shared
-        value = function.integrate_row(_row(shapes, product, (head, parts), own, indices, row_statistics))
-        return jax.tree.map(lambda v: sign * v, value)
+    def values(axes):
+        def on_rows(product, shared, own, indices):
+            function, *shared = shared
+            value = function.integrate_row(_row(axes or name, axes, product, shared, own, indices, row_statistics))
+            return jax.tree.map(lambda v: sign * v, value)
+
+        return on_rows
 
     def one(pair):
         (hidden,) = jax.tree.leaves(pair.points)
@@ -351,14 +386,16 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         _check_same(pair.weights, Q, "weights")
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
+        shared = (function, jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), _rest(Q)), shared)
         return integral(
             values,
             hidden,
             Q.matrix,
             pair.weights,
-            (function, jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), _rest(Q)), shared),
+            shared,
             own,
             indices,
+            Dimensions(_dims(shared, 0), _dims(own, 1)),
             no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms,
             parts=frozenset().union(
                 *(axes_of(head.axis_name) for head in (Q, *(part.head for part in pair.target.deferred)))
@@ -380,10 +417,13 @@ def divergence_from_head(P: Measure, Q: LinearCategorical) -> Any:
     return Q.per_row(_divergence, against, forms[0].deferred)  # type: ignore[union-attr]
 
 
-def _divergence(head: LinearSoftmax, product: Array, shared: tuple, own: Any, indices: Any) -> Array:
+def _divergence(
+    axis_name: AxisName | None, axes: AxisName | None, product: Array, shared: tuple, own: Any, indices: Any
+) -> Array:
     """The divergences of a block of rows' targets from their softmax."""
     rest, parts = shared
-    against, classes = _target(own, indices, parts, head), head.parts
+    classes = Classes.of(product, axis_name)
+    against = _target(own, indices, parts, classes, axes)
     z = _logits(product, rest)
     log_q = log_softmax(classes, z.astype(accumulator(z.dtype)))
     p, q = jnp.broadcast_arrays(expand(classes, *against)[1], jnp.exp(log_q))

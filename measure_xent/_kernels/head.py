@@ -1,12 +1,14 @@
 """Integrals over the rows of hidden @ weight, in blocks of rows, so that the matrix of logits never exists.
 
-``values(logits, shared, rows, indices)`` says what is integrated: a pytree of numbers a row, from the rows' logits before bias
-and softcap, arrays ``shared`` by all rows, and each row's own, the indices being what has no derivative. The scalar integral
+``values(axis_name)(logits, shared, rows, indices)`` says what is integrated: a pytree of numbers a row, from the rows' logits
+before bias and softcap, arrays ``shared`` by all rows, and each row's own, the indices being what has no derivative; the mesh
+axes of ``axis_name`` each have a part of the classes. The scalar integral
 Σᵢ wᵢ values(hᵢ W, …) knows the weights of its rows, so that a block of logits gives the value and, times its softmax
 residual, both gradients: three matrix products in all, where a reduction outside of the kernel would take a fourth to make
 the logits again.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,8 +20,10 @@ from jaxtyping import Array, Float, PyTree
 from .._strict import custom_jvp
 from .blocks import BLOCK_BYTES
 from .classes import accumulator
+from .layout import CLASSES, rows_of
 from .mesh import sum_over, vary, varying, zeros
 from .null import differentiated, values_at
+from .partition import partitioned
 
 # Cost model. A block of R rows reads and writes the accumulated weight gradient once, 8·D·V bytes, beside 6·R·D·V operations
 # of its three matrix products: with F operations and B bytes a second, the share of that is 4/3 · F/B / R, whatever D and V
@@ -138,27 +142,58 @@ def _blocks(size, rows):
     return jax.tree.map(split, rows)
 
 
+class Dimensions(NamedTuple):
+    """The names of the axes of what is shared, and of what each row has, for the partition."""
+
+    shared: PyTree
+    rows: PyTree
+
+    def operands(self, rank: int, matrix: Matrix, indices: PyTree) -> tuple[Any, ...]:
+        """Of the hidden states with so many axes of rows, the weight, and all that follows them."""
+        of_rows = rows_of(rank)
+        weight = ("features", CLASSES) if matrix.class_axis else (CLASSES, "features")
+        of_indices = jax.tree.map(lambda x: (*of_rows, *(None,) * (x.ndim - rank)), indices)
+        return (*of_rows, None), weight, self.shared, self.rows, of_indices
+
+
 def per_row(
     values: Callable,
-    hidden: Float[Array, "N D"],
+    hidden: Float[Array, "*rows D"],
     matrix: Matrix,
     shared: PyTree[Array],
     rows: PyTree[Array],
     indices: PyTree[Array],
+    dimensions: Dimensions,
     size: int | None = None,
-) -> PyTree[Float[Array, "N"]]:
-    """``values(hidden @ weight, shared, rows, indices)`` of every row, a block at a time.
+) -> PyTree[Float[Array, "*rows"]]:
+    """``values(axis_name)(hidden @ weight, shared, rows, indices)`` of every row, a block at a time.
 
     A derivative makes the logits of a block again: four matrix products for a gradient.
     """
+    rank, empty = hidden.ndim - 1, matrix.empty
 
-    def blocked(size, weight, shared, *rows):
-        logits = _differentiable_logits(matrix._replace(weight=weight))
-        block = jax.checkpoint(lambda hidden, *rows: values(logits(hidden), shared, *rows))
-        out = lax.scan(lambda _, xs: (None, block(*xs)), None, _blocks(size, rows))[1]
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(hidden)], out)
+    def local(axes):
+        value = values(axes.get(CLASSES) or None)
 
-    return _on_platform(blocked, block_rows(len(hidden), matrix, size), matrix.weight, shared, hidden, rows, indices)
+        def blocked(size, weight, shared, *rows):
+            logits = _differentiable_logits(empty._replace(weight=weight))
+            block = jax.checkpoint(lambda hidden, *rows: value(logits(hidden), shared, *rows))
+            out = lax.scan(lambda _, xs: (None, block(*xs)), None, _blocks(size, rows))[1]
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows[0])], out)
+
+        def of_rows(hidden, weight, shared, rows, indices):
+            lead = hidden.shape[:rank]
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), (hidden, rows, indices))
+            sizes = block_rows(len(flat[0]), empty._replace(weight=weight), size)
+            out = _on_platform(blocked, sizes, weight, shared, *flat)
+            return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
+
+        return of_rows
+
+    operands = hidden, matrix.weight, shared, rows, indices
+    names = rows_of(rank)
+    out_dims = functools.partial(jax.tree.map, lambda x: (*names, *(None,) * (x.ndim - rank)))
+    return partitioned(local, operands, dimensions.operands(rank, empty, indices), out_dims)
 
 
 def integral(
@@ -169,6 +204,7 @@ def integral(
     shared: PyTree[Array],
     rows: PyTree[Array],
     indices: PyTree[Array],
+    dimensions: Dimensions,
     *,
     no_null_rows: bool = False,
     parts: frozenset[str] = frozenset(),
@@ -183,94 +219,110 @@ def integral(
     arguments = hidden, matrix.weight, weights, shared, rows, indices
     # Arguments are marked as varying over devices: a gradient is of this device's total, and the transpose of ``vary`` sums.
     arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
-    sizes = block_rows(len(hidden), matrix, size)
-    no_null_rows = no_null_rows and all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
     matrix = matrix.empty
+    of_hidden, of_weight, *others = dimensions.operands(1, matrix, indices)
+    dims = of_hidden, of_weight, rows_of(1), *others
 
-    def present(null, arrays):
-        """The rows, with zeros in the place of those that are null."""
-        expand = lambda x: null.reshape(-1, *(1,) * (x.ndim - 1))
-        return arrays if no_null_rows else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
+    def local(blocked, axes):
+        """``blocked`` with what it is to know of a device's part: the rows a block, and those of weight 0."""
 
-    def weigh(weights, value):
-        return jax.tree.map(lambda v: jnp.sum(weights * v), value)
+        def on_device(hidden, weight, *rest):
+            sizes = block_rows(len(hidden), matrix._replace(weight=weight), size)
+            whole = all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
+            nulls = _Nulls(no_null_rows and whole)
+            function = functools.partial(blocked, values(axes.get(CLASSES) or None), nulls)
+            return _on_platform(function, sizes, hidden, weight, *rest)
 
-    def known(null, value, held=0):
-        """The rows' values, those of null rows replaced."""
-        held = jax.tree.map(lambda _: held, value) if isinstance(held, int) else held
-        return value if no_null_rows else jax.tree.map(lambda v, h: jnp.where(null, h, v), value, held)
+        return on_device
 
-    def total(size, hidden, weight, weights, shared, rows, indices):
+    def total(values, nulls, size, hidden, weight, weights, shared, rows, indices):
         def block(hidden, weights, rows, indices):
             null = weights == 0
-            hidden, rows = present(null, (hidden, rows))
+            hidden, rows = nulls.present(null, (hidden, rows))
             value = values(matrix._replace(weight=weight).logits(hidden), shared, rows, indices)
-            return weigh(weights, known(null, value))
+            return _weigh(weights, nulls.known(null, value))
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
         first = jax.eval_shape(block, *jax.tree.map(lambda x: x[0], blocks))
         start = jax.tree.map(zeros, first)
         return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), start, blocks)[0]
 
-    def total_and_gradients(size, hidden, weight, weights, shared, rows, indices):
-        """The total, and for each of its numbers the gradient in all but the indices, summed in float32 or wider."""
+    def total_and_gradients(wanted, values, nulls, size, hidden, weight, weights, shared, rows, indices):
+        """The total, and for each of its numbers the gradients that are wanted, summed in float32 or wider."""
         product = matrix._replace(weight=weight)
         smooth, rebuild = _smooth(shared)
 
         def of_block(hidden, weights, rows, indices):
-            # The value of a null row as it is, which is the derivative in its weight: dead code unless that is asked for.
-            original = values(product.logits(hidden), shared, rows, indices)
-            held = jax.tree.map(lambda o: jnp.where(jnp.isfinite(o), o, 0), original)
-            null = weights == 0
-            hidden, rows = present(null, (hidden, rows))
+            held, null = 0, weights == 0
+            if wanted.weights:  # the derivative in the weight of a null row is its value as it is
+                original = values(product.logits(hidden), shared, rows, indices)
+                held = jax.tree.map(lambda o: jnp.where(jnp.isfinite(o), o, 0), original)
+            hidden, rows = nulls.present(null, (hidden, rows))
 
-            def function(logits, smooth, rows):
+            def function(logits, smooth=smooth, rows=rows):
                 value = values(logits, rebuild(smooth), rows, indices)
-                return weigh(weights, known(null, value)), value
+                return _weigh(weights, nulls.known(null, value)), value
 
-            total, pullback, value = jax.vjp(function, product.logits(hidden), smooth, rows, has_aux=True)
-            dweights = [x.astype(weights.dtype) for x in jax.tree.leaves(known(null, value, held))]
-            gradients = [pullback(cotangent) for cotangent in _basis(total)]
-            return hidden, total, [(dz, dw, *most) for (dz, *most), dw in zip(gradients, dweights, strict=True)]
+            others = {"smooth": smooth} if wanted.shared else {}
+            others |= {"rows": rows} if wanted.rows else {}
+            by = lambda logits, others: function(logits, **others)
+            total, pullback, value = jax.vjp(by, product.logits(hidden), others, has_aux=True)
+            gradients = []
+            for cotangent, at in zip(_basis(total), jax.tree.leaves(nulls.known(null, value, held)), strict=True):
+                residual, found = pullback(cotangent)
+                of_weights = at.astype(weights.dtype) if wanted.weights else None
+                gradients.append((residual, Gradient(None, None, of_weights, found.get("smooth"), found.get("rows"))))
+            return hidden, total, gradients
 
         def step(sums, block):
             hidden, value, gradients = of_block(*block)
-            kept, row_gradients = [], []
-            for (dweight, dshared), (residual, dweights, new, drows) in zip(sums[1], gradients, strict=True):
+            kept, of_rows = [], []
+            for sum_, (residual, new) in zip(sums[1], gradients, strict=True):
                 residual, scale = product.rounded(residual)
-                dweight = product.add_weight_gradient(dweight, hidden, residual, scale)
-                kept.append((dweight, jax.tree.map(jnp.add, dshared, new)))
-                dhidden = scale(product.hidden_gradient(residual)).astype(kept_in(hidden.dtype))
-                row_gradients.append((dhidden, dweights, drows))
-            return (jax.tree.map(jnp.add, sums[0], value), kept), row_gradients
+                if wanted.weight:
+                    added = product.add_weight_gradient(sum_.weight, hidden, residual, scale)
+                    sum_ = sum_._replace(weight=added)
+                if wanted.hidden:
+                    new = new._replace(hidden=scale(product.hidden_gradient(residual)).astype(kept_in(hidden.dtype)))
+                kept.append(sum_._replace(shared=jax.tree.map(jnp.add, sum_.shared, new.shared)))
+                of_rows.append(new._replace(shared=None))
+            return (jax.tree.map(jnp.add, sums[0], value), kept), of_rows
 
         blocks = _blocks(size, (hidden, weights, rows, indices))
-        _, first, residuals = jax.eval_shape(of_block, *jax.tree.map(lambda x: x[0], blocks))
+        _, first, gradients = jax.eval_shape(of_block, *jax.tree.map(lambda x: x[0], blocks))
         wide = lambda like, x: zeros(like, x.shape, accumulator(x.dtype))
-        start = [(wide(z, weight), jax.tree.map(wide, new, smooth)) for z, _, new, _ in residuals]
-        (value, kept), row_gradients = lax.scan(step, (jax.tree.map(wide, first, first), start), blocks)
-        unblock = lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)]
-        row_gradients = jax.tree.map(unblock, row_gradients)
+        start = [
+            Gradient(
+                weight=wide(residual, weight) if wanted.weight else None,
+                shared=jax.tree.map(wide, new.shared, smooth) if wanted.shared else None,
+            )
+            for residual, new in gradients
+        ]
+        (value, sums), of_rows = lax.scan(step, (jax.tree.map(wide, first, first), start), blocks)
+        of_rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)], of_rows)
         # Where each device has a part of the classes, so is a hidden state's gradient a sum over the parts.
-        over_parts = lambda dh: sum_over(dh, varying(dh) - varying(hidden))
+        over_parts = lambda dh: None if dh is None else sum_over(dh, varying(dh) - varying(hidden))
         gradients = [
-            (over_parts(dh), dw, dv, ds, dr) for (dw, ds), (dh, dv, dr) in zip(kept, row_gradients, strict=True)
+            of_row._replace(hidden=over_parts(of_row.hidden), weight=sum_.weight, shared=sum_.shared)
+            for sum_, of_row in zip(sums, of_rows, strict=True)
         ]
         return value, gradients
 
-    def plain(*arguments):
+    def plain(wanted, *arguments):
         """The same from operations that JAX differentiates, in blocks that it makes again."""
         hidden, weight, weights, shared, rows, indices = arguments
         smooth, rebuild = _smooth(shared)
+        nulls = _Nulls(no_null_rows)
 
         def row(hidden, rows, weight, smooth):
-            return per_row(values, hidden, matrix._replace(weight=weight), rebuild(smooth), rows, indices, size)
+            here = matrix._replace(weight=weight)
+            return per_row(values, hidden, here, rebuild(smooth), rows, indices, dimensions, size)
 
         def total(weights, *points):
             if no_null_rows:
-                return weigh(weights, row(*points))
-            stand_in = lambda absent, hidden, rows, *shared: (*present(absent, (hidden, rows)), *shared)
-            return weigh(weights, values_at(row, weights, points, stand_in))
+                return _weigh(weights, row(*points))
+            stand_in = lambda absent, hidden, rows, *shared: (*nulls.present(absent, (hidden, rows)), *shared)
+            return _weigh(weights, values_at(row, weights, points, stand_in))
 
         # Apart: the derivative in the weights is what looks at null rows, and need not be asked for.
         points = hidden, rows, weight, smooth
@@ -280,40 +332,84 @@ def integral(
         def gradient(cotangent):
             dhidden, drows, dweight, dsmooth = pullback(cotangent)
             dhidden, dweight = dhidden.astype(kept_in(hidden.dtype)), dweight.astype(accumulator(weight.dtype))
-            return dhidden, dweight, *of_weights(cotangent), dsmooth, drows
+            return wanted.of(dhidden, dweight, *of_weights(cotangent), dsmooth, drows)
 
         return value, [gradient(cotangent) for cotangent in _basis(value)]
 
-    @custom_jvp
-    def with_gradients(*arguments):
-        return _on_platform(total_and_gradients, sizes, *arguments)
+    def gradient_dims(wanted, out):
+        value, gradients = out
+        of_smooth, _ = _smooth(shared, dims[3])
+        each = wanted.of(of_hidden, of_weight, rows_of(1), of_smooth, dims[4])
+        return jax.tree.map(lambda x: (), value), [each] * len(gradients)
 
-    def with_gradients_jvp(primals, tangents):
+    @functools.partial(custom_jvp, nondiff_argnums=(0,))
+    def with_gradients(wanted, *arguments):
+        blocked = functools.partial(total_and_gradients, wanted)
+        return partitioned(functools.partial(local, blocked), arguments, dims, functools.partial(gradient_dims, wanted))
+
+    def with_gradients_jvp(wanted, primals, tangents):
         # The blocked gradient is not made to be differentiated: its own derivative is that of the plain one.
         leaves, tree = jax.tree.flatten(primals)
         moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents)) if differentiated(t) is not None}
-        along = lambda *moved: plain(*tree.unflatten(_replaced(leaves, dict(zip(moving, moved, strict=True)))))
+        along = lambda *moved: plain(wanted, *tree.unflatten(_replaced(leaves, dict(zip(moving, moved, strict=True)))))
         _, tangent = jax.jvp(along, [leaves[i] for i in moving], list(moving.values()))
-        return with_gradients(*primals), tangent
+        return with_gradients(wanted, *primals), tangent
 
     with_gradients.defjvp(with_gradients_jvp, symbolic_zeros=True)
 
     @custom_jvp
     def value(*arguments):
-        return _on_platform(total, sizes, *arguments)
+        scalars = functools.partial(jax.tree.map, lambda x: ())
+        return partitioned(functools.partial(local, total), arguments, dims, scalars)
 
     def jvp(primals, tangents):
-        out, gradients = with_gradients(*primals)
         *most, shared, rows, _ = tangents
         smooth = [t for t, x in zip(jax.tree.leaves(shared), jax.tree.leaves(primals[3]), strict=True) if _is_smooth(x)]
+        moved = *most, smooth, rows
+        wanted = Gradient(*(any(differentiated(t) is not None for t in jax.tree.leaves(part)) for part in moved))
+        out, gradients = with_gradients(wanted, *primals)
         inner = lambda *pair: sum_over(_inner(*pair), varying(_inner(*pair)) & parts)
-        along = lambda gradient: sum(map(inner, jax.tree.leaves(gradient), jax.tree.leaves((*most, smooth, rows))))
+        along = lambda gradient: sum(map(inner, jax.tree.leaves(gradient), jax.tree.leaves(wanted.of(*moved))))
         leaves, tree = jax.tree.flatten(out)
         tangent = [jnp.asarray(along(g), x.dtype) for x, g in zip(leaves, gradients, strict=True)]
         return out, jax.tree.unflatten(tree, tangent)
 
     value.defjvp(jvp, symbolic_zeros=True)
     return value(*arguments)
+
+
+class Gradient(NamedTuple):
+    """The gradient in each argument of an integral, or whether it is wanted; None where it is not."""
+
+    hidden: Any = None
+    weight: Any = None
+    weights: Any = None
+    shared: Any = None
+    rows: Any = None
+
+    def of(self, *parts: Any) -> "Gradient":
+        """Of the parts, those that are wanted."""
+        return Gradient(*(part if wanted else None for wanted, part in zip(self, parts, strict=True)))
+
+
+class _Nulls(NamedTuple):
+    """Rows of weight 0, if there are any."""
+
+    none: bool
+
+    def present(self, null, arrays):
+        """The rows, with zeros in the place of those that are null."""
+        expand = lambda x: null.reshape(-1, *(1,) * (x.ndim - 1))
+        return arrays if self.none else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
+
+    def known(self, null, value, held=0):
+        """The rows' values, those of null rows replaced."""
+        held = jax.tree.map(lambda _: held, value) if isinstance(held, int) else held
+        return value if self.none else jax.tree.map(lambda v, h: jnp.where(null, h, v), value, held)
+
+
+def _weigh(weights, value):
+    return jax.tree.map(lambda v: jnp.sum(weights * v), value)
 
 
 def _inner(gradient, tangent):
@@ -337,15 +433,16 @@ def _is_smooth(x):
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _smooth(tree):
-    """The leaves that have derivatives, and how to put them back among the others."""
+def _smooth(tree, of=None):
+    """The leaves that have derivatives, or ``of`` those, and how to put them back among the others."""
     leaves, structure = jax.tree.flatten(tree)
 
     def rebuild(smooth):
         smooth = iter(smooth)
         return jax.tree.unflatten(structure, [next(smooth) if _is_smooth(x) else x for x in leaves])
 
-    return [x for x in leaves if _is_smooth(x)], rebuild
+    parts = leaves if of is None else structure.flatten_up_to(of)
+    return [part for part, x in zip(parts, leaves, strict=True) if _is_smooth(x)], rebuild
 
 
 def _basis(value):

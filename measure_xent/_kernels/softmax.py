@@ -31,9 +31,11 @@ from jaxtyping import Array, Float, Int
 from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_row_blocks
 from .classes import Classes, accumulator, class_index, first_maximum, part_size
+from .layout import CLASSES, rows_of
 from .log_sum import LONG_ROW, above, all_but, distance, materialise_row, relative_to_class, relative_to_top
 from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
+from .partition import explicit_mesh, partitioned
 from .target import Target, expand, is_null, join, split_by_row
 
 # Of so few the quick pass would save 30 µs, measured on x86 CPUs, and take 0.2 s to compile beside the one it is tried before.
@@ -78,27 +80,49 @@ def rows(
     dtype = accumulator(logits.dtype)
     indices, *measure = target
     indices = None if indices is None else class_index(indices)
-    parts = (None if part is None else part.astype(dtype) for part in measure)
-    return _rows(row_statistics, Classes.of(logits, axis_name), logits, indices, *parts)
+    target = Target(indices, *(None if part is None else part.astype(dtype) for part in measure))
+    if explicit_mesh((logits, target)) is None or _family(logits, *target) != logits.shape[:-1]:
+        return _rows(row_statistics, Classes.of(logits, axis_name), logits, *target)
+
+    def local(axes):
+        return lambda z, own, shared: rows(z, join(own, shared), row_statistics, axes.get(CLASSES) or axis_name)
+
+    return _by_rows(local, logits, target)
+
+
+def log_softmax(classes: Classes, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
+    """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
+    return _along_explicit_axes(_log_softmax, classes, z)
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0,))
-def log_softmax(classes: Classes, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:
-    """log softmax of each row, with the edge conventions of this module and derivatives of every order."""
+def _log_softmax(classes, z):
     top, log1p_tail = _tops(classes, z)
     return -(distance(top, z) + log1p_tail)
 
 
-@log_softmax.defjvp
+@_log_softmax.defjvp
 def _log_softmax_jvp(classes, primals, tangents):
     (z,), (dz,) = primals, tangents
-    return log_softmax(classes, z), dz - _inner(classes, softmax(z, classes), dz)
+    return _log_softmax(classes, z), dz - _inner(classes, _softmax(classes, z), dz)
 
 
 def softmax(z: Float[Array, "*family V"], classes: Classes | None = None) -> Float[Array, "*family V"]:
     """Softmax of each row, with the edge conventions of this module and derivatives of every order."""
-    classes = classes or Classes.of(z)
+    return _along_explicit_axes(_softmax, classes or Classes.of(z), z)
+
+
+def _softmax(classes, z):
     return _probabilities(classes, z, *_tops(classes, lax.stop_gradient(z)))
+
+
+def _along_explicit_axes(function, classes, z):
+    """``function(classes, z)`` [*family, V]. Along automatic axes a compiler partitions it well."""
+    if explicit_mesh(z) is None:
+        return function(classes, z)
+    local = lambda axes: lambda z: function(Classes.of(z, axes.get(CLASSES) or classes.axis_name), z)
+    dims = (*rows_of(z.ndim - 1), CLASSES)
+    return partitioned(local, (z,), (dims,), lambda _: dims)
 
 
 def _tops(classes, z):
@@ -134,16 +158,32 @@ def _rows(row_statistics, classes, z, indices, weights, background, dense) -> Ro
     if indices is not None:
         indices, weights = jnp.broadcast_arrays(indices, weights)
     target = Target(indices, weights, background, dense)
-    family = _family(z, indices, background, dense)
-    on = lambda platform: functools.partial(_pass, classes=classes, row_statistics=row_statistics, platform=platform)
+    family = _family(z, *target)
     if family != z.shape[:-1]:  # several targets a row of logits
-        return on("default")(z, target, Target())
-    operands = z, *split_by_row(target, family)
+        return _pass(z, target, Target(), classes=classes, row_statistics=row_statistics)
+    local = lambda axes: functools.partial(_part_of_rows, row_statistics, axes.get(CLASSES) or classes.axis_name)
+    return _by_rows(local, z, target)
+
+
+def _by_rows(local, z, target):
+    """``local(axes)`` of the logits and the target's parts, each row's own and all rows', each device doing its share."""
+    of_rows = rows_of(z.ndim - 1)
+    own, shared = split_by_row(target, z.shape[:-1])
+    dims = (*of_rows, CLASSES), own.dims(len(of_rows)), shared.dims(0)
+    out_dims = functools.partial(jax.tree.map, lambda x: (*of_rows, *(None,) * (x.ndim - len(of_rows))))
+    return partitioned(local, (z, own, shared), dims, out_dims)
+
+
+def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
+    """The rows and the classes here, as is fastest on the platform."""
+    classes = Classes.of(z, axis_name)
+    on = lambda platform: functools.partial(_pass, classes=classes, row_statistics=row_statistics, platform=platform)
+    operands = z, own, shared
     if z.shape[-1] <= SHORT_ROW or z.size <= FEW_LOGITS:
         return on("default")(*operands)
     cpu = functools.partial(in_row_blocks, on("cpu"))
     platforms = {"default": on("default")}
-    if classes.axis_name is None:
+    if axis_name is None:
         if z.dtype.itemsize == 2 and z.shape[-1] >= LONG_ROW:
             platforms["cuda"] = on("cuda")
         # Beyond, a float32 does not number the classes; and where the quick pass fails it makes a NaN.
@@ -151,7 +191,7 @@ def _rows(row_statistics, classes, z, indices, weights, background, dense) -> Ro
             quick = functools.partial(_quick_pass, classes=classes, row_statistics=row_statistics, exact=cpu)
             # Blocks of rows where the quick pass would store a matrix as large as the logits: half precision's conversion, and
             # rows whose length has no good divisor; for float64 too.
-            whole = _pivots(target, row_statistics) or z.shape[-1] % part_size(z.shape[-1]) == 0
+            whole = _pivots(join(own, shared), row_statistics) or z.shape[-1] % part_size(z.shape[-1]) == 0
             cpu = quick if whole and z.dtype == jnp.float32 else functools.partial(in_row_blocks, quick)
     return lax.platform_dependent(*operands, cpu=cpu, **platforms)
 
@@ -228,7 +268,7 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
     elif dense is not None:
         total += classes.all_parts(jnp.sum(_pair(dense, others(gap(z), here, "dense") + log_sum), axis=-1))
     total = vary(total, varying(reference))  # where the target is empty too
-    out = Rows(jnp.broadcast_to(total, _family(z, indices, background, dense)), reference, log_sum)
+    out = Rows(jnp.broadcast_to(total, _family(z, *target)), reference, log_sum)
     if "mode" in row_statistics:
         out = out._replace(mode=at[..., 0], surprisal=log_sum[..., 0])
     if "entropy" in row_statistics:
@@ -348,7 +388,7 @@ def _at_weight(weight, surprisal):
     return jnp.where((weight == 0) & ~jnp.isfinite(surprisal), 0, surprisal)
 
 
-def _family(z, indices, background, dense):
+def _family(z, indices, weights, background, dense):
     parts = [z.shape[:-1]]
     parts += [] if indices is None else [indices.shape[:-1]]
     parts += [] if background is None else [background.shape]

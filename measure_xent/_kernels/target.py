@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .classes import Classes, out_of_range
+from .layout import CLASSES, rows_of
 
 
 class Target(NamedTuple):
@@ -19,6 +20,12 @@ class Target(NamedTuple):
     weights: Float[Array, "*family k"] | None = None
     background: Float[Array, "*family"] | None = None
     dense: Float[Array, "*family V"] | None = None
+
+    def dims(self, rank: int) -> "Target":
+        """The names of each part's axes in its place, so many of them rows."""
+        tails = {"indices": (None,), "weights": (None,), "background": (), "dense": (CLASSES,)}
+        names: Any = {name: (*rows_of(rank), *tail) for name, tail in tails.items() if getattr(self, name) is not None}
+        return Target(**names)
 
 
 def split_by_row(target: Target, family: tuple[Any, ...]) -> tuple[Target, Target]:
