@@ -83,8 +83,8 @@ def of_logits(weight, bias, softcap, hidden, labels, mask, cotangents, soft):
 
 def divergence_of_logits(weight, bias, softcap, hidden, labels, mask, cotangents, soft):
     z = hidden @ weight + bias
-    divergence = mx.kl_divergence(mx.Categorical(probs=soft), mx.Categorical(z)) + mx.entropy(mx.Categorical(z))
-    return jnp.sum(cotangents * (divergence + mx.jensen_shannon(mx.Categorical(z), mx.Categorical(softcap * z))))
+    P, Q = mx.Categorical(z), mx.Categorical(softcap * z)
+    return jnp.sum(cotangents * (mx.kl_divergence(P, Q) + mx.entropy(Q)))
 
 
 LABELS = lambda labels, soft, hidden, weight: mx.Dirac(labels)
@@ -170,3 +170,196 @@ def test_second_derivatives(kind, layout, what):
         pytest.skip("jax.numpy's own product of these raises")
     function = with_second_derivative(OPERATIONS[what])
     agree(jax.jit(function)(placed(layout, kind)), jax.jit(function)(ARRAYS))
+
+
+def loss(weight, hidden, labels):
+    return mx.cross_entropy(mx.Empirical((hidden, labels)), mx.LinearSoftmax(weight, batch_size=3))
+
+
+def each_loss(weight, hidden, labels):
+    return mx.cross_entropy(mx.Dirac(labels), mx.LinearSoftmax(weight, batch_size=3)(hidden))
+
+
+TRANSFORMATIONS = {
+    "jvp": lambda w, h, y: jax.jvp(lambda *wh: loss(*wh, y), (w, h), (jnp.sin(w), jnp.cos(h))),
+    "jvp of a loss each": lambda w, h, y: jax.jvp(lambda *wh: each_loss(*wh, y), (w, h), (jnp.sin(w), jnp.cos(h))),
+    "reverse over reverse": lambda w, h, y: jax.grad(lambda w: jnp.sum(jnp.cos(w) * jax.grad(loss)(w, h, y)))(w),
+    "vmap": lambda w, h, y: jax.vmap(lambda c: jax.grad(loss, (0, 1))(w, c * h, y))(jnp.arange(1.0, 4.0)),
+    "vmap of a loss each": lambda w, h, y: jax.vmap(lambda c: jax.grad(lambda w: each_loss(w, c * h, y).sum())(w))(
+        jnp.arange(1.0, 4.0)
+    ),
+    "checkpoint": lambda w, h, y: jax.grad(jax.checkpoint(loss), (0, 1))(w, h, y),
+    "scan": lambda w, h, y: jax.lax.scan(lambda w, _: (w - 0.1 * jax.grad(loss)(w, h, y), loss(w, h, y)), w, length=3),
+    "value_and_grad of an Integral": lambda w, h, y: mx.value_and_grad(
+        lambda w: mx.Atoms((h, y)).integrate(-log(mx.LinearSoftmax(w)))
+    )(w),
+    "what a loss closes over": lambda w, h, y: jax.grad(
+        lambda c: mx.Empirical((h, y)).expect(-c * log(mx.LinearSoftmax(w)))
+    )(2.0),
+}
+
+
+@pytest.mark.slow("a program a transformation and layout")
+@sweep("name", TRANSFORMATIONS)
+@sweep("layout", ["batch", "batch × classes", "features over the batch's axis"], cost=2)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_transformations(kind, layout, name):
+    arrays = placed(layout, kind)
+    got = jax.jit(TRANSFORMATIONS[name])(*(arrays[x] for x in ("weight", "hidden", "labels")))
+    agree(got, jax.jit(TRANSFORMATIONS[name])(*(jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels"))))
+
+
+AUTO = lambda **sizes: jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def test_where_shardings_are_named_later():
+    """By in_shardings, by a constraint, outside of jit, under set_mesh."""
+    mesh, arrays = AUTO(data=8), [jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels")]
+    spread = NamedSharding(mesh, S("data"))
+    expected = jax.jit(jax.grad(loss))(*arrays)
+    named = jax.jit(jax.grad(loss), in_shardings=(NamedSharding(mesh, S()), spread, spread))
+    agree(named(*arrays), expected)
+    assert not re.search("all-gather", named.lower(*arrays).compile().as_text())
+    constrained = jax.jit(lambda w, h, y: jax.grad(loss)(w, jax.lax.with_sharding_constraint(h, spread), y))
+    agree(constrained(*arrays), expected)
+    agree(jax.grad(loss)(arrays[0], jax.device_put(arrays[1], spread), arrays[2]), expected)
+    with jax.set_mesh(mesh):
+        agree(jax.jit(jax.grad(loss))(arrays[0], jax.device_put(arrays[1], S("data")), arrays[2]), expected)
+
+
+def test_some_axes_manual():
+    """Rows by shard_map, classes by the compiler."""
+    mesh, arrays = AUTO(data=4, model=2), [jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels")]
+    specs = S(), S("data"), S("data")
+    mean = lambda *arrays: jax.lax.pmean(loss(*arrays), "data")
+    part = jax.shard_map(mean, mesh=mesh, in_specs=specs, out_specs=S(), axis_names={"data"})
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(arrays, (S(None, "model"), *specs[1:]), strict=True)
+    ]
+    agree(jax.jit(jax.value_and_grad(part))(*placed), jax.jit(jax.value_and_grad(loss))(*arrays))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_rows_and_classes_that_devices_do_not_divide(kind):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    weight, hidden, labels = (jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels"))
+    if kind == AxisType.Explicit:  # where JAX has no such arrays, the rest is on fewer axes
+        arrays = weight[:, :45], hidden[:28], labels[:28] % 45
+        specs, cut = (S(), S("data"), S("data")), lambda *arrays: arrays
+    else:
+        arrays, specs = (weight, hidden, labels % 45), (S(None, "model"), S("data"), S("data"))
+        cut = lambda w, h, y: (w[:, :45], h[:29], y[:29])
+    function = jax.value_and_grad(lambda *arrays: loss(*cut(*arrays)), (0, 1))
+    placed = [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(arrays, specs, strict=True)]
+    agree(jax.jit(function)(*placed), jax.jit(function)(*arrays))
+
+
+@pytest.mark.parametrize("axes", [("data",), ("data", "seq")])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spread_over", ["integral", "each"])
+def test_batches_of_sequences(spread_over, kind, axes):
+    mesh = jax.make_mesh((4, 2), ("data", "seq"), axis_types=(kind,) * 2)
+    hidden, labels = ARRAYS["hidden"].reshape(8, 4, D), jnp.asarray(ARRAYS["labels"].reshape(8, 4))
+    cotangents = ARRAYS["cotangents"].reshape(8, 4)
+
+    def function(w, h, y, c):
+        if spread_over == "integral":
+            return mx.Empirical((h, y), weights=c**2).expect(-log(mx.LinearSoftmax(w, batch_size=3)))
+        return jnp.sum(c * each_loss(w, h, y))
+
+    place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, S(*spec)))
+    arrays = place(ARRAYS["weight"]), *(place(x, *axes) for x in (hidden, labels, cotangents))
+    step = jax.jit(jax.value_and_grad(function, (0, 1)))
+    agree(step(*arrays), step(ARRAYS["weight"], hidden, labels, cotangents))
+    if spread_over == "each":
+        assert not re.search("all-gather|all-to-all", step.lower(*arrays).compile().as_text())
+
+
+def collectives(compiled):
+    """(kind, largest number of elements, whether it is inside of a loop)."""
+    blocks = re.split(r"\n(?=(?:ENTRY )?%?[\w.-]+ \([^\n]*\{\n)", compiled.as_text())
+    name = lambda block: re.match(r"(?:ENTRY )?%?([\w.-]+) \(", block.strip())
+    computations = {name(b).group(1): b for b in blocks if name(b)}
+    called = {
+        n: set(re.findall(r"(?:body|to_apply|calls|condition|true_computation|false_computation)=%?([\w.-]+)", b))
+        for n, b in computations.items()
+    }
+    inside, todo = set(), [n for b in computations.values() for n in re.findall(r"body=%?([\w.-]+)", b)]
+    while todo:
+        inside.add(n := todo.pop())
+        todo += called.get(n, set()) - inside
+    found = []
+    for n, block in computations.items():
+        for shapes, kind in re.findall(
+            r"= (\S+|\([^)]*\)) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
+            block,
+        ):
+            sizes = [np.prod([int(d) for d in dims.split(",") if d]) for dims in re.findall(r"\[([\d,]*)\]", shapes)]
+            found.append((kind, int(max(sizes)), n in inside))
+    return found
+
+
+@sweep("kind", [AxisType.Auto, AxisType.Explicit], cost=0.34)
+@sweep("layout", ["batch", "batch × classes", "features over the batch's axis"])
+def test_what_travels(layout, kind):
+    """Never the batch; the weight once, before the loop, its gradient once, after it; in the loop a few numbers a row."""
+    rows, features, classes, block = 4096, 24, 320, 8
+    sizes, batch, over_features, over_classes = LAYOUTS[layout]
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes))
+    place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, S(*spec)))
+    arrays = (
+        place(f32(rng.normal(size=(features, classes))), over_features, over_classes),
+        place(f32(rng.normal(size=(rows, features))), batch),
+        place(rng.integers(classes, size=rows), batch),
+    )
+    mean = lambda w, h, y: mx.cross_entropy(mx.Empirical((h, y)), mx.LinearSoftmax(w, batch_size=block))
+    each = lambda w, h, y: mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w, batch_size=block)(h)).sum()
+    parts = sizes.get("model", 1)
+    for function in (mean, each):
+        step = jax.jit(jax.value_and_grad(function, (0, 1)))
+        compiled = step.lower(*arrays).compile()
+        found = collectives(compiled)
+        of_weight = features * classes // parts
+        assert found
+        for kind_, size, looped in found:
+            if looped:
+                assert size <= max(block * features, 2 * block)
+            elif kind_ == "all-gather":
+                assert over_features
+                assert size == of_weight
+            else:
+                assert size <= max(of_weight, rows // sizes["data"] * features * (parts > 1))
+        reductions = [
+            size
+            for kind_, size, looped in found
+            if not looped and kind_ != "all-gather" and size in (of_weight, of_weight // 8)
+        ]
+        assert len(reductions) == 1
+        if over_features:
+            assert "reduce-scatter" in {kind_ for kind_, size, _ in found if size == of_weight // sizes["data"]}
+        own = rows // sizes["data"]
+        shapes = (features, classes // parts), (own, features), (own,)
+        share = [jax.ShapeDtypeStruct(s, x.dtype) for x, s in zip(arrays, shapes, strict=True)]
+        alone = step.lower(*share).compile().memory_analysis().temp_size_in_bytes
+        gathered = 4 * 2 * of_weight * bool(over_features)  # and the gradient before it is scattered
+        summed = 4 * own * features * (parts > 1)  # the hidden states' gradient, of a part of the classes
+        assert compiled.memory_analysis().temp_size_in_bytes <= 1.1 * alone + gathered + summed + 4096
+
+
+def test_exported():
+    """Along explicit axes each device does its share; along automatic ones what another process calls is right, and whole."""
+    names = "weight", "hidden", "labels"
+    expected = jax.jit(jax.grad(loss))(*(jnp.asarray(ARRAYS[x]) for x in names))
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        arrays = [placed("batch", kind)[x] for x in names]
+        agree(jax.jit(jax.export.export(jax.jit(jax.grad(loss)))(*arrays).call)(*arrays), expected)
+
+
+def test_the_precision_is_that_of_the_call():
+    """What is compiled outside of a setting has been traced inside of it."""
+    arrays = [placed("batch", AxisType.Auto)[x] for x in ("weight", "hidden", "labels")]
+    with jax.default_matmul_precision("highest"):
+        lowered = jax.jit(jax.grad(loss)).lower(*arrays)
+    products = re.findall(r" dot\([^\n]*", lowered.compile().as_text())
+    assert products
+    assert all("operand_precision={highest,highest}" in product for product in products)

@@ -8,6 +8,7 @@ ones that is known when the program is partitioned, and the kernel is traced the
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -73,6 +74,17 @@ def explicit_mesh(arrays: PyTree[Array]) -> Any:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types and not mesh.manual_axes), None)
 
 
+def _with_precision_of_now(function: Callable) -> Callable:
+    """The function under the setting for matrix products that its call has been traced under, however late it is called."""
+    precision = jax.default_matmul_precision.value
+
+    def later(*args):
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return later
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Kernel:
     """A function of lists of arrays, and the names of their axes."""
@@ -102,13 +114,15 @@ class _Kernel:
             local=lambda axes: lambda *arrays: self.local(axes)(*arrays[:n]),
             dims=(*self.dims, *((None,) * x.ndim for x in consts)),
         )
-        function = custom_partitioning(lambda *arrays: tuple(eval_jaxpr(program.jaxpr, arrays[n:], *arrays[:n])))
+        whole = lambda *arrays: tuple(eval_jaxpr(program.jaxpr, arrays[n:], *arrays[:n]))
+        function = custom_partitioning(whole)
         function.def_partition(
-            promoting(kernel.partition),
+            _with_precision_of_now(promoting(kernel.partition)),
             infer_sharding_from_operands=kernel.result_shardings,
             sharding_rule=kernel.sharding_rule(),
         )
-        return _partitioned_p.bind(*leaves, *consts, call=jax.make_jaxpr(function)(*leaves, *consts), kernel=kernel)
+        call = jax.make_jaxpr(function)(*leaves, *consts)
+        return _partitioned_p.bind(*leaves, *consts, call=call, whole=whole, text=str(program), kernel=kernel)
 
     def partition(self, mesh, operands, results):
         """As ``custom_partitioning`` asks: (mesh, the program of one device, shardings of the results, of the operands)."""
@@ -166,14 +180,21 @@ class _Kernel:
 
 _partitioned_p = Primitive("partitioned")
 _partitioned_p.multiple_results = True
-_partitioned_p.def_abstract_eval(lambda *_, call, kernel: [x.aval for x in call.jaxpr.outvars])
+_partitioned_p.def_abstract_eval(lambda *arrays, call, **_: [x.aval for x in call.jaxpr.outvars])
 _partitioned_p.def_impl(
-    lambda *arrays, call, kernel: jax.jit(functools.partial(eval_jaxpr, call.jaxpr, call.consts))(*arrays)
+    lambda *arrays, call, **_: jax.jit(functools.partial(eval_jaxpr, call.jaxpr, call.consts))(*arrays)
 )
-mlir.register_lowering(
-    _partitioned_p,
-    lambda ctx, *arrays, call, kernel: mlir.core_call_lowering(ctx, *arrays, name="partitioned", call_jaxpr=call),
-)
+
+
+@functools.partial(mlir.register_lowering, _partitioned_p)
+def _lower(ctx, *arrays, call, whole, text, kernel):
+    del kernel
+    if ctx.module_context.lowering_parameters.for_export:  # another process cannot call back to this one
+        return mlir.lower_fun(whole, multiple_results=True)(ctx, *arrays)
+    # To a persistent cache of programs the call is its name alone.
+    name = f"partitioned_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return mlir.core_call_lowering(ctx, *arrays, name=name, call_jaxpr=call)
+
 
 # A device's program with the types that shard_map gave it.
 _on_one_device_p = Primitive("on_one_device")
@@ -186,8 +207,8 @@ mlir.register_lowering(
 
 
 @functools.partial(ad.primitive_jvps.__setitem__, _partitioned_p)
-def _jvp(primals, tangents, *, call, kernel):
-    out = _partitioned_p.bind(*primals, call=call, kernel=kernel)
+def _jvp(primals, tangents, *, kernel, **program):
+    out = _partitioned_p.bind(*primals, kernel=kernel, **program)
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
     smooth = [i for i, x in enumerate(out) if jnp.issubdtype(x.dtype, jnp.inexact)]
     n = len(primals)
@@ -215,8 +236,8 @@ def _jvp(primals, tangents, *, call, kernel):
 
 
 @functools.partial(ad.primitive_transposes.__setitem__, _partitioned_p)
-def _transpose(cotangents, *operands, call, kernel):
-    del call
+def _transpose(cotangents, *operands, kernel, **program):
+    del program
     linear = [i for i, x in enumerate(operands) if ad.is_undefined_primal(x)]
     known = [i for i in range(len(operands)) if i not in linear]
     present = [i for i, ct in enumerate(cotangents) if not isinstance(ct, ad.Zero)]
@@ -255,8 +276,8 @@ def _part(aval, names, axes):
 
 
 @functools.partial(batching.primitive_batchers.__setitem__, _partitioned_p)
-def _batch(arrays, batched, *, call, kernel):
-    del call
+def _batch(arrays, batched, *, kernel, **program):
+    del program
     name = f"{ROWS} of batch {sum(map(are_rows, set(itertools.chain(*kernel.dims))))}"
     mapped = [0 if axis is not None else None for axis in batched]
     arrays = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arrays, batched, strict=True)]
