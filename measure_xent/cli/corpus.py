@@ -29,13 +29,15 @@ class Corpus(NamedTuple):
         """Of all that is trained and tested on."""
         return zlib.crc32(self.held_out.tobytes(), zlib.crc32(self.train.tobytes()))
 
-    def batch(self, step: int, size: int, context: int, seed: int) -> Int[np.ndarray, "size context+1"]:
-        """The training windows of a step: a new shuffle each epoch, known from the step alone."""
+    def batch(
+        self, step: int, size: int, context: int, seed: int, rows: slice = slice(None)
+    ) -> Int[np.ndarray, "size context+1"]:
+        """The training windows of a step, or some rows of them: a new shuffle each epoch, known from the step alone."""
         epoch_steps = (len(self.train) - 1 - context) // context // size
         epoch, place = divmod(step, epoch_steps)
         random = np.random.default_rng((seed, epoch))
         starts = random.integers(context) + context * random.permutation(epoch_steps * size)
-        return np.stack([self.train[a : a + context + 1] for a in starts[place * size : (place + 1) * size]])
+        return np.stack([self.train[a : a + context + 1] for a in starts[place * size : (place + 1) * size][rows]])
 
     def held_out_batches(
         self, size: int, context: int, windows: int

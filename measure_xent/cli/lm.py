@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int
 import measure_xent as mx
 from measure_xent import correct, log
 
+from . import mesh as devices
 from .corpus import LIBRARY, Corpus, encode, read, train_tokenizer
 from .terminal import CommandError, output_folder, positive, seed, training_bar
-from .transformer import Parameters, hidden_states, init
+from .transformer import AXES, Parameters, hidden_states, init
 
 TEMPERATURE = 0.8  # of the sample
 SAMPLE_TOKENS = 160
@@ -41,6 +42,14 @@ examples:
   measure-xent train lm --resume                        goes on from the last checkpoint, to the same numbers
   measure-xent train lm --source ~/novel.txt --vocabulary 4096 --out runs/novel
   measure-xent train lm --width 512 --layers 8 --context 512 --batch-size 32 --steps 20000
+
+On several devices the rows of a batch are spread over them; --mesh names how many have rows (data), parts of the parameters
+too (fsdp), or parts of the vocabulary (model). Of several processes each reads its own rows, and OUT is a folder that all see:
+
+  measure-xent train lm --mesh data=4,model=2
+  measure-xent train lm --coordinator host:1234 --processes 2 --process 0      and the same with --process 1 elsewhere
+
+A process that ends takes the others with it within a minute; --resume, on another mesh too, goes on from the checkpoint.
 
 OUT/checkpoints has the parameters and the optimiser's state, OUT/tokenizer.json the vocabulary, OUT/metrics.json the figures,
 OUT/sample.txt what the model writes, OUT/report.png the pictures. Ctrl-C stops early and keeps them all; --resume goes on.
@@ -95,6 +104,7 @@ def add_parser(tasks: Any) -> None:
     add("--checkpoint-every", type=whole, default=100, metavar="STEPS", help="steps between checkpoints (%(default)s)")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUT, with the options of its run")
     add("--out", type=Path, default=Path("runs/lm"), metavar="FOLDER", help="output folder (%(default)s)")
+    devices.add_options(add)
     parser.set_defaults(run=run)
 
 
@@ -106,6 +116,17 @@ def _vocabulary(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, keeps checkpoints, evaluates on the held-out files and writes the report."""
+    devices.connect(arguments)
+    if jax.process_count() == 1:
+        return _run(arguments)
+    try:
+        return _run(arguments)
+    except jax.errors.JaxRuntimeError as error:
+        devices.end_with_the_others(error)
+        raise
+
+
+def _run(arguments: argparse.Namespace) -> int:
     import orbax.checkpoint as ocp
 
     folder, given = (arguments.out / "checkpoints").resolve(), vars(arguments)
@@ -128,8 +149,10 @@ def run(arguments: argparse.Namespace) -> int:
             settings, source = resumed(history["run"], given)
         if settings.width % (2 * settings.heads):
             raise CommandError(f"--width {settings.width}: has to be a multiple of {2 * settings.heads}, twice --heads")
+        mesh = devices.make_mesh(arguments.mesh, settings.batch_size)
         corpus, tokenizer = load(source, arguments.out, settings, new=last is None)
         state, new = start(settings, corpus, source)
+        state = jax.device_put(state, shardings := spread(mesh, state))
         if history is None:
             history = new
         else:
@@ -147,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
         def evaluate_now(step: int) -> None:
             due = step % 50 == 0 or step in (1, settings.steps)
             if due and step and str(step) not in history["held_out_loss"]:
-                figures = evaluate(state.parameters, corpus, settings, HELD_OUT_WINDOWS[0])
+                figures = evaluate(state.parameters, corpus, settings, HELD_OUT_WINDOWS[0], mesh)
                 history["held_out_loss"][str(step)] = figures["nats"]
 
         def read_losses() -> None:
@@ -155,14 +178,17 @@ def run(arguments: argparse.Namespace) -> int:
             losses.clear()
 
         step = first = len(history["train_loss"])
-        train_step, losses, began, interrupted = jax.jit(functools.partial(update, settings)), [], None, False
+        whole = jax.NamedSharding(mesh, jax.P())
+        train_step = jax.jit(functools.partial(update, settings), out_shardings=(shardings, whole))
+        losses, began, interrupted = [], None, False
         with training_bar("{task.fields[loss]}") as progress:
             bar = progress.add_task("training lm", total=settings.steps, completed=step, loss="")
             try:
                 evaluate_now(step)
                 while step < settings.steps:
-                    windows = corpus.batch(step, settings.batch_size, settings.context, settings.seed)
-                    state, loss = train_step(state, windows)
+                    shape = settings.batch_size, settings.context + 1
+                    rows = functools.partial(corpus.batch, step, settings.batch_size, settings.context, settings.seed)
+                    state, loss = train_step(state, devices.by_rows(mesh, rows, shape))
                     losses.append(loss)
                     step += 1
                     if began is None:  # the first step compiles
@@ -178,7 +204,7 @@ def run(arguments: argparse.Namespace) -> int:
                         read_losses()
                         save(step)
             except KeyboardInterrupt:
-                if step == 0:
+                if step == 0 or jax.process_count() > 1:  # the others are at another step
                     raise
                 interrupted = True
                 read_losses()
@@ -190,11 +216,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"stopped after {step} steps; --resume goes on", file=sys.stderr)
     elif first == settings.steps:
         print(f"the run had all of its {first} steps already", file=sys.stderr)
-    return report(arguments.out, state.parameters, corpus, tokenizer, settings, history)
+    return report(arguments.out, state.parameters, corpus, tokenizer, settings, history, mesh)
 
 
 def load(source: Path, out: Path, settings: Settings, *, new: bool) -> tuple[Corpus, Any]:
     """The text as tokens, of a new vocabulary or of the run's."""
+    from jax.experimental import multihost_utils
     from rich.console import Console
     from tokenizers import Tokenizer
 
@@ -202,11 +229,10 @@ def load(source: Path, out: Path, settings: Settings, *, new: bool) -> tuple[Cor
         raise CommandError(f"--source {source}: no such file or folder")
     with Console(stderr=True).status(f"reading {source}, making {settings.vocabulary} tokens of it"):
         parts, path = read(source), out / "tokenizer.json"
-        if new:
-            tokenizer = train_tokenizer(parts[0], settings.vocabulary)
-            tokenizer.save(str(path))
-        else:
-            tokenizer = Tokenizer.from_file(str(path))
+        if new and devices.is_first():
+            train_tokenizer(parts[0], settings.vocabulary).save(str(path))
+        multihost_utils.sync_global_devices("tokenizer")
+        tokenizer = Tokenizer.from_file(str(path))
         corpus = encode(parts, tokenizer)
     if len(corpus.train) - 1 - settings.context < settings.batch_size * settings.context:
         raise CommandError(
@@ -222,6 +248,16 @@ def start(settings: Settings, corpus: Corpus, source: Path) -> tuple[State, dict
     parameters = init(jax.random.key(settings.seed), **shape)
     run = settings._asdict() | {"source": str(source.resolve()), "checksum": corpus.checksum}
     return State(parameters, optimizer(settings).init(parameters)), {"run": run, "train_loss": [], "held_out_loss": {}}
+
+
+def spread(mesh: Any, state: State) -> Any:
+    """The shardings of a state, its optimiser's moments as the parameters that they are of."""
+
+    def one(path, x):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return devices.sharding(mesh, x.shape, AXES.get(names[-1] if names else "", (None,) * x.ndim))
+
+    return jax.tree_util.tree_map_with_path(one, state)
 
 
 def resumed(run: dict[str, Any], given: dict[str, Any]) -> tuple[Settings, Path]:
@@ -262,10 +298,13 @@ def update(settings: Settings, state: State, windows: Int[Array, "B T+1"]) -> tu
     return State(parameters, state_of_optimizer), value
 
 
-def evaluate(parameters: Parameters, corpus: Corpus, settings: Settings, windows: int) -> dict[str, Any]:
+def evaluate(
+    parameters: Parameters, corpus: Corpus, settings: Settings, windows: int, mesh: Any = None
+) -> dict[str, Any]:
     """Figures of held-out text, each a ratio of two integrals that are summed over the batches."""
     batches = corpus.held_out_batches(settings.batch_size, settings.context, windows)
-    parts = (_integrals(settings.heads, parameters, *batch, corpus.byte_lengths) for batch in batches)
+    place = lambda x: x if mesh is None else devices.by_rows(mesh, x.__getitem__, x.shape)
+    parts = (_integrals(settings.heads, parameters, *map(place, batch), corpus.byte_lengths) for batch in batches)
     total = jax.tree.map(lambda *parts: sum(parts), *parts)
     nats = float(total["nats"] / total["mass"])
     return {
@@ -312,15 +351,23 @@ def sample(parameters: Parameters, tokenizer: Any, prompt: str, settings: Settin
 
 
 def report(
-    out: Path, parameters: Parameters, corpus: Corpus, tokenizer: Any, settings: Settings, history: dict[str, Any]
+    out: Path,
+    parameters: Parameters,
+    corpus: Corpus,
+    tokenizer: Any,
+    settings: Settings,
+    history: dict[str, Any],
+    mesh: Any,
 ) -> int:
     """Writes and prints the figures, a sample and the picture."""
     from .figures import lm_report
 
-    metrics = evaluate(parameters, corpus, settings, HELD_OUT_WINDOWS[1])
+    metrics = evaluate(parameters, corpus, settings, HELD_OUT_WINDOWS[1], mesh)
     if not math.isfinite(metrics["nats"]):
         raise CommandError(f"training diverged; try a smaller --lr than {settings.lr:g}, with another --out")
     written = sample(parameters, tokenizer, "def ", settings)
+    if not devices.is_first():
+        return 0
     (out / "sample.txt").write_text(written, encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(metrics | history, indent=1))
     lm_report(out / "report.png", metrics, history, len(corpus.byte_lengths), settings.batch_size * settings.context)

@@ -6,6 +6,15 @@ from jaxtyping import Array, Float, Int
 
 Parameters = dict[str, Array]
 
+# The mesh axes of each parameter's axes: its wide axis over model, the other over fsdp.
+AXES = {
+    "embedding": ("model", "fsdp"),
+    "attention": (None, "fsdp", "model"),
+    "attention out": (None, "model", "fsdp"),
+    "up": (None, "fsdp", "model"),
+    "down": (None, "model", "fsdp"),
+}
+
 
 def init(key: Array, *, vocabulary: int, width: int, layers: int) -> Parameters:
     """Normal weights, scaled so that hidden states and logits start of order 1 and below; layers are stacked, to be scanned."""
