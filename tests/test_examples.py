@@ -51,6 +51,12 @@ def test_accumulation():
     np.testing.assert_allclose(optaxs("MultiSteps", steps=6), whole, rtol=1e-5)
 
 
+@pytest.mark.slow("trains a model twice")
+def test_fsdp():
+    train = example("fsdp")["train"]
+    np.testing.assert_allclose(train(devices=8, steps=12), train(devices=1, steps=12), rtol=1e-5)
+
+
 @pytest.mark.slow("trains")
 def test_equinox():
     history, accuracy = example("equinox_mlp")["train"]()

@@ -280,10 +280,7 @@ def collectives(compiled):
     blocks = re.split(r"\n(?=(?:ENTRY )?%?[\w.-]+ \([^\n]*\{\n)", compiled.as_text())
     name = lambda block: re.match(r"(?:ENTRY )?%?([\w.-]+) \(", block.strip())
     computations = {name(b).group(1): b for b in blocks if name(b)}
-    called = {
-        n: set(re.findall(r"(?:body|to_apply|calls|condition|true_computation|false_computation)=%?([\w.-]+)", b))
-        for n, b in computations.items()
-    }
+    called = {n: set(re.findall(r"[={,] ?%?([\w.-]+)", b)) & computations.keys() - {n} for n, b in computations.items()}
     inside, todo = set(), [n for b in computations.values() for n in re.findall(r"body=%?([\w.-]+)", b)]
     while todo:
         inside.add(n := todo.pop())
