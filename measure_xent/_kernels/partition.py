@@ -74,6 +74,17 @@ def explicit_mesh(arrays: PyTree[Array]) -> Any:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types and not mesh.manual_axes), None)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Whole:
+    """A program as a function of its operands and of what it closes over."""
+
+    program: Any
+
+    def __call__(self, *arrays: Array) -> tuple[Array, ...]:
+        n = len(self.program.jaxpr.invars)
+        return tuple(eval_jaxpr(self.program.jaxpr, arrays[n:], *arrays[:n]))
+
+
 def _with_precision_of_now(function: Callable) -> Callable:
     """The function under the setting for matrix products that its call has been traced under, however late it is called."""
     precision = jax.default_matmul_precision.value
@@ -114,7 +125,7 @@ class _Kernel:
             local=lambda axes: lambda *arrays: self.local(axes)(*arrays[:n]),
             dims=(*self.dims, *((None,) * x.ndim for x in consts)),
         )
-        whole = lambda *arrays: tuple(eval_jaxpr(program.jaxpr, arrays[n:], *arrays[:n]))
+        whole = _Whole(program)
         function = custom_partitioning(whole)
         function.def_partition(
             _with_precision_of_now(promoting(kernel.partition)),
@@ -122,7 +133,7 @@ class _Kernel:
             sharding_rule=kernel.sharding_rule(),
         )
         call = jax.make_jaxpr(function)(*leaves, *consts)
-        return _partitioned_p.bind(*leaves, *consts, call=call, whole=whole, text=str(program), kernel=kernel)
+        return _partitioned_p.bind(*leaves, *consts, call=call, whole=whole, kernel=kernel)
 
     def partition(self, mesh, operands, results):
         """As ``custom_partitioning`` asks: (mesh, the program of one device, shardings of the results, of the operands)."""
@@ -187,12 +198,12 @@ _partitioned_p.def_impl(
 
 
 @functools.partial(mlir.register_lowering, _partitioned_p)
-def _lower(ctx, *arrays, call, whole, text, kernel):
+def _lower(ctx, *arrays, call, whole, kernel):
     del kernel
     if ctx.module_context.lowering_parameters.for_export:  # another process cannot call back to this one
         return mlir.lower_fun(whole, multiple_results=True)(ctx, *arrays)
     # To a persistent cache of programs the call is its name alone.
-    name = f"partitioned_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    name = f"partitioned_{hashlib.sha256(str(whole.program).encode()).hexdigest()[:16]}"
     return mlir.core_call_lowering(ctx, *arrays, name=name, call_jaxpr=call)
 
 
