@@ -16,7 +16,7 @@ from .._measures.product import (
     nested,
     scaled_product,
 )
-from .._measures.shapes import arity, atom_axes, shapes_of
+from .._measures.shapes import arity, atom_axes, sample_axes, shapes_of
 from .._pytree import pytree, static
 from .conditional import AbstractConditional
 
@@ -123,3 +123,6 @@ def _one_axis(form: Form, axes: tuple[int, ...], rank: int) -> Form:
         return jnp.broadcast_to(x, (*own[:rank], *axes[rank:], *rest)).reshape(*own[:rank], -1, *rest)
 
     return form.with_family_rank(len(axes)).map_family(merge)
+
+
+sample_axes.register(Joint, lambda J: sample_axes(J.P))

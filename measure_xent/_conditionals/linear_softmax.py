@@ -1,6 +1,7 @@
 """The linear head: softmax measures whose matrix of logits never exists."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,11 +20,13 @@ from .._kernels.head import Dimensions, Matrix, integral, per_row
 from .._kernels.layout import CLASSES, rows_of
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
+from .._kernels.partition import explicit_mesh
 from .._kernels.softmax import log_softmax, rows, softmax
 from .._kernels.target import Target, expand, join, split_by_row
 from .._measures.categorical import Categorical, Row
 from .._measures.measure import Measure
 from .._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
+from .._measures.shapes import sample_axes
 from .._measures.target import check_labels, materialised_target, target
 from .._pytree import pytree, replaced, set_fields, static
 from .conditional import AbstractConditional
@@ -387,15 +390,21 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
         shared = (function, jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), _rest(Q)), shared)
+        # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
+        batch = sample_axes(P)
+        if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:
+            batch = pair.weights.shape
+        rows = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), (hidden, pair.weights, own, indices))
+        hidden, weights, own, indices = rows
         return integral(
             values,
             hidden,
             Q.matrix,
-            pair.weights,
+            weights,
             shared,
             own,
             indices,
-            Dimensions(_dims(shared, 0), _dims(own, 1)),
+            Dimensions(_dims(shared, 0), _dims(own, len(batch))),
             no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms,
             parts=frozenset().union(
                 *(axes_of(head.axis_name) for head in (Q, *(part.head for part in pair.target.deferred)))

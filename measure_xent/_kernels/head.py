@@ -198,9 +198,9 @@ def per_row(
 
 def integral(
     values: Callable,
-    hidden: Float[Array, "N D"],
+    hidden: Float[Array, "*rows D"],
     matrix: Matrix,
-    weights: Float[Array, "N"],
+    weights: Float[Array, "*rows"],
     shared: PyTree[Array],
     rows: PyTree[Array],
     indices: PyTree[Array],
@@ -219,19 +219,22 @@ def integral(
     arguments = hidden, matrix.weight, weights, shared, rows, indices
     # Arguments are marked as varying over devices: a gradient is of this device's total, and the transpose of ``vary`` sums.
     arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
-    matrix = matrix.empty
-    of_hidden, of_weight, *others = dimensions.operands(1, matrix, indices)
-    dims = of_hidden, of_weight, rows_of(1), *others
+    matrix, rank = matrix.empty, weights.ndim
+    of_hidden, of_weight, *others = dimensions.operands(rank, matrix, indices)
+    dims = of_hidden, of_weight, rows_of(rank), *others
 
     def local(blocked, axes):
         """``blocked`` with what it is to know of a device's part: the rows a block, and those of weight 0."""
 
-        def on_device(hidden, weight, *rest):
+        def on_device(hidden, weight, weights, shared, rows, indices):
+            lead, flatten = weights.shape, lambda x: x.reshape(-1, *x.shape[rank:])
+            hidden, weights, rows, indices = jax.tree.map(flatten, (hidden, weights, rows, indices))
             sizes = block_rows(len(hidden), matrix._replace(weight=weight), size)
             whole = all(len(hidden) % size == 0 for size in sizes.values())  # padding has weight 0
             nulls = _Nulls(no_null_rows and whole)
             function = functools.partial(blocked, values(axes.get(CLASSES) or None), nulls)
-            return _on_platform(function, sizes, hidden, weight, *rest)
+            value, gradients = _on_platform(function, sizes, hidden, weight, weights, shared, rows, indices)
+            return value, [gradient.with_rows(lead) for gradient in gradients]
 
         return on_device
 
@@ -245,7 +248,7 @@ def integral(
         blocks = _blocks(size, (hidden, weights, rows, indices))
         first = jax.eval_shape(block, *jax.tree.map(lambda x: x[0], blocks))
         start = jax.tree.map(zeros, first)
-        return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), start, blocks)[0]
+        return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), start, blocks)[0], []
 
     def total_and_gradients(wanted, values, nulls, size, hidden, weight, weights, shared, rows, indices):
         """The total, and for each of its numbers the gradients that are wanted, summed in float32 or wider."""
@@ -339,7 +342,7 @@ def integral(
     def gradient_dims(wanted, out):
         value, gradients = out
         of_smooth, _ = _smooth(shared, dims[3])
-        each = wanted.of(of_hidden, of_weight, rows_of(1), of_smooth, dims[4])
+        each = wanted.of(of_hidden, of_weight, rows_of(rank), of_smooth, dims[4])
         return jax.tree.map(lambda x: (), value), [each] * len(gradients)
 
     @functools.partial(custom_jvp, nondiff_argnums=(0,))
@@ -360,7 +363,7 @@ def integral(
     @custom_jvp
     def value(*arguments):
         scalars = functools.partial(jax.tree.map, lambda x: ())
-        return partitioned(functools.partial(local, total), arguments, dims, scalars)
+        return partitioned(functools.partial(local, total), arguments, dims, scalars)[0]
 
     def jvp(primals, tangents):
         *most, shared, rows, _ = tangents
@@ -387,6 +390,12 @@ class Gradient(NamedTuple):
     shared: Any = None
     rows: Any = None
 
+    def with_rows(self, shape: tuple[int, ...]) -> "Gradient":
+        """What is a row's, of rows of that shape."""
+        reshape = lambda x: x.reshape(*shape, *x.shape[1:])
+        of_rows = jax.tree.map(reshape, (self.hidden, self.weights, self.rows))
+        return self._replace(**dict(zip(("hidden", "weights", "rows"), of_rows, strict=True)))
+
     def of(self, *parts: Any) -> "Gradient":
         """Of the parts, those that are wanted."""
         return Gradient(*(part if wanted else None for wanted, part in zip(self, parts, strict=True)))
@@ -399,7 +408,7 @@ class _Nulls(NamedTuple):
 
     def present(self, null, arrays):
         """The rows, with zeros in the place of those that are null."""
-        expand = lambda x: null.reshape(-1, *(1,) * (x.ndim - 1))
+        expand = lambda x: null.reshape(*null.shape, *(1,) * (x.ndim - null.ndim))
         return arrays if self.none else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
 
     def known(self, null, value, held=0):
