@@ -23,7 +23,7 @@ from .classes import accumulator
 from .layout import CLASSES, rows_of
 from .mesh import sum_over, vary, varying, zeros
 from .null import differentiated, values_at
-from .partition import partitioned
+from .partition import explicit_mesh, partitioned
 
 # Cost model. A block of R rows reads and writes the accumulated weight gradient once, 8·D·V bytes, beside 6·R·D·V operations
 # of its three matrix products: with F operations and B bytes a second, the share of that is 4/3 · F/B / R, whatever D and V
@@ -64,8 +64,12 @@ class Matrix(NamedTuple):
         if kept_in(dtype) == dtype:
             return residual.astype(dtype), lambda x: x
         largest = jnp.max(jnp.where(jnp.isfinite(residual), jnp.abs(residual), 0))
-        k = jnp.clip(jnp.finfo(dtype).maxexp - 1 - jnp.frexp(largest)[1], -100, 100)
-        power = lambda k: jnp.ldexp(jnp.ones((), residual.dtype), k)
+        # By its bits: exp2 and log2 of an accelerator need not be exact at powers of two.
+        wide, bits = (jnp.int64, 52) if residual.dtype == jnp.float64 else (jnp.int32, 23)
+        bias = jnp.finfo(residual.dtype).maxexp - 1
+        exponent = (lax.bitcast_convert_type(largest, wide) >> bits) - bias
+        k = jnp.clip(jnp.finfo(dtype).maxexp - 2 - exponent, -100, 100)
+        power = lambda k: lax.bitcast_convert_type((k + bias) << bits, residual.dtype)
         return (residual * power(k)).astype(dtype), lambda x: x * power(-k)
 
     def hidden_gradient(self, residual: Float[Array, "R V"]) -> Float[Array, "R D"]:
@@ -425,6 +429,8 @@ def _inner(gradient, tangent):
     tangent = differentiated(tangent)
     if tangent is None:
         return 0
+    if explicit_mesh(tangent) is not None:  # the kernel may have it elsewhere
+        gradient = jax.reshard(gradient, jax.typeof(tangent).sharding)
     dtype = accumulator(gradient.dtype)
     return jnp.sum(gradient.astype(dtype) * tangent.astype(dtype))
 

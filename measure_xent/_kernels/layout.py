@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
@@ -32,15 +33,14 @@ def are_rows(name: str | None) -> bool:
 
 
 def of_equal_length(shapes: Sequence[tuple[int, ...]], dims: Sequence[Dims]) -> list[Dims]:
-    """The names of axes, but for those of another length than the first of that name."""
+    """The names of axes, made different where their lengths are, as rows of 1 that all rows share."""
     lengths: dict = {}
-    for shape, names in zip(shapes, dims, strict=True):
-        for n, name in zip(shape, names, strict=True):
-            lengths.setdefault(name, n)
-    return [
-        tuple(name if n == lengths[name] else None for n, name in zip(shape, names, strict=True))
-        for shape, names in zip(shapes, dims, strict=True)
-    ]
+
+    def named(n, name):
+        first = lengths.setdefault(name, n)
+        return name if name is None or n == first else f"{n} of {name}"
+
+    return [tuple(map(named, shape, names)) for shape, names in zip(shapes, dims, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +107,19 @@ class Layout:
         return [one(x, over_rows) for x, over_rows in zip(operands, self.gathered, strict=True)]
 
     def sum(self, result: Array, names: Dims) -> Array:
-        """A device's part of a result, with the sums over rows taken."""
+        """A device's part of a result, with the sums over rows taken, in float32 or wider."""
+        dtype = result.dtype
+        if varying(result) - frozenset(itertools.chain(*(self.axes.get(name or "", ()) for name in names))):
+            result = (
+                result.astype(jnp.promote_types(dtype, jnp.float32)) if jnp.issubdtype(dtype, jnp.floating) else result
+            )
         if names in self.split:
             for axis, (entry, name) in enumerate(zip(self.split[names], names, strict=True)):
                 if entry and entry != self.axes.get(name or ""):
                     result = vary(result, frozenset(entry))
                     result = lax.psum_scatter(result, entry, scatter_dimension=axis, tiled=True)
-        return sum_over(result, varying(result) - frozenset(itertools.chain(*self.result(names))))
+        result = sum_over(result, varying(result) - frozenset(itertools.chain(*self.result(names))))
+        return result.astype(dtype)
 
 
 def spec(entries: Entries) -> PartitionSpec:

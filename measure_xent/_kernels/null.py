@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, PyTree, Shaped
 
 from .._strict import custom_jvp
 from .mesh import vary, varying, zeros
+from .partition import explicit_mesh
 
 
 def null_safe_product(weight: Shaped[Array, "..."], value: Shaped[Array, "..."]) -> Array:
@@ -112,7 +113,8 @@ def _null_atoms_jvp(function, weighed, order, primals, tangents):
 def _no(weight, arguments):
     """False, one a member under vmap of any of these. A rule's results must not be batched where its function's are not."""
     seen = [x for x in jax.tree.leaves((weight, arguments)) if isinstance(x, Tracer)]
-    seen = [x.ravel()[:1] for x in seen if varying(x) <= varying(weight)]
+    one = lambda x: x.ravel()[:1] if explicit_mesh(x) is None else x  # a part of a sharded array has no type
+    seen = [one(x) for x in seen if varying(x) <= varying(weight)]
     return functools.reduce(jnp.logical_or, (jnp.any(x != x) for x in seen), jnp.array(False)) & False
 
 

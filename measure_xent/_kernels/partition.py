@@ -137,6 +137,13 @@ class _Kernel:
 
     def partition(self, mesh, operands, results):
         """As ``custom_partitioning`` asks: (mesh, the program of one device, shardings of the results, of the operands)."""
+        if mesh.empty:  # nothing that the program is given is on a mesh
+            everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+            return (
+                mesh,
+                lambda *arrays: tuple(self.local({})(*arrays)),
+                *((everywhere,) * len(x) for x in (results, operands)),
+            )
         layout = self.layout(mesh, operands)
         program: Any = jax.make_jaxpr(self.on_devices(layout, frozenset(mesh.axis_names)))(
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
@@ -192,6 +199,8 @@ class _Kernel:
 _partitioned_p = Primitive("partitioned")
 _partitioned_p.multiple_results = True
 _partitioned_p.def_abstract_eval(lambda *arrays, call, **_: [x.aval for x in call.jaxpr.outvars])
+# Where a program has JAX's high-level primitives in it, they are replaced when all derivatives have been taken.
+_partitioned_p.to_lojax = lambda *arrays, call, **_: eval_jaxpr(call.jaxpr, call.consts, *arrays)  # type: ignore[attr-defined]
 _partitioned_p.def_impl(
     lambda *arrays, call, **_: jax.jit(functools.partial(eval_jaxpr, call.jaxpr, call.consts))(*arrays)
 )
