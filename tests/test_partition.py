@@ -363,3 +363,66 @@ def test_the_precision_is_that_of_the_call():
     products = re.findall(r" dot\([^\n]*", lowered.compile().as_text())
     assert products
     assert all("operand_precision={highest,highest}" in product for product in products)
+
+
+def test_half_precision_adds_up_wide():
+    """Sums over devices are in float32: here a half's own would overflow on the way to 0."""
+    spread = NamedSharding(AUTO(data=8), S("data"))
+    hidden = np.full((2048, 8), 300, np.float16)
+    labels = np.repeat([0, 1], 1024)
+    each = jax.jit(jax.grad(lambda w, h, y: each_loss(w, h, y).sum()))
+    got = each(np.zeros((8, 2), np.float16), jax.device_put(hidden, spread), jax.device_put(labels, spread))
+    np.testing.assert_array_equal(got, 0)
+    # And a block's residual is scaled by a power of two.
+    weight, hidden, labels = (ARRAYS[x] for x in ("weight", "hidden", "labels"))
+    half = [jnp.asarray(x, jnp.float16) for x in (weight, hidden)]
+    got = jax.jit(jax.grad(loss))(half[0], jax.device_put(half[1], spread), jax.device_put(labels, spread))
+    expected = jax.grad(loss)(*(x.astype(np.float32) for x in half), labels)
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=3e-5)  # an ulp of the mean of |residual · hidden|
+
+
+def test_a_mesh_around_arrays_that_are_on_none():
+    arrays = [np.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels")]
+    expected = jax.jit(loss)(*arrays)
+    with jax.set_mesh(AUTO(data=4, model=2)):
+        agree(jax.jit(loss)(*arrays), expected)
+        constrained = lambda w, h, y: loss(w, jax.lax.with_sharding_constraint(h, S("data")), y)
+        agree(jax.jit(constrained)(*arrays), expected)
+
+
+@pytest.mark.slow("three heads in one program")
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_teachers_of_other_widths_and_layouts_than_the_student(kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    others = f32(rng.normal(size=(24, V))), f32(rng.normal(size=(12, V))), f32(rng.normal(size=(N, 12)))
+
+    def loss(weight, wide, narrow, hidden, labels, h):
+        K = 0.5 * mx.LinearSoftmax(wide)(jnp.concatenate([hidden, hidden[:, :8]], 1)) + 0.25 * mx.LinearSoftmax(narrow)(
+            h
+        )
+        return -mx.joint(mx.Empirical(hidden), K + 0.25 * mx.Dirac(labels)).expect(log(mx.LinearSoftmax(weight)))
+
+    arrays = ARRAYS["weight"], others[0], others[1], ARRAYS["hidden"], ARRAYS["labels"], others[2]
+    specs = S("data"), S(None, "data"), S(), S("data"), S("data"), S("data")
+    placed = [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(arrays, specs, strict=True)]
+    function = jax.grad(loss, (0, 1, 2, 3))
+    agree(jax.jit(function)(*placed), jax.jit(function)(*arrays))
+
+
+@sweep("specs", [((None, ("data", "model")), "data"), ((None, "model"), "model"), (("model", "data"), None)], cost=0.5)
+def test_gradients_are_where_their_arrays_are(specs):
+    """Explicit axes, the kernel having them elsewhere: classes over all devices, a mask on other ones than its rows."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, S(*spec)))
+
+    def function(w, h, y, m):
+        mean = lambda w, h, m: mx.cross_entropy(mx.Empirical((h, y), weights=m), mx.LinearSoftmax(w, batch_size=3))
+        return jax.grad(mean, (0, 1, 2))(w, h, m)
+
+    arrays = [ARRAYS[x] for x in ("weight", "hidden", "labels", "mask")]
+    placed = [place(x, *s) for x, s in zip(arrays, (specs[0], ("data",), ("data",), (specs[1],)), strict=True)]
+    got = jax.jit(function)(*placed)
+    agree(got, jax.jit(function)(*arrays))
+    for gradient, x in zip(got, (placed[0], placed[1], placed[3]), strict=True):
+        assert gradient.sharding.is_equivalent_to(x.sharding, x.ndim)
