@@ -58,7 +58,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--turn", type=int, help="a fourteenth of the slow tests, and which of a sweep's cases (none, the first)"
     )
-    parser.addoption("--half", action="store_true", help="every other test, those of the turn")
+    parser.addoption("--share", type=int, default=1, help="of so many tests one, those of the turn")
     parser.addoption("--full", action="store_true", help="all slow tests, in an hour")
 
 
@@ -114,8 +114,8 @@ def pytest_collection_modifyitems(config, items):
         n = max(1, int(examples / max(mark.args[0] for mark in cases[0].iter_markers("sweep"))))
         kept = {(zlib.crc32(name.encode()) + (turn or 0) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
-    if config.getoption("--half"):
-        left_out.update(item for item in items if (zlib.crc32(item.nodeid.encode()) // TURNS + (turn or 0)) % 2)
+    share = config.getoption("--share")
+    left_out.update(item for item in items if (zlib.crc32(item.nodeid.encode()) // TURNS + (turn or 0)) % share)
     if not full:
         due = lambda item: turn is not None and (zlib.crc32(item.nodeid.encode()) + turn) % TURNS == 0
         slow = (item for item in items if item.get_closest_marker("slow") and not item.nodeid.startswith(named))

@@ -56,8 +56,8 @@ def rows(classes, rng):
 
 
 @pytest.mark.sweep(0.2)
-@pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@sweep("classes", CLASSES, cost=0.2)
+@sweep("dtype", ["float32", "bfloat16", "float16"])
 def test_loss_and_gradient_to_the_ulp(classes, dtype):
     rng = np.random.default_rng(classes)
     eps = float(jnp.finfo(jnp.float32).eps)
@@ -82,8 +82,8 @@ def test_loss_and_gradient_to_the_ulp(classes, dtype):
         assert abs(gradients[row].astype(np.float64).sum()) <= 2 * tolerance * np.abs(gradient).sum()
 
 
-@pytest.mark.parametrize("classes", [100, 1009])
-@pytest.mark.parametrize("far", [8, 20, 31, 40, 65])
+@sweep("classes", [100, 1009], cost=0.25)
+@sweep("far", [8, 20, 31, 40, 65])
 def test_labels_far_below_a_large_maximum(far, classes):
     """p of the others, which a reference as far away would round by half its distance: ½ far eps, as the bound has it."""
     rng = np.random.default_rng(far)
@@ -279,8 +279,8 @@ def test_logits_that_a_compiler_makes_again(producer, shape, dtype):
 
 
 @pytest.mark.sweep(1)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["labels", "dense", "mode"])
+@sweep("dtype", ["float32", "bfloat16"], cost=0.34)
+@sweep("kind", ["labels", "dense", "mode"])
 def test_a_few_rows_at_the_edge_among_many(kind, dtype):
     """Rows of infinities, NaN and nothing but −inf do not touch the others, whatever pass they all then take."""
     rng = np.random.default_rng(1)

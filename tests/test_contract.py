@@ -12,6 +12,7 @@ import measure_xent as mx
 from measure_xent import log
 
 from . import oracle
+from .sweeps import sweep
 
 nan, inf = np.nan, np.inf
 rng = np.random.default_rng(1)
@@ -25,8 +26,8 @@ def batch_loss(h, w, m, y=labels):
     return mx.cross_entropy(mx.Empirical((h, jnp.asarray(y)), weights=m), mx.LinearSoftmax(w))
 
 
-@pytest.mark.parametrize("junk", [nan, inf, -inf, 1e38])
-@pytest.mark.parametrize("jit", [False, True])
+@sweep("junk", [nan, inf, -inf, 1e38], cost=0.34)
+@sweep("jit", [False, True])
 def test_null_rows_are_nothing(junk, jit):
     """Weight 0 over NaN or ±inf: exactly 0 to the value and to every derivative."""
     mask = jnp.array([1.0, 0.0, 2.0, 0.0])
@@ -149,7 +150,7 @@ def test_labels_outside_the_classes(label, parameter):
 
 
 @pytest.mark.sweep(0.34)
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"])
+@sweep("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"], cost=0.34)
 def test_labels_of_any_integers(dtype):
     """In a family, a sparse target, a head and a sigmoid, with x64 on; a number beyond int64 is no class."""
     with jax.enable_x64(True):

@@ -83,7 +83,7 @@ SAME["labels, axis 1"] = ("softmax_cross_entropy_with_integer_labels", (Z, rng.i
 
 
 @pytest.mark.sweep(0.34)
-@pytest.mark.parametrize("case", SAME)
+@sweep("case", SAME, cost=0.1)
 def test_the_numbers_of_optax(case):
     name, (first, second), options = SAME[case]
     ours, theirs = getattr(losses, name), getattr(optax.losses, name)

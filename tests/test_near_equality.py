@@ -159,8 +159,8 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("name", LAWS)
+@sweep("x64", [False, True], cost=0.1)
+@sweep("name", LAWS)
 def test_laws(name, x64):
     """Against their closed forms in 60 digits, from parameters a part in 1e6 apart to those far from each other."""
     make, exact, parameters = LAWS[name]

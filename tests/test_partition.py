@@ -271,6 +271,7 @@ def test_batches_of_sequences(spread_over, kind, axes):
     arrays = place(ARRAYS["weight"]), *(place(x, *axes) for x in (hidden, labels, cotangents))
     step = jax.jit(jax.value_and_grad(function, (0, 1)))
     agree(step(*arrays), step(ARRAYS["weight"], hidden, labels, cotangents))
+    assert jax.jit(each_loss)(*arrays[:3]).sharding.is_equivalent_to(arrays[2].sharding, 2)
     for name, size, _ in collectives(step.lower(*arrays).compile()):
         if name == "all-gather":
             assert size <= 4 * 2  # a device's weights
@@ -426,3 +427,16 @@ def test_gradients_are_where_their_arrays_are(specs):
     agree(got, jax.jit(function)(*arrays))
     for gradient, x in zip(got, (placed[0], placed[1], placed[3]), strict=True):
         assert gradient.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+def test_programs_are_told_apart_by_their_names():
+    """A persistent cache that leaves JAX's pointer out of its key sees the name alone: the program's, in every process."""
+    arrays = [placed("batch", AxisType.Auto)[x] for x in ("weight", "hidden", "labels")]
+
+    def name(figure):
+        jax.clear_caches()
+        mean = lambda w, h, y: mx.Empirical((h, y)).expect(figure(mx.LinearSoftmax(w)))
+        return re.findall(r"partitioned_\w+", jax.jit(mean).lower(*arrays).as_text())[0]
+
+    names = [name(figure) for figure in (mx.confidence, mx.confidence, mx.entropy)]
+    assert names[0] == names[1] != names[2]

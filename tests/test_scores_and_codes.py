@@ -103,8 +103,8 @@ def exact_entmax(z, alpha):
 
 
 @pytest.mark.sweep(1)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("alpha", [1 + 1e-12, 1.0000001, 1.00001, 1.001, 1.3])
+@sweep("dtype", ["float32", "float64"], cost=0.34)
+@sweep("alpha", [1 + 1e-12, 1.0000001, 1.00001, 1.001, 1.3])
 def test_entmax_just_above_one(alpha, dtype):
     """It goes to softmax without losing digits: probabilities, their derivative, and the loss."""
     z = np.array([1.0, 0.5, -2.0, 0.3, -9.0, 2.0])
@@ -126,7 +126,7 @@ def test_entmax_just_above_one(alpha, dtype):
 
 
 @pytest.mark.sweep(1)
-@pytest.mark.parametrize("alpha", [1.0, 1.0000001, 1.5, 2.0, 3.0])
+@sweep("alpha", [1.0, 1.0000001, 1.5, 2.0, 3.0], cost=0.5)
 def test_entmax_of_infinite_logits(alpha):
     """As of a Categorical: −inf forbids, +inf share the mass, nothing but −inf is the null measure. A NaN stays one."""
     inf, nan = np.inf, np.nan

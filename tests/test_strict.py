@@ -13,6 +13,8 @@ from jax.experimental import checkify
 import measure_xent as mx
 from measure_xent import log, losses
 
+from .sweeps import sweep
+
 SETTINGS = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
@@ -107,8 +109,8 @@ def expected():
 
 @pytest.mark.sweep(0.25)
 @pytest.mark.sweep(0.05)  # of a case: most load what another compiled
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", CALLS)
+@sweep("setting", SETTINGS, cost=0.1)
+@sweep("name", CALLS)
 def test_works_and_gives_the_same(name, setting, expected):
     if setting == "disable_jit" and name in ("quadrature", "divergence of laws"):
         pytest.skip("a loop of many rounds in Python")

@@ -27,7 +27,7 @@ class Model(nnx.Module):
 
 def loss_fn(model, tokens):
     hidden = model(tokens[:, :-1])
-    P = mx.Empirical((hidden, tokens[:, 1:]), weights=jnp.ones(hidden.shape[:2]))
+    P = mx.Empirical((hidden, tokens[:, 1:]), weights=jnp.ones(hidden.shape[:2]))  # [B, T]: both axes are rows
     return -P.expect(log(mx.LinearSoftmax(model.embedding.embedding[...], class_axis=0)))
 
 

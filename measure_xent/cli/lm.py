@@ -43,13 +43,13 @@ examples:
   measure-xent train lm --source ~/novel.txt --vocabulary 4096 --out runs/novel
   measure-xent train lm --width 512 --layers 8 --context 512 --batch-size 32 --steps 20000
 
-On several devices the rows of a batch are spread over them; --mesh names how many have rows (data), parts of the parameters
-too (fsdp), or parts of the vocabulary (model). Of several processes each reads its own rows, and OUT is a folder that all see:
+On several devices the rows of a batch are spread over them. --mesh says how: over data are rows, over fsdp rows and parameters,
+over model the vocabulary. Of several processes each reads its own rows, and OUT is a folder that all see:
 
   measure-xent train lm --mesh data=4,model=2
   measure-xent train lm --coordinator host:1234 --processes 2 --process 0      and the same with --process 1 elsewhere
 
-A process that ends takes the others with it within a minute; --resume, on another mesh too, goes on from the checkpoint.
+A process that crashes or is killed ends the others within a minute; --resume, on any mesh, goes on from the checkpoint.
 
 OUT/checkpoints has the parameters and the optimiser's state, OUT/tokenizer.json the vocabulary, OUT/metrics.json the figures,
 OUT/sample.txt what the model writes, OUT/report.png the pictures. Ctrl-C stops early and keeps them all; --resume goes on.
@@ -87,7 +87,7 @@ def add_parser(tasks: Any) -> None:
     whole = positive(int)
     options = {
         "steps": (whole, "optimiser steps"),
-        "batch_size": (whole, "sequences a step"),
+        "batch_size": (whole, "sequences a step, over all devices"),
         "context": (whole, "tokens a sequence"),
         "vocabulary": (_vocabulary, "tokens of the byte-pair encoding"),
         "width": (whole, "features of a hidden state"),
@@ -102,7 +102,9 @@ def add_parser(tasks: Any) -> None:
         default = Settings._field_defaults[name]
         add(f"--{name.replace('_', '-')}", type=kind, metavar=name[0].upper(), help=f"{text} ({default})")
     add("--checkpoint-every", type=whole, default=100, metavar="STEPS", help="steps between checkpoints (%(default)s)")
-    add("--resume", action="store_true", help="go on from the last checkpoint in OUT, with the options of its run")
+    add(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUT, with its run's options but --mesh"
+    )
     add("--out", type=Path, default=Path("runs/lm"), metavar="FOLDER", help="output folder (%(default)s)")
     devices.add_options(add)
     parser.set_defaults(run=run)

@@ -19,11 +19,11 @@ HEARTBEAT = 30  # seconds without a sign of life after which a process counts as
 
 
 def add_options(add: Callable) -> None:
-    add("--mesh", type=_mesh, metavar="AXES", help="devices by axis, such as data=4,model=2; also fsdp= (all by data)")
+    add("--mesh", type=_mesh, metavar="AXES", help="devices by axis, all of them: data=4,model=2; also fsdp= (by data)")
     add("--coordinator", metavar="HOST:PORT", help="where process 0 of several listens")
     add("--processes", type=positive(int), metavar="N", help="how many there are")
     add("--process", type=int, metavar="I", help="which this one is, from 0")
-    add("--distributed", action="store_true", help="the same, as the cluster says (Slurm, Open MPI, Kubernetes, TPU)")
+    add("--distributed", action="store_true", help="all three as the cluster says (Slurm, Open MPI, Kubernetes, TPU)")
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -42,7 +42,7 @@ def connect(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in ("coordinator", "processes", "process")}
     if arguments.distributed:
         if any(value is not None for value in given.values()):
-            raise CommandError("--distributed: the cluster names --coordinator, --processes and --process")
+            raise CommandError("--distributed: alone, for the cluster names --coordinator, --processes and --process")
         options = {}
     elif all(value is None for value in given.values()):
         return
@@ -74,7 +74,9 @@ def make_mesh(sizes: dict[str, int] | None, batch_size: int) -> Mesh:
         devices = devices[: sizes["data"]]
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if math.prod(shape) != len(devices):
-        raise CommandError(f"--mesh: {math.prod(shape)} devices, and there are {len(devices)}")
+        raise CommandError(
+            f"--mesh: {math.prod(shape)} devices, and there are {len(devices)}: the product must be that"
+        )
     if batch_size % (rows := shape[0] * shape[1]):
         raise CommandError(f"--batch-size {batch_size}: has to be a multiple of {rows}, the mesh's data times fsdp")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
