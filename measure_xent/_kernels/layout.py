@@ -8,7 +8,7 @@ where it is a gradient of such a weight.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -66,17 +66,16 @@ class Layout:
         axes: dict[str, tuple[str, ...]] = {}
         names = [name for name in dict.fromkeys(itertools.chain(*dims)) if name is not None]
         for name in (*filter(are_rows, names), *({CLASSES} & set(names))):
-            taken = set(itertools.chain(*axes.values()))
+            taken = _union(axes.values())
             left = lambda entry, taken=taken: tuple(a for a in entry if a not in taken and kinds[a] != AxisType.Manual)
             axes[name] = next((left(entry) for entry, n in of_name(name) if fits(n, left(entry))), ())
-        rows = set(itertools.chain(*(entry for name, entry in axes.items() if are_rows(name))))
         operands, gathered, split = [], [], {}
         for names, entries, shape in zip(dims, given, shapes, strict=True):
             spread = tuple(axes.get(name or "", ()) for name in names)
             over_rows = {
                 i: entry
                 for i, (entry, n) in enumerate(zip(entries, shape, strict=True))
-                if not spread[i] and set(entry) <= rows and fits(n, entry) and not any(map(are_rows, names))
+                if not spread[i] and set(entry) <= _rows_of(axes) and fits(n, entry) and not any(map(are_rows, names))
             }
             spread = tuple(over_rows.get(i, entry) for i, entry in enumerate(spread))
             operands.append(spread)
@@ -88,7 +87,7 @@ class Layout:
     @property
     def rows(self) -> frozenset[str]:
         """The mesh axes of all rows."""
-        return frozenset(itertools.chain(*(entry for name, entry in self.axes.items() if are_rows(name))))
+        return _rows_of(self.axes)
 
     def result(self, names: Dims) -> Entries:
         """The mesh axes of a result's axes."""
@@ -100,26 +99,32 @@ class Layout:
         def one(x, over_rows):
             for axis, entry in over_rows.items():
                 x = lax.all_gather(x, entry, axis=axis, tiled=True)
-            return vary(
-                x, self.rows
-            )  # a sum over rows is a device's own until it is summed, and so are its derivatives
+            # A sum over rows is a device's own until it is summed, and so are its derivatives.
+            return vary(x, self.rows)
 
         return [one(x, over_rows) for x, over_rows in zip(operands, self.gathered, strict=True)]
 
     def sum(self, result: Array, names: Dims) -> Array:
         """A device's part of a result, with the sums over rows taken, in float32 or wider."""
         dtype = result.dtype
-        if varying(result) - frozenset(itertools.chain(*(self.axes.get(name or "", ()) for name in names))):
-            result = (
-                result.astype(jnp.promote_types(dtype, jnp.float32)) if jnp.issubdtype(dtype, jnp.floating) else result
-            )
+        if jnp.issubdtype(dtype, jnp.floating) and varying(result) - _union(
+            self.axes.get(name or "") for name in names
+        ):
+            result = result.astype(jnp.promote_types(dtype, jnp.float32))
         if names in self.split:
             for axis, (entry, name) in enumerate(zip(self.split[names], names, strict=True)):
                 if entry and entry != self.axes.get(name or ""):
                     result = vary(result, frozenset(entry))
                     result = lax.psum_scatter(result, entry, scatter_dimension=axis, tiled=True)
-        result = sum_over(result, varying(result) - frozenset(itertools.chain(*self.result(names))))
-        return result.astype(dtype)
+        return sum_over(result, varying(result) - _union(self.result(names))).astype(dtype)
+
+
+def _union(entries: Iterable[tuple[str, ...] | None]) -> frozenset[str]:
+    return frozenset(itertools.chain(*filter(None, entries)))
+
+
+def _rows_of(axes: dict[str, tuple[str, ...]]) -> frozenset[str]:
+    return _union(entry for name, entry in axes.items() if are_rows(name))
 
 
 def spec(entries: Entries) -> PartitionSpec:
