@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as S
 
 import measure_xent as mx
 from measure_xent import log, log_partition
+from measure_xent._kernels.layout import rows_of
+from measure_xent._kernels.partition import partitioned
 
 from .sweeps import sweep
 
@@ -374,10 +376,12 @@ def test_half_precision_adds_up_wide():
     each = jax.jit(jax.grad(lambda w, h, y: each_loss(w, h, y).sum()))
     got = each(np.zeros((8, 2), np.float16), jax.device_put(hidden, spread), jax.device_put(labels, spread))
     np.testing.assert_array_equal(got, 0)
-    # And a block's residual is scaled by a power of two.
+    # And a block's residual is scaled by a power of two, for in the half's own exponents it would underflow.
     weight, hidden, labels = (ARRAYS[x] for x in ("weight", "hidden", "labels"))
     half = [jnp.asarray(x, jnp.float16) for x in (weight, hidden)]
-    got = jax.jit(jax.grad(loss))(half[0], jax.device_put(half[1], spread), jax.device_put(labels, spread))
+    operands = half[0], jax.device_put(half[1], spread), jax.device_put(labels, spread)
+    assert "partitioned" in jax.jit(jax.grad(loss)).lower(*operands).as_text()
+    got = jax.jit(jax.grad(loss))(*operands)
     expected = jax.grad(loss)(*(x.astype(np.float32) for x in half), labels)
     assert got.dtype == np.float16
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=3e-5)  # an ulp of the mean of |residual · hidden|
@@ -440,3 +444,13 @@ def test_programs_are_told_apart_by_their_names():
 
     names = [name(figure) for figure in (mx.confidence, mx.confidence, mx.entropy)]
     assert names[0] == names[1] != names[2]
+
+
+def test_kernels_may_use_what_jax_replaces_late():
+    """Newer JAX's ``ldexp`` is one of the primitives that it lowers once all derivatives have been taken: right, and whole."""
+    of_rows = lambda axes: lambda x: jnp.sum(jnp.cos(jnp.ldexp(x, 3)))
+    total = lambda x: partitioned(of_rows, (x,), (rows_of(1),), lambda _: ())
+    x = jnp.linspace(0.0, 1.0, 16)
+    spread = jax.device_put(x, NamedSharding(AUTO(data=8), S("data")))
+    got = jax.jit(jax.value_and_grad(total))(spread)
+    agree(got, (np.cos(8 * np.asarray(x, np.float64)).sum(), -8 * np.sin(8 * np.asarray(x, np.float64))))

@@ -1,11 +1,12 @@
 """Integrals over the rows of hidden @ weight, in blocks of rows, so that the matrix of logits never exists.
 
 ``values(axis_name)(logits, shared, rows, indices)`` says what is integrated: a pytree of numbers a row, from the rows' logits
-before bias and softcap, arrays ``shared`` by all rows, and each row's own, the indices being what has no derivative; the mesh
-axes of ``axis_name`` each have a part of the classes. The scalar integral
-Σᵢ wᵢ values(hᵢ W, …) knows the weights of its rows, so that a block of logits gives the value and, times its softmax
-residual, both gradients: three matrix products in all, where a reduction outside of the kernel would take a fourth to make
-the logits again.
+before bias and softcap, arrays ``shared`` by all rows, and each row's own, the indices being what has no derivative. Over the
+mesh axes ``axis_name`` each device has a part of the classes.
+
+The scalar integral Σᵢ wᵢ values(hᵢ W, …) knows the weights of its rows, so that a block of logits gives the value and, times
+its softmax residual, both gradients: three matrix products in all, where a reduction outside of the kernel would take a fourth
+to make the logits again.
 """
 
 import functools

@@ -117,8 +117,9 @@ class _Kernel:
 
     def along_automatic_axes(self, program: Any, leaves: Sequence[Array]) -> list[Array]:
         """The program, which is the function of all rows and classes, or each device's share of it when it is partitioned."""
-        if any(isinstance(x, Tracer) for x in program.consts):
-            return eval_jaxpr(program.jaxpr, program.consts, *leaves)  # what it closes over cannot be had then
+        # What it closes over cannot be had then, and what newer JAX lowers late (ldexp, frexp) is not lowered in a callback.
+        if any(isinstance(x, Tracer) for x in program.consts) or getattr(program.jaxpr, "is_high", False):
+            return eval_jaxpr(program.jaxpr, program.consts, *leaves)
         consts, n = [jnp.asarray(x) for x in program.consts], len(leaves)
         kernel = dataclasses.replace(
             self,
@@ -199,8 +200,6 @@ class _Kernel:
 _partitioned_p = Primitive("partitioned")
 _partitioned_p.multiple_results = True
 _partitioned_p.def_abstract_eval(lambda *arrays, call, **_: [x.aval for x in call.jaxpr.outvars])
-# Where a program has JAX's high-level primitives in it, they are replaced when all derivatives have been taken.
-_partitioned_p.to_lojax = lambda *arrays, call, **_: eval_jaxpr(call.jaxpr, call.consts, *arrays)  # type: ignore[attr-defined]
 _partitioned_p.def_impl(
     lambda *arrays, call, **_: jax.jit(functools.partial(eval_jaxpr, call.jaxpr, call.consts))(*arrays)
 )
