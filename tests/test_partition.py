@@ -174,6 +174,34 @@ def test_second_derivatives(kind, layout, what):
     agree(jax.jit(function)(placed(layout, kind)), jax.jit(function)(ARRAYS))
 
 
+MIXTURE = lambda P, Q: 0.25 * P + 0.75 * Q
+FUNCTIONALS = {
+    "Jensen–Shannon": lambda P, Q, y: mx.jensen_shannon(P, Q),
+    "total variation": lambda P, Q, y: mx.total_variation(P, Q),
+    "χ²": lambda P, Q, y: mx.chi2(P, Q),
+    "Rényi": lambda P, Q, y: mx.renyi_divergence(P, Q, 0.5),
+    "entropy of a mixture": lambda P, Q, y: mx.entropy(MIXTURE(P, Q)),
+    "a mixture at labels": lambda P, Q, y: mx.cross_entropy(mx.Dirac(y), MIXTURE(P, Q)),
+    "Brier's score": lambda P, Q, y: P.expect(mx.brier(Q)),
+    "confidence": lambda P, Q, y: Q.expect(mx.confidence(P)),
+    "a callable": lambda P, Q, y: (P - Q).expect(jnp.cos) + Q.log_density(y),
+}
+
+
+@sweep("name", FUNCTIONALS, cost=0.5)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_functionals_of_logits_whose_classes_are_sharded(kind, name):
+    def function(z, dense, cotangents, labels):
+        return jnp.sum(cotangents * FUNCTIONALS[name](mx.Categorical(z), mx.Categorical(probs=dense), labels))
+
+    arrays = f32(rng.normal(size=(N, V))), ARRAYS["soft"], ARRAYS["cotangents"], ARRAYS["labels"]
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    specs = S("data", "model"), S("data", "model"), S("data"), S("data")
+    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arrays, specs, strict=True)]
+    function = jax.value_and_grad(function, (0, 1, 2))
+    agree(jax.jit(function)(*placed), jax.jit(function)(*arrays))
+
+
 def loss(weight, hidden, labels):
     return mx.cross_entropy(mx.Empirical((hidden, labels)), mx.LinearSoftmax(weight, batch_size=3))
 

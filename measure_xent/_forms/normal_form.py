@@ -14,6 +14,7 @@ from .._kernels.classes import class_index
 from .._kernels.matching import mass_of
 from .._kernels.mesh import sum_over
 from .._kernels.null import where_supported
+from .._kernels.partition import unsplit
 from .._pytree import pytree, replaced, static
 from .axes import concatenate, pick
 from .form import Form, rounding
@@ -67,7 +68,7 @@ class NormalForm(Form):
         if self.weights is not None:
             yield self.points, self.weights, self.no_null_atoms
         if self.classes is not None:
-            weights = self.class_weights()
+            weights = unsplit(self.class_weights())
             no_null_atoms = self.no_null_atoms and self.dense is None and not self.deferred
             yield jnp.arange(self.classes).reshape((1,) * (weights.ndim - 1) + (-1,)), weights, no_null_atoms
 

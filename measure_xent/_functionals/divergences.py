@@ -330,7 +330,7 @@ def _cumulant(P: Measure, f: Integrand, mean: Any, method: Any) -> Any:
 
 def _finite_and_not(y: Array) -> tuple[Array, Array, Array]:
     """What is finite; whether it is +∞; whether it is −∞."""
-    at = lambda end: jnp.where(y == end, 1.0, 0.0)
+    at = lambda end: (y == end).astype(y.dtype)
     return jnp.where(jnp.isfinite(y), y, 0), at(jnp.inf), at(-jnp.inf)
 
 

@@ -12,7 +12,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .blocks import SHORT_ROW
+from .layout import CLASSES, rows_of
 from .mesh import AxisName, axes_of, sum_over
+from .partition import explicit_mesh, partitioned
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -88,10 +90,17 @@ class Classes:
 
     def take(self, z: Float[Array, "*family V"], indices: Int[Array, "*family k"]) -> Float[Array, "*family k"]:
         """z at class indices, family axes broadcast; an index out of range reads some number."""
-        if self.axis_name is None:
+        if self.axis_name is not None:
+            at = indices - self.first
+            return self.all_parts(jnp.where(out_of_range(at, self.here), 0, take(z, at)))
+        if explicit_mesh((z, indices)) is None:
             return take(z, indices)
-        at = indices - self.first
-        return self.all_parts(jnp.where(out_of_range(at, self.here), 0, take(z, at)))
+        # JAX does not index an axis that is spread over devices.
+        family = jnp.broadcast_shapes(z.shape[:-1], indices.shape[:-1])
+        z, indices = (jnp.broadcast_to(x, (*family, x.shape[-1])) for x in (z, indices))
+        local = lambda axes: lambda z, indices: Classes.of(z, axes.get(CLASSES) or None).take(z, indices)
+        rows = rows_of(len(family))
+        return partitioned(local, (z, indices), ((*rows, CLASSES), (*rows, None)), lambda _: (*rows, None))
 
     def part(self, z: Float[Array, "*family V"]) -> Float[Array, "*family here"]:
         """Of all classes, those here."""

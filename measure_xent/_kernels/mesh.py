@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 from jaxtyping import Array
 
 AxisName = str | tuple[str, ...]
@@ -54,10 +55,12 @@ def sum_over(x: Any, axes: frozenset[str]) -> Any:
 
 
 def zeros(like: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Array:
-    """Zeros of an abstract array's shape and dtype, or those given, that vary over the axes it does.
+    """Zeros of an abstract array's shape and dtype, or those given, that vary over the axes it does, and are where it is.
 
     A loop's carry has to start as what it will become.
     """
-    kind = getattr(like, "manual_axis_type", None)
+    kind, sharding = getattr(like, "manual_axis_type", None), getattr(like, "sharding", None)
     x = jnp.zeros(like.shape if shape is None else shape, dtype or like.dtype)
+    if shape is None and AxisType.Explicit in getattr(getattr(sharding, "mesh", None), "axis_types", ()):
+        x = jax.reshard(x, sharding)
     return x if kind is None else vary(x, kind.varying)

@@ -74,6 +74,13 @@ def explicit_mesh(arrays: PyTree[Array]) -> Any:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types and not mesh.manual_axes), None)
 
 
+def unsplit(x: Array) -> Array:
+    """x with a last axis that no explicit mesh axis splits, for what is not written for a part of the classes."""
+    if (mesh := explicit_mesh(x)) is None:
+        return x
+    return jax.reshard(x, NamedSharding(mesh, PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None)))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Whole:
     """A program as a function of its operands and of what it closes over."""
