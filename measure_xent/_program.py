@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,7 @@ def program(function: _F, numbers: bool = False) -> _F:
     """
     call = lambda structure, *operands: structure.call(function, operands)
     compiled = jax.jit(call, static_argnums=0, inline=True)
+    small = jax.jit(call, static_argnums=0, inline=True, compiler_options={"xla_backend_optimization_level": 0})
 
     @functools.wraps(function)
     def called(*args, **kwargs):
@@ -64,19 +65,48 @@ def program(function: _F, numbers: bool = False) -> _F:
             return function(*args, **kwargs)
         if not all(map(_has_value, operands)):
             return _traced(function, args, kwargs)
-        if structure not in _REFUSED:
+        alike = structure, *map(np.shape, operands)
+        if alike not in _REFUSED:
             try:
-                return compiled(structure, *operands)
+                return (small if _is_small(alike, compiled, operands) else compiled)(structure, *operands)
             except Exception:  # whatever it is, the call as it is written has it too, or needs no program
-                _REFUSED[structure] = None
-                if len(_REFUSED) > 1000:
-                    _REFUSED.pop(next(iter(_REFUSED)))
+                _remember(_REFUSED, alike, True)
         return function(*args, **kwargs)
 
     return called  # type: ignore[return-value]
 
 
-_REFUSED: dict["_Structure", None] = {}  # of which there is no program
+# By structure and shapes, of calls that there is no program of, and of those that there is.
+_REFUSED: dict[Any, bool] = {}
+_SMALL: dict[Any, bool] = {}
+SMALL = 1 << 14  # numbers in each array of a program that a CPU runs in less time than LLVM takes to optimise it
+
+
+def _remember(known: dict, key: Any, value: bool) -> None:
+    known[key] = value
+    if len(known) > 1000:
+        known.pop(next(iter(known)))
+
+
+def _is_small(call: Any, compiled: Any, operands: list) -> bool:
+    """Whether on a CPU a call is worth no more than a quick look of the compiler's: half of the time until it first answers."""
+    inside = isinstance(jax.device_put(0), jax.core.Tracer)  # of a program, which is compiled as a whole
+    if inside or jax.default_backend() != "cpu" or any(isinstance(x, jax.core.Tracer) for x in operands):
+        return False
+    if call not in _SMALL:
+        program = compiled.trace(call[0], *operands).jaxpr
+        arrays = (x for eqn in equations(program) for x in (*eqn.invars, *eqn.outvars))
+        _remember(_SMALL, call, all(x.aval.size <= SMALL for x in arrays))
+    return _SMALL[call]
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All of a program's equations, those of programs in it, too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for x in jax.tree.leaves(list(eqn.params.values())):
+            if hasattr(inner := getattr(x, "jaxpr", x), "eqns"):
+                yield from equations(inner)
 
 
 class _Thread(threading.local):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import measure_xent as mx
+from measure_xent import _program
 
 SCALE = 2.0
 TABLE = jnp.array([1.0, 2.0, 3.0])
@@ -302,12 +303,19 @@ def test_one_model_stays_one():
     assert jax.tree.map(float, eager) == jax.tree.map(float, compiled)
 
 
-def test_errors_are_those_of_a_trace():
+def test_errors_are_those_of_a_trace(monkeypatch):
+    monkeypatch.setattr(_program, "_REFUSED", {})
     with pytest.raises(ValueError, match="broadcast"):
         mx.cross_entropy(mx.Dirac(jnp.zeros(3, int)), mx.Categorical(jnp.zeros((2, 5))))
     with pytest.raises(ZeroDivisionError):
         DIE.expect(lambda k: k * (1 // 0))
     assert DIE.expect(lambda k: k) == 1  # and nothing is left behind
+    loss = lambda z: mx.cross_entropy(mx.Dirac(jnp.zeros(3, int)), mx.Categorical(z))
+    logits = [jnp.arange(15.0).reshape(3, 5), jnp.ones((3, 5))]
+    loss(logits[0])
+    with compiles(at_most=0):
+        loss(logits[1])
+    assert len(_program._REFUSED) == 2  # what raised, and not what was right
 
 
 @pytest.mark.slow("compiles each call twice")
@@ -329,6 +337,22 @@ def test_inside_of_jit_there_is_no_program_of_its_own():
     """The line compiles to what it is, without a call in between."""
     jaxpr = jax.make_jaxpr(lambda z: mx.cross_entropy(mx.Dirac(1), mx.Categorical(z)))(jnp.zeros(5))
     assert not any(eqn.params.get("name") == "call" for eqn in jaxpr.eqns)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers have no such option")
+def test_what_is_small_is_compiled_quickly(monkeypatch):
+    monkeypatch.setattr(_program, "_SMALL", {})
+    loss = lambda rows: mx.cross_entropy(mx.Dirac(jnp.zeros(rows, int)), mx.Categorical(jnp.zeros((rows, 10))))
+    for rows in (1000, 3000, 1000):
+        np.testing.assert_allclose(loss(rows), np.log(10), rtol=1e-6)
+    assert [*_program._SMALL.values()] == [True, False]
+    # Not with a derivative or in a program, whose compiler's options are its own.
+    np.testing.assert_allclose(
+        jax.jit(lambda c: c * mx.Normal(0.0, 1.0).expect(jnp.cos))(2.0), 2 * np.exp(-0.5), rtol=1e-5
+    )
+    along = jax.linearize(lambda m: mx.Normal(m, 1.0).expect(jnp.sin), 0.0)[1]
+    np.testing.assert_allclose(jax.jit(along)(1.0), np.exp(-0.5), rtol=1e-5)
+    assert len(_program._SMALL) == 2
 
 
 def test_a_program_keeps_no_array():

@@ -9,7 +9,6 @@ has every derivative. A derivative's own rule is where this shows, so a loss who
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 from jax.core import Tracer, eval_jaxpr
 from jaxtyping import Array, Bool, PyTree, Shaped
 
+from .._program import equations
 from .._strict import custom_jvp
 from .mesh import vary, varying, zeros
 from .partition import explicit_mesh
@@ -69,16 +69,11 @@ def _with_arguments(function: Callable, *points: PyTree) -> tuple[Callable, list
     def with_arguments(*arguments):
         return tree.unflatten(eval_jaxpr(jaxpr.jaxpr, arguments[n:], *jax.tree.leaves(arguments[:n])))
 
-    with_arguments.for_reverse_mode_alone = _has_custom_vjp(jaxpr.jaxpr)  # type: ignore[attr-defined]
-    return with_arguments, jaxpr.consts
-
-
-def _has_custom_vjp(jaxpr: Any) -> bool:
-    """Whether somewhere in a program there is a function with a rule of its own for reverse mode alone."""
-    inner = (x for eqn in jaxpr.eqns for value in eqn.params.values() for x in jax.tree.leaves(value))
-    return any(eqn.primitive.name.startswith("custom_vjp") for eqn in jaxpr.eqns) or any(
-        _has_custom_vjp(getattr(x, "jaxpr", x)) for x in inner if hasattr(getattr(x, "jaxpr", x), "eqns")
+    # Whether somewhere in it there is a function with a rule of its own for reverse mode alone.
+    with_arguments.for_reverse_mode_alone = any(  # type: ignore[attr-defined]
+        eqn.primitive.name.startswith("custom_vjp") for eqn in equations(jaxpr.jaxpr)
     )
+    return with_arguments, jaxpr.consts
 
 
 def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTree:
