@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import measure_xent as mx
-from measure_xent._kernels import log_sum
+from measure_xent._kernels import log_sum, softmax
 from measure_xent._kernels.classes import Classes
 
 from .sweeps import sweep
@@ -80,6 +80,39 @@ def test_loss_and_gradient_to_the_ulp(classes, dtype):
         error = np.abs(gradients[row] - gradient)[normal] / np.abs(gradient)[normal]
         assert error.max(initial=0) <= 2 * tolerance, row
         assert abs(gradients[row].astype(np.float64).sum()) <= 2 * tolerance * np.abs(gradient).sum()
+
+
+SPREAD = {
+    "smoothed": lambda y, p, Q: mx.cross_entropy(0.75 * mx.Dirac(y) + 0.25 * mx.DiscreteUniform(p.shape[-1]), Q),
+    "dense": lambda y, p, Q: mx.cross_entropy(0.5 * mx.Dirac(y) + 0.5 * mx.Categorical(probs=p), Q),
+    "entropy": lambda y, p, Q: mx.entropy(Q),
+}
+
+
+@sweep("name", SPREAD, cost=0.5)
+@pytest.mark.parametrize("classes", [300, 1009])
+def test_sums_over_more_classes_than_are_summed_at_once(monkeypatch, classes, name):
+    """Of 100 at a time here, the last ones fewer."""
+    for module in (log_sum, softmax):
+        monkeypatch.setattr(module, "LONGEST_SUM", 100)
+    rng = np.random.default_rng(classes)
+    z, p = 3 * rng.normal(size=(6, classes)), rng.dirichlet(np.ones(classes), size=6)
+    z, p, y = z.astype(np.float32), p.astype(np.float32), rng.integers(classes, size=6)
+    z[0, y[0]] = 40.0
+    cotangents = np.linspace(-1, 2, 6)
+    total = lambda z: cotangents @ SPREAD[name](y, p, mx.Categorical(z))
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.asarray(z))
+    z, p = z.astype(np.float64), p.astype(np.float64)
+    log_q = z - z.max(-1, keepdims=True)
+    log_q -= np.log(np.exp(log_q).sum(-1, keepdims=True))
+    hit = np.eye(classes)[y]
+    target = {"smoothed": 0.75 * hit + 0.25 / classes, "dense": 0.5 * hit + 0.5 * p, "entropy": np.exp(log_q)}[name]
+    mass = target.sum(-1, keepdims=True)
+    slope = mass * np.exp(log_q) - target
+    if name == "entropy":
+        slope = -np.exp(log_q) * (log_q - (np.exp(log_q) * log_q).sum(-1, keepdims=True))
+    np.testing.assert_allclose(value, cotangents @ -(target * log_q).sum(-1), rtol=3e-6)
+    np.testing.assert_allclose(gradient, cotangents[:, None] * slope, rtol=2e-5, atol=2e-6 * np.abs(slope).max())
 
 
 @sweep("classes", [100, 1009], cost=0.25)

@@ -1,9 +1,13 @@
 """The house: each storey imports from its own and from those below, and no file is, by way of others, imported by itself."""
 
 import ast
+import builtins
+import dis
 import graphlib
+import importlib
 import itertools
 import pathlib
+import types
 
 import measure_xent
 
@@ -65,3 +69,18 @@ def test_nothing_is_imported_from_above():
     ]
     assert not upward, "\n".join(upward)
     graphlib.TopologicalSorter({file: {other for _, other in others} for file, others in of.items()}).prepare()
+
+
+def test_every_name_is_defined():
+    """A linter takes the shapes in annotations for names, and so is not asked."""
+    for path in pathlib.Path(measure_xent.__path__[0]).rglob("*.py"):
+        if path.name != "__main__.py":
+            parts = path.relative_to(pathlib.Path(measure_xent.__path__[0]).parent).with_suffix("").parts
+            module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
+            names = global_names(compile(path.read_text(), str(path), "exec"))
+            assert not {name for name in names if not hasattr(module, name) and not hasattr(builtins, name)}, path
+
+
+def global_names(code):
+    own = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return own.union(*(global_names(x) for x in code.co_consts if isinstance(x, types.CodeType)))

@@ -1,6 +1,7 @@
 """The log-sum-exp of a row as a pair, lse = r + s: a reference, one of the row's logits, and s = log Σ_c exp(z_c − r)."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ from .classes import Classes
 # Measured on an H200: half precision waits for arithmetic as much as for memory, and from here on one reduction is faster than
 # a maximum and a sum. Merging two partial results costs more than adding a term to one, so each takes a class from every part.
 LONG_ROW, PARTS = 512, 8
+# XLA's CPU compiler sums rows of up to so many numbers at the speed of memory, longer ones up to twelve times as slowly.
+LONGEST_SUM = 1 << 15
 
 
 class Relative(NamedTuple):
@@ -76,15 +79,28 @@ def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"])
     logit = jnp.take_along_axis(z, at, axis=-1)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
     lower = materialise_row(logit - 16)
-    larger = materialise_row(jnp.sum(jnp.exp(z - lower) * all_but(z, at), axis=-1, keepdims=True))
+    larger = materialise_row(sum_in_parts(lambda c, z: jnp.exp(z - lower) * all_but(c, at), z))
     return Relative(logit, jnp.log1p(jnp.exp(lower - logit) * larger), at)
 
 
-def all_but(z: Float[Array, "*family V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
+def sum_in_parts(f: Callable, *arrays: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
+    """Σ_c f(c, *arrays at c), for CPUs; c are floating-point numbers, for comparisons of integers are not kept in the loop."""
+    count = arrays[0].shape[-1]
+    size = -(-count // -(-count // LONGEST_SUM))
+
+    def part(first):
+        pieces = [x[..., first : first + size] for x in arrays]
+        c = jnp.arange(pieces[0].shape[-1], dtype=jnp.float32)
+        return jnp.sum(f(first + c if first else c, *pieces), axis=-1, keepdims=True)
+
+    return functools.reduce(jnp.add, map(part, range(0, count, size)))
+
+
+def all_but(c: Float[Array, "V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
     """0 for the class ``at``, 1 for the others, by floating-point arithmetic, which XLA keeps in the loop over the classes."""
-    index = materialise_row(at.astype(z.dtype), of)
+    index = materialise_row(at.astype(jnp.float32), of)
     one = materialise_row(0 * index + 1)  # a literal 1 would be shared with other sums, see below
-    return jnp.minimum(jnp.abs(jnp.arange(z.shape[-1], dtype=z.dtype) - index), one)
+    return jnp.minimum(jnp.abs(c - index), one)
 
 
 def materialise_row(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family 1"]:

@@ -32,7 +32,17 @@ from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_row_blocks
 from .classes import Classes, accumulator, class_index, first_maximum, part_size
 from .layout import CLASSES, rows_of
-from .log_sum import LONG_ROW, above, all_but, distance, materialise_row, relative_to_class, relative_to_top
+from .log_sum import (
+    LONG_ROW,
+    LONGEST_SUM,
+    above,
+    all_but,
+    distance,
+    materialise_row,
+    relative_to_class,
+    relative_to_top,
+    sum_in_parts,
+)
 from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
 from .partition import explicit_mesh, partitioned
@@ -188,11 +198,13 @@ def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
             platforms["cuda"] = on("cuda")
         # Beyond, a float32 does not number the classes; and where the quick pass fails it makes a NaN.
         if z.shape[-1] <= 1 << 24 and not jax.debug_nans.value:
-            quick = functools.partial(_quick_pass, classes=classes, row_statistics=row_statistics, exact=cpu)
             # Blocks of rows where the quick pass would store a matrix as large as the logits: half precision's conversion, and
-            # rows whose length has no good divisor; for float64 too.
-            whole = _pivots(join(own, shared), row_statistics) or z.shape[-1] % part_size(z.shape[-1]) == 0
-            cpu = quick if whole and z.dtype == jnp.float32 else functools.partial(in_row_blocks, quick)
+            # rows whose length has no good divisor; for float64 and long sums too.
+            v = z.shape[-1]
+            whole = (_pivots(join(own, shared), row_statistics) or v % part_size(v) == 0) and v <= LONGEST_SUM
+            plain = functools.partial(_pass, classes=classes, row_statistics=row_statistics, plain=True)
+            plain = plain if whole and z.dtype == jnp.float32 else functools.partial(in_row_blocks, plain)
+            cpu = functools.partial(_quick_pass, row_statistics=row_statistics, plain=plain, exact=cpu)
     return lax.platform_dependent(*operands, cpu=cpu, **platforms)
 
 
@@ -207,7 +219,7 @@ def _all_of_a_batch(axis_size, in_batched, x):
     return _all(x), False
 
 
-def _quick_pass(z, own, shared, *, classes, row_statistics, exact) -> Rows:
+def _quick_pass(z, own, shared, *, row_statistics, plain, exact) -> Rows:
     """The rows by plain arithmetic where that holds, as it does but for infinite logits and what is not a number.
 
     XLA's CPU compiler hands a sum of plain arithmetic to YNNPACK, which makes it in one pass over the logits. Comparisons and
@@ -217,7 +229,7 @@ def _quick_pass(z, own, shared, *, classes, row_statistics, exact) -> Rows:
     pivots = _pivots(target, row_statistics)
     if not pivots:
         z = lax.optimization_barrier(z)  # read several times: logits that the program makes are made once
-    out = _pass(z, own, shared, classes=classes, row_statistics=row_statistics, plain=True)
+    out = plain(z, own, shared)
     log_sum = out.log_sum[..., 0]
     # A reference so far below the maximum would cost the gradient its last digits.
     fine = (log_sum < 32) & ~jnp.isnan(out.cross_entropy)
@@ -246,11 +258,13 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
         at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, row_statistics) else first_maximum(z, "cpu")[1]
         reference, log_sum, at = relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
         gap = lambda z, of="tail": materialise_row(reference, of) - z
-        others = lambda x, c, of: x * all_but(z, at, of)
+        others = lambda x, c, of: x * all_but(c, at, of)
+        total_of = sum_in_parts
     else:
         reference, log_sum, at = relative_to_top(classes, z, platform)
         gap = lambda z, of="": distance(reference, z)
         others = lambda x, c, of: jnp.where(c == at, 0, x)
+        total_of = lambda f, z: classes.sum(lambda z, c: f(c, z), z)
     total = jnp.zeros((), z.dtype)
     if weights is not None:
         surprisal = jnp.where(indices == at, 0, gap(classes.take(z, indices))) + log_sum
@@ -258,14 +272,14 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
         total += jnp.sum(_pair(weights, surprisal), axis=-1)
     if background is not None:
         # Else XLA's CPU compiler fuses columns that are written out one by one into a later sum over the rows.
-        gaps = materialise_row(classes.sum(lambda z, c: gap(z, "background"), z))
+        gaps = materialise_row(total_of(lambda c, z: gap(z, "background"), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
-    here = classes.first + jnp.arange(z.shape[-1])
     if dense is not None and plain:
-        total += materialise_row(jnp.sum(dense * others(gap(z, "dense"), here, "dense"), axis=-1)) + log_sum[
-            ..., 0
-        ] * materialise_row(jnp.sum(dense, axis=-1))
+        above_reference = sum_in_parts(lambda c, z, dense: dense * others(gap(z, "dense"), c, "dense"), z, dense)
+        mass = sum_in_parts(lambda _, dense: dense, dense)
+        total += materialise_row(above_reference)[..., 0] + log_sum[..., 0] * materialise_row(mass)[..., 0]
     elif dense is not None:
+        here = classes.first + jnp.arange(z.shape[-1])
         total += classes.all_parts(jnp.sum(_pair(dense, others(gap(z), here, "dense") + log_sum), axis=-1))
     total = vary(total, varying(reference))  # where the target is empty too
     out = Rows(jnp.broadcast_to(total, _family(z, *target)), reference, log_sum)
@@ -274,8 +288,8 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
     if "entropy" in row_statistics:
         # Where the gap is infinite the probability is 0.
         of = "entropy"
-        terms = lambda z, c: others(jnp.exp(-(gap(z, of) + log_sum)) * jnp.minimum(gap(z, of), 1e4), c, of)
-        out = out._replace(entropy=(log_sum + materialise_row(classes.sum(terms, z)))[..., 0])
+        terms = lambda c, z: others(jnp.exp(-(gap(z, of) + log_sum)) * jnp.minimum(gap(z, of), 1e4), c, of)
+        out = out._replace(entropy=(log_sum + materialise_row(total_of(terms, z)))[..., 0])
     return out
 
 
