@@ -45,6 +45,23 @@ def exact(law, f, points=()):
         return sum(part(a, b) for a, b in itertools.pairwise(cuts))
 
 
+@sweep("name", LINE, cost=2)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_narrow_parameters_where_float64_is_on(dtype, name):
+    """All of it is in float64, but for the parameters, which are what they are, and their gradient."""
+    make, _ = LAWS[name]
+    with jax.enable_x64(True):
+        exactly = lambda P: jax.tree.map(lambda x: x.astype("float64"), P)
+        narrow = jax.tree.map(lambda x: x.astype(dtype), make())
+        value, gradient = jax.value_and_grad(lambda P: P.expect(jnp.cos))(narrow)
+        want, slope = jax.value_and_grad(lambda P: P.expect(jnp.cos))(exactly(narrow))
+        assert value.dtype == "float64"
+        np.testing.assert_allclose(value, want, rtol=1e-12)
+        for got, x in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope), strict=True):
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got.astype("float64"), x, rtol=4 * float(jnp.finfo(dtype).eps), atol=1e-6)
+
+
 @pytest.mark.slow("an adaptive integral a law")
 @sweep("name", LAWS)
 @sweep("x64", [False, True])

@@ -374,6 +374,9 @@ def _alone(x: Float[Array, "*family n"], bad: Bool[Array, "*family leaves n"], r
 
 
 def over_the_line(P: Continuous, f: Integrand, tolerance: float | None, rounds: int | None) -> Integral:
-    """∫ f(x) p(x) dx."""
-    panels = Panels(P, f)
+    """∫ f(x) p(x) dx, in float32, or in float64 where that is on, whatever the law's parameters are in."""
+    widest = jnp.result_type(float)
+    is_floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    wide = lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), widest)) if is_floating(x) else x
+    panels = Panels(jax.tree.map(wide, P), f)
     return panels.integral(tolerance, rounds or (24 if panels.tip == END else 40))
