@@ -1,6 +1,9 @@
 """Sharded arrays under plain jit on 8 virtual devices: layouts × kinds of mesh axes × operations, and one device's numbers."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -482,3 +485,27 @@ def test_kernels_may_use_what_jax_replaces_late():
     spread = jax.device_put(x, NamedSharding(AUTO(data=8), S("data")))
     got = jax.jit(jax.value_and_grad(total))(spread)
     agree(got, (np.cos(8 * np.asarray(x, np.float64)).sum(), -8 * np.sin(8 * np.asarray(x, np.float64))))
+
+
+ON_ONE_DEVICE = """
+import jax, jax.numpy as jnp, numpy as np, measure_xent as mx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as S
+assert jax.device_count() == 1
+z, y = np.random.default_rng(0).normal(size=(8, 40)).astype("float32"), np.arange(8)
+mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, S(*spec)))
+def figures(z, y):
+    P, Q = mx.Categorical(2 * z), mx.Categorical(z)
+    each = mx.cross_entropy(mx.Dirac(y), Q) + mx.jensen_shannon(P, Q) + mx.LinearSoftmax(z.T)(z).log_partition
+    return each.sum() + mx.cross_entropy(mx.Empirical((z, y)), mx.LinearSoftmax(z.T))
+got = jax.jit(jax.value_and_grad(figures))(put(z, "data", None), put(y, "data"))
+for a, b in zip(got, jax.jit(jax.value_and_grad(figures))(z, y)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_explicit_axes_on_one_device():
+    """As the examples of README and pages are run at home; all other tests here have eight."""
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    run = subprocess.run([sys.executable, "-c", ON_ONE_DEVICE], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

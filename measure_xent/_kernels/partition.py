@@ -42,7 +42,8 @@ def partitioned(local: Local, operands: PyTree[Array], dims: PyTree, out_dims: C
         out_dims: of the result's shapes, ``Dims`` in their place; without rows, the result is the sum over all rows.
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, operands))
-    if jax.sharding.get_abstract_mesh().manual_axes or not _may_be_spread(leaves):
+    mesh = explicit_mesh(leaves)  # of one device, too, whose types are no others
+    if mesh is None and (jax.sharding.get_abstract_mesh().manual_axes or not _may_be_spread(leaves)):
         return local({})(*operands)
 
     def flat(axes):
@@ -53,7 +54,7 @@ def partitioned(local: Local, operands: PyTree[Array], dims: PyTree, out_dims: C
         named = of_equal_length([x.shape for x in (*leaves, *jax.tree.leaves(result))], names)
         return _Kernel(flat, tuple(named[: len(leaves)]), tuple(named[len(leaves) :]))
 
-    if (mesh := explicit_mesh(leaves)) is not None:
+    if mesh is not None:
         result = jax.eval_shape(local({}), *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), operands))
         out = kernel(result).along_explicit_axes(mesh, leaves)
     else:
