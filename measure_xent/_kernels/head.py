@@ -361,7 +361,8 @@ def integral(
         moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents)) if differentiated(t) is not None}
         along = lambda *moved: plain(wanted, *tree.unflatten(_replaced(leaves, dict(zip(moving, moved, strict=True)))))
         _, tangent = jax.jvp(along, [leaves[i] for i in moving], list(moving.values()))
-        return with_gradients(wanted, *primals), tangent
+        out = with_gradients(wanted, *primals)
+        return out, jax.tree.map(_placed_as, tangent, out)
 
     with_gradients.defjvp(with_gradients_jvp, symbolic_zeros=True)
 
@@ -430,10 +431,14 @@ def _inner(gradient, tangent):
     tangent = differentiated(tangent)
     if tangent is None:
         return 0
-    if explicit_mesh(tangent) is not None:  # the kernel may have it elsewhere
-        gradient = jax.reshard(gradient, jax.typeof(tangent).sharding)
+    gradient = _placed_as(gradient, tangent)
     dtype = accumulator(gradient.dtype)
     return jnp.sum(gradient.astype(dtype) * tangent.astype(dtype))
+
+
+def _placed_as(x, like):
+    """x where another array is, along explicit axes: a kernel, and what JAX differentiates, may have it elsewhere."""
+    return x if explicit_mesh(like) is None else jax.reshard(x, jax.typeof(like).sharding)
 
 
 def kept_in(dtype: jnp.dtype) -> jnp.dtype:
