@@ -65,10 +65,10 @@ def program(function: _F, numbers: bool = False) -> _F:
             return function(*args, **kwargs)
         if not all(map(_has_value, operands)):
             return _traced(function, args, kwargs)
-        alike = structure, *map(np.shape, operands)
+        alike = function, structure, *((np.shape(x), getattr(x, "dtype", type(x))) for x in operands)
         if alike not in _REFUSED:
             try:
-                return (small if _is_small(alike, compiled, operands) else compiled)(structure, *operands)
+                return (small if _is_small(alike, compiled, structure, operands) else compiled)(structure, *operands)
             except Exception:  # whatever it is, the call as it is written has it too, or needs no program
                 _remember(_REFUSED, alike, True)
         return function(*args, **kwargs)
@@ -76,7 +76,7 @@ def program(function: _F, numbers: bool = False) -> _F:
     return called  # type: ignore[return-value]
 
 
-# By structure and shapes, of calls that there is no program of, and of those that there is.
+# By function, structure, shapes and dtypes: the calls that have no program, and whether the others' are small.
 _REFUSED: dict[Any, bool] = {}
 _SMALL: dict[Any, bool] = {}
 SMALL = 1 << 14  # numbers in each array of a program that a CPU runs in less time than LLVM takes to optimise it
@@ -85,19 +85,20 @@ SMALL = 1 << 14  # numbers in each array of a program that a CPU runs in less ti
 def _remember(known: dict, key: Any, value: bool) -> None:
     known[key] = value
     if len(known) > 1000:
-        known.pop(next(iter(known)))
+        known.pop(next(iter(known)), None)
 
 
-def _is_small(call: Any, compiled: Any, operands: list) -> bool:
+def _is_small(call: Any, compiled: Any, structure: "_Structure", operands: list) -> bool:
     """Whether on a CPU a call is worth no more than a quick look of the compiler's: half of the time until it first answers."""
     inside = isinstance(jax.device_put(0), jax.core.Tracer)  # of a program, which is compiled as a whole
     if inside or jax.default_backend() != "cpu" or any(isinstance(x, jax.core.Tracer) for x in operands):
         return False
-    if call not in _SMALL:
-        program = compiled.trace(call[0], *operands).jaxpr
-        arrays = (x for eqn in equations(program) for x in (*eqn.invars, *eqn.outvars))
-        _remember(_SMALL, call, all(x.aval.size <= SMALL for x in arrays))
-    return _SMALL[call]
+    small = _SMALL.get(call)
+    if small is None:
+        program = compiled.trace(structure, *operands).jaxpr
+        small = all(x.aval.size <= SMALL for eqn in equations(program) for x in (*eqn.invars, *eqn.outvars))
+        _remember(_SMALL, call, small)
+    return small
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

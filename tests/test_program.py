@@ -315,7 +315,11 @@ def test_errors_are_those_of_a_trace(monkeypatch):
     loss(logits[0])
     with compiles(at_most=0):
         loss(logits[1])
-    assert len(_program._REFUSED) == 2  # what raised, and not what was right
+    with pytest.raises(TypeError, match="integers"):
+        mx.cross_entropy(mx.Dirac(jnp.zeros(3)), mx.Categorical(logits[0]))
+    assert len(_program._REFUSED) == 3  # what raised, and not what was right
+    loss(logits[0])
+    assert len(_program._REFUSED) == 3
 
 
 @pytest.mark.slow("compiles each call twice")
