@@ -8,7 +8,7 @@ import pytest
 
 import measure_xent as mx
 from measure_xent import log, log_partition
-from measure_xent._kernels.head import Matrix, block_rows
+from measure_xent._kernels.matrix import Matrix, block_rows
 
 from . import oracle
 from .sweeps import sweep
@@ -357,11 +357,15 @@ def temporaries(loss, N, V, D=256):
     [(2560, 128_256, 256, 2048), (64, 128_256, 64, 2048), (256, 1000, 256, 65536), (4096, 32_000, 256, 2048)],
 )
 def test_rows_of_a_block(features, classes, cpu, default):
-    """Equal blocks: on CPUs that fit the cache, on accelerators of 2048 rows, or as many as make 256 MiB of logits."""
+    """Equal blocks: on CPUs that fit the cache, on GPUs of 2048 rows, or as many as make 256 MiB of logits, on TPUs of 8192, or
+    all of them where what is kept of their logits is no more than a block's and a sum of the weight's gradient."""
     matrix = Matrix(jax.ShapeDtypeStruct((features, classes), jnp.bfloat16), 1, None)
-    assert block_rows(1 << 18, matrix) == {"cpu": cpu, "default": default}
-    assert block_rows(1 << 18, matrix, 512) == {"cpu": 512, "default": 512}
+    assert block_rows(1 << 18, matrix) == {"cpu": cpu, "default": default, "tpu": 8192}
+    assert block_rows(1 << 18, matrix, 512) == {"cpu": 512, "default": 512, "tpu": 512}
     assert max(block_rows(10, matrix).values()) == 10
+    whole = 8192 + 2 * features
+    assert block_rows(whole, matrix)["tpu"] == whole
+    assert block_rows(whole + 1, matrix)["tpu"] <= 8192
 
 
 @pytest.mark.slow("heads in several schedules, with gradients")

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,15 @@ from .._integrands.density import LogDensity
 from .._integrands.integrand import Integrand, with_model
 from .._integrands.rules import rule
 from .._kernels.checks import check_values, real_array
-from .._kernels.classes import Classes, accumulator
-from .._kernels.head import Dimensions, Matrix, integral, per_row
+from .._kernels.classes import Classes, accumulator, class_index
+from .._kernels.head import Dimensions, integral, per_row
 from .._kernels.layout import CLASSES, rows_of
+from .._kernels.matrix import Matrix, Rest
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
 from .._kernels.partition import explicit_mesh
 from .._kernels.softmax import log_softmax, rows, softmax
+from .._kernels.summand import OfFigures
 from .._kernels.target import Target, expand, join, split_by_row
 from .._measures.categorical import Categorical, Row
 from .._measures.measure import Measure
@@ -118,6 +120,11 @@ class LinearSoftmax(AbstractConditional):
         """The matrix product alone."""
         return Matrix(self.weight, self.class_axis, self.precision)
 
+    @property
+    def rest(self) -> Rest:
+        """What makes logits of the product."""
+        return Rest(self.bias, self.softcap)
+
     def __call__(self, *x):
         if len(x) != 1:
             raise TypeError(
@@ -185,16 +192,18 @@ class LinearCategorical(Measure):
         return self.per_row(functools.partial(_row, row_statistics=row_statistics), against, deferred)
 
     def per_row(self, function: Callable, against: Target, deferred: tuple) -> Any:
-        """A function of hidden @ weight and the target, of every row, in blocks of rows."""
+        """A function of the logits and the target, of every row, in blocks of rows."""
         (own, indices), shared = _operands(against, deferred, self.shape)
         values = lambda axes, name=self.head.axis_name: functools.partial(function, axes or name, axes)
-        arguments = (_rest(self.head), shared), own, indices
         return per_row(
             values,
             self.hidden,
             self.head.matrix,
-            *arguments,
-            Dimensions(*(_dims(part, rank) for part, rank in zip(arguments, (0, len(self.shape)), strict=False))),
+            self.head.rest,
+            shared,
+            own,
+            indices,
+            Dimensions(_dims(shared, 0), _dims(own, len(self.shape))),
             size=self.head.batch_size,
         )
 
@@ -238,23 +247,22 @@ def _written(hidden, c, head, classes):
 
 def _logits_of(hidden, head):
     product = head.matrix.logits(hidden.reshape(-1, hidden.shape[-1]))
-    return _logits(product, _rest(head)).reshape(*hidden.shape[:-1], -1)
+    return head.rest.logits(product).reshape(*hidden.shape[:-1], -1)
 
 
 def _row(
     axis_name: AxisName | None,
     axes: AxisName | None,
-    product: Array,
+    logits: Array,
     shared: Any,
     own: Any,
     indices: Any,
     row_statistics: tuple[str, ...] = (),
 ) -> Row:
-    """The figures of a block of rows, from hidden @ weight and what ``_operands`` took apart."""
-    rest, parts = shared
-    classes = Classes.of(product, axis_name)
-    against = _target(own, indices, parts, classes, axes)
-    return Row.of(against, rows(_logits(product, rest), against, row_statistics, axis_name), classes)
+    """The figures of a block of rows, from their logits and what ``_operands`` took apart."""
+    classes = Classes.of(logits, axis_name)
+    against = _target(own, indices, shared, classes, axes)
+    return Row.of(against, rows(logits, against, row_statistics, axis_name), classes)
 
 
 def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
@@ -274,6 +282,17 @@ def _target(own, indices, shared, classes: Classes, axes: AxisName | None) -> Ta
     return target._replace(dense=functools.reduce(jnp.add, dense)) if dense else target
 
 
+def _sparse(shared: Any, own: Any, indices: Any) -> Target:
+    """A block of rows' target without dense parts."""
+    return join(own[0]._replace(indices=indices), shared[0])
+
+
+def _atoms(shared: Any, own: Any, indices: Any) -> Any:
+    """The atoms of a block of rows' target, and their weights."""
+    target = _sparse(shared[1], own, indices)
+    return None if target.indices is None else (class_index(target.indices), target.weights)
+
+
 def _dims(tree: Any, rank: int) -> Any:
     """The names of the axes of arrays that have so many axes of rows, where there are classes among them."""
     lead = rows_of(rank)
@@ -283,34 +302,9 @@ def _dims(tree: Any, rank: int) -> Any:
         weight = ("features", CLASSES) if tree.class_axis else (CLASSES, "features")
         given = dict(weight=weight, bias=(CLASSES,), softcap=())
         return replaced(tree, **{name: dims for name, dims in given.items() if getattr(tree, name) is not None})
-    if isinstance(tree, _Rest):
-        dims: Any = None if tree.bias is None else (CLASSES,), None if tree.softcap is None else ()
-        return _Rest(*dims)
     if isinstance(tree, tuple | list):
         return type(tree)(_dims(part, rank) for part in tree)
     return jax.tree.map(lambda x: (*lead, *(None,) * (x.ndim - rank)), tree)
-
-
-class _Rest(NamedTuple):
-    """What makes logits of hidden @ weight."""
-
-    bias: Float[Array, "V"] | None
-    softcap: Float[Array, ""] | None
-
-
-def _rest(head: LinearSoftmax) -> _Rest:
-    return _Rest(head.bias, head.softcap)
-
-
-def _logits(product, rest):
-    """The logits from hidden @ weight."""
-    bias, softcap = rest
-    if bias is not None:
-        product = product + bias.astype(product.dtype)
-    if softcap is not None:
-        softcap = softcap.astype(product.dtype)
-        product = softcap * jnp.tanh(product / softcap)
-    return product
 
 
 def _here(target: Target, head: LinearSoftmax) -> Target:
@@ -376,12 +370,17 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
     name = Q.axis_name
 
     def values(axes):
-        def on_rows(product, shared, own, indices):
-            function, *shared = shared
-            value = function.integrate_row(_row(axes or name, axes, product, shared, own, indices, row_statistics))
+        def on_rows(logits, shared, own, indices):
+            function, shared = shared
+            value = function.integrate_row(_row(axes or name, axes, logits, shared, own, indices, row_statistics))
             return jax.tree.map(lambda v: sign * v, value)
 
         return on_rows
+
+    def of_figures(figures, classes, shared, own, indices):
+        function, against = shared[0], _sparse(shared[1], own, indices)
+        value = function.integrate_row(Row.of(against, figures.rows(against), classes))
+        return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):
         (hidden,) = jax.tree.leaves(pair.points)
@@ -389,7 +388,8 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         _check_same(pair.weights, Q, "weights")
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
-        shared = (function, jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), _rest(Q)), shared)
+        shared = function, shared
+        sparse = not row_statistics and against.dense is None and not pair.target.deferred
         # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
         batch = sample_axes(P)
         if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:
@@ -400,11 +400,13 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             values,
             hidden,
             Q.matrix,
+            jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), Q.rest),
             weights,
             shared,
             own,
             indices,
             Dimensions(_dims(shared, 0), _dims(own, len(batch))),
+            of_figures=OfFigures(_atoms, against.background is not None, of_figures, name) if sparse else None,
             no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms,
             parts=frozenset().union(
                 *(axes_of(head.axis_name) for head in (Q, *(part.head for part in pair.target.deferred)))
@@ -427,13 +429,11 @@ def divergence_from_head(P: Measure, Q: LinearCategorical) -> Any:
 
 
 def _divergence(
-    axis_name: AxisName | None, axes: AxisName | None, product: Array, shared: tuple, own: Any, indices: Any
+    axis_name: AxisName | None, axes: AxisName | None, z: Array, shared: tuple, own: Any, indices: Any
 ) -> Array:
     """The divergences of a block of rows' targets from their softmax."""
-    rest, parts = shared
-    classes = Classes.of(product, axis_name)
-    against = _target(own, indices, parts, classes, axes)
-    z = _logits(product, rest)
+    classes = Classes.of(z, axis_name)
+    against = _target(own, indices, shared, classes, axes)
     log_q = log_softmax(classes, z.astype(accumulator(z.dtype)))
     p, q = jnp.broadcast_arrays(expand(classes, *against)[1], jnp.exp(log_q))
     u = jnp.log(jnp.where(p == 0, 1, p)) - jnp.where(p == 0, 0, log_q)

@@ -67,6 +67,16 @@ class Classes:
         """The sums over the classes here, summed over all parts."""
         return sum_over(sums, axes_of(self.axis_name))
 
+    def of_parts(self, reduce: Callable, extrema: Array) -> Array:
+        """The extremum over the classes here, of all parts, by the same reduction."""
+        if self.axis_name is None:
+            return extrema
+        return reduce(lax.all_gather(extrema, self.axis_name, to="invarying"), axis=0)
+
+    def largest(self, of_part: Array) -> Array:
+        """The largest of all parts'; without a derivative."""
+        return of_part if self.axis_name is None else lax.pmax(of_part, self.axis_name)
+
     def sum(self, f: Callable, z: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
         """Σ_c f(z_c, c)."""
         # A compiler vectorises the loop over the classes. Where they are few, written out they vectorise over the rows.

@@ -73,10 +73,10 @@ def _difference(classes: Classes, z: Array, w: Array, log_p: Array, log_q: Array
     neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
     far = jnp.where(neither, 0, log_p) - jnp.where(neither, 0, log_q)
     gap = lax.stop_gradient(jnp.where(both, z, 0) - jnp.where(both, w, 0))
-    largest = _over_parts(classes, jnp.max(gap, axis=-1, keepdims=True, where=both, initial=-jnp.inf), jnp.max)
+    largest = classes.of_parts(jnp.max, jnp.max(gap, axis=-1, keepdims=True, where=both, initial=-jnp.inf))
     # A class that one row alone has makes them as far apart as any.
     least = jnp.min(jnp.where(both, gap, jnp.where(neither, jnp.inf, -jnp.inf)), axis=-1, keepdims=True)
-    close = largest - _over_parts(classes, least, jnp.min) <= 1
+    close = largest - classes.of_parts(jnp.min, least) <= 1
     fine = both & close
     gap = jnp.where(fine, gap - largest, 0)
     q = lax.stop_gradient(jnp.exp(log_q))
@@ -137,7 +137,3 @@ def _in_q(z, w):
     p, q, u = _of_softmaxes(z, w)
     near = jnp.abs(u) < 1
     return jnp.where(near, p * jnp.expm1(jnp.where(near, -u, 0)), q - p)
-
-
-def _over_parts(classes, x, reduce):
-    return x if classes.axis_name is None else reduce(lax.all_gather(x, classes.axis_name, to="invarying"), axis=0)

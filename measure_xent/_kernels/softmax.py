@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int
 from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_row_blocks
 from .classes import Classes, accumulator, class_index, first_maximum, part_size
+from .fallback import unless
 from .layout import CLASSES, rows_of
 from .log_sum import (
     LONG_ROW,
@@ -208,17 +209,6 @@ def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
     return lax.platform_dependent(*operands, cpu=cpu, **platforms)
 
 
-@jax.custom_batching.custom_vmap
-def _all(x):
-    return jnp.all(x)
-
-
-@_all.def_vmap
-def _all_of_a_batch(axis_size, in_batched, x):
-    # One answer for the whole batch keeps a cond one: under vmap, with an answer for each, it would always run both sides.
-    return _all(x), False
-
-
 def _quick_pass(z, own, shared, *, row_statistics, plain, exact) -> Rows:
     """The rows by plain arithmetic where that holds, as it does but for infinite logits and what is not a number.
 
@@ -240,7 +230,7 @@ def _quick_pass(z, own, shared, *, row_statistics, plain, exact) -> Rows:
         rest = jnp.sum(masses, axis=-1) - heaviest
         rest = rest if target.background is None else rest + z.shape[-1] * jnp.abs(target.background)
         fine &= (log_sum <= math.log(2)) | (heaviest >= rest)
-    return lax.cond(_all(fine), lambda: out, lambda: exact(z, own, shared))
+    return unless(fine, out, lambda: exact(z, own, shared))
 
 
 def _pivots(target, row_statistics):

@@ -1,0 +1,202 @@
+"""A block of a head's logits as scaled exponentials, E_c = exp(z_c − r): the figures of its rows, and their gradients.
+
+The reference r of a row is any number near its logits. With S = Σ E_c summed in float32 where E is made, before it is rounded,
+
+    lse = r + log S,        ∂lse/∂z_c = E_c / S,
+
+so a function of the row's log-partition and of its surprisals lse − z_j at a few classes has the gradient σ · E, σ a number a
+row, but for what those classes have. σ goes into the rows of hidden, which are small, and not over the logits, which are large:
+z is read once, no residual is made of it, and no maximum is looked for. The heaviest of the classes is left out of E and of S,
+
+    lse − z_y = log1p(S · exp(r − z_y)),        1 − p_y = S / (S + exp(z_y − r)),
+
+so a confident row keeps its relative accuracy. Where E overflows the block is made again, relative to each row's maximum.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from .classes import Classes, out_of_range, take
+from .fallback import unless
+from .log_sum import above, distance
+from .matrix import Matrix, Rest
+from .null import null_safe_product
+from .softmax import Rows
+from .target import Target
+
+# So many classes have the reference: enough to be within e^60 of the others, and one tile of an accelerator's matrix unit.
+SAMPLE = 128
+LARGEST = 60.0  # nats that a logit may be above the reference: E times a row's weight is then far from overflow
+# Atoms up to so many are comparisons in the loops that read the logits and E, more are a gather and a scatter.
+FEW_ATOMS = 4
+
+
+class Atoms(NamedTuple):
+    """The classes that a row's function reads beside its log-partition, of all classes, and the one that E leaves out."""
+
+    indices: Int[Array, "R k"]
+    pivot: Int[Array, "R"]
+
+    @classmethod
+    def of(cls, rows: int, indices: Int[Array, "*R k"], weights: Float[Array, "*R k"]) -> "Atoms":
+        """Of so many rows; the pivot is the heaviest."""
+        family = jnp.broadcast_shapes(indices.shape, weights.shape)[-1:]
+        indices, weights = (jnp.broadcast_to(x, (rows, *family)) for x in (indices, weights))
+        pivot = jnp.argmax(jnp.abs(weights), axis=-1)
+        return cls(indices, jnp.take_along_axis(indices, pivot[:, None], axis=-1)[:, 0])
+
+
+class Figures(NamedTuple):
+    """What a function of a row reads of it."""
+
+    log_partition: Float[Array, "R"]
+    surprisals: Any  # lse − z at the atoms [R, k], or None
+    total: Any  # Σ_c (lse − z_c) [R], or None
+
+    def rows(self, target: Target) -> Rows:
+        """Those of a target that has atoms and a background alone."""
+        value = jnp.zeros_like(self.log_partition)
+        if target.weights is not None:
+            value += jnp.sum(null_safe_product(target.weights.astype(value.dtype), self.surprisals), axis=-1)
+        if target.background is not None:
+            value += null_safe_product(target.background.astype(value.dtype), self.total)
+        return Rows(value, self.log_partition[:, None], jnp.zeros_like(value)[:, None])
+
+
+class Slope(NamedTuple):
+    """A gradient in the product hidden @ weight: ``scale`` · ``matrix`` + ``everywhere``, the first a number a row."""
+
+    scale: Any  # [R], or None where it is 1
+    matrix: Float[Array, "R V"]
+    everywhere: Any  # [R], or None
+
+
+class Exponentials(NamedTuple):
+    """A block's E, and what its rows' figures and gradients are made of; ``gaps`` are reference − z."""
+
+    reference: Float[Array, "R"]
+    sum: Float[Array, "R"]  # S, without the pivot
+    gaps: Any  # at the atoms [R, k], or None
+    all_gaps: Any  # Σ_c [R], or None
+    matrix: Any  # E times the derivative of the logits in the product [R, V], 0 at the pivot, or None
+
+    def own_gap(self, atoms: Atoms | None) -> Array:
+        """The pivot's."""
+        if atoms is None:
+            return jnp.full_like(self.reference, jnp.inf)
+        at_pivot = atoms.indices == atoms.pivot[:, None]
+        return jnp.min(jnp.where(at_pivot, self.gaps, jnp.inf), axis=-1)
+
+    def figures(self, atoms: Atoms | None, classes: Classes) -> Figures:
+        gap = self.own_gap(atoms)
+        whole = self.sum + jnp.exp(-gap)
+        nothing = whole == 0  # no class has any mass: a null measure
+        log_whole = jnp.log(jnp.where(nothing, 1, whole))
+        # The pivot's surprisal is not to be a difference where it may be tiny, at or near the reference.
+        near, is_reference = gap < 16, gap <= 0
+        tail = jnp.log1p(self.sum * jnp.exp(jnp.where(near, gap, 0)))
+        log_sum = jnp.where(is_reference, tail - jnp.where(is_reference, gap, 0), log_whole)
+        log_partition = jnp.where(nothing, -jnp.inf, self.reference + log_sum)
+        surprisals = total = None
+        if atoms is not None:
+            own = jnp.where(near, tail, gap + log_whole)
+            surprisals = jnp.where(atoms.indices == atoms.pivot[:, None], own[:, None], self.gaps + log_sum[:, None])
+            surprisals = jnp.where(classes.excludes(atoms.indices), jnp.inf, surprisals)
+        if self.all_gaps is not None:
+            total = self.all_gaps + classes.count * log_sum
+        return Figures(log_partition, surprisals, total)
+
+    def slope(self, d: Figures, atoms: Atoms | None, classes: Classes, rest: Rest, in_place: bool) -> Slope:
+        """The gradient in the product, from that in the figures; ``in_place`` as in ``_with_atoms``."""
+        total = 0 if d.total is None else classes.count * d.total
+        of_atoms = 0 if atoms is None else jnp.sum(d.surprisals, axis=-1)
+        alpha = of_atoms + total + d.log_partition
+        gap = self.own_gap(atoms)
+        # Of a null measure every p is 0: as if all mass were elsewhere.
+        tail = jnp.where((self.sum == 0) & (gap == jnp.inf), 1, self.sum)
+        whole = tail + jnp.exp(-gap)
+        everywhere = None if d.total is None else -d.total
+        if atoms is None:
+            return Slope(alpha / whole, self.matrix, everywhere)
+        # A function of differences of logits has no α: one that is lost in the rounding of the rest stands for it.
+        least = jnp.max(jnp.abs(d.surprisals), axis=-1) * (jnp.finfo(alpha.dtype).eps / 8)
+        alpha = jnp.where(jnp.abs(alpha) < least, least, alpha)
+        same = atoms.indices[:, :, None] == atoms.indices[:, None, :]
+        split = lambda where: jnp.sum(jnp.where(where, d.surprisals[:, None, :], 0), axis=-1)
+        own, others = split(same), split(~same) + jnp.asarray(total + d.log_partition)[:, None]
+        # p and 1 − p, over 1 / whole
+        p = jnp.exp(-self.gaps)
+        complement = jnp.where(atoms.indices == atoms.pivot[:, None], tail[:, None], whole[:, None] - p)
+        # 0 · ∞ is not computed
+        at = (jnp.where(others == 0, 0, p) * others - own * complement) / jnp.where(alpha == 0, 1, alpha)[:, None]
+        at *= rest.slope(self.reference[:, None] - jnp.where(jnp.isfinite(self.gaps), self.gaps, 0))
+        excluded = jnp.any(classes.excludes(atoms.indices) & (d.surprisals != 0), axis=-1)
+        scale = jnp.where(excluded, jnp.nan, alpha / whole)
+        return Slope(scale, _with_atoms(self.matrix, atoms.indices, at, classes, in_place), everywhere)
+
+
+def exponentials(
+    hidden: Float[Array, "R D"],
+    matrix: Matrix,
+    rest: Rest,
+    atoms: Atoms | None,
+    classes: Classes,
+    *,
+    total: bool,
+    keep: bool,
+    platform: str,
+) -> Exponentials:
+    """Of a block of rows; with the sums over all classes if ``total``, and with E in the weight's dtype if ``keep``."""
+    few = platform == "tpu" and atoms is not None and atoms.indices.shape[-1] <= FEW_ATOMS
+
+    def made(hidden, reference, exponent, gap):
+        z = rest.logits(matrix.logits(hidden))
+        r, c = reference[:, None], classes.first + lax.broadcasted_iota(jnp.int32, z.shape, 1)
+        e = jnp.exp(exponent(r, z))
+        e = e if atoms is None else jnp.where(c == atoms.pivot[:, None], 0, e)
+        at = None
+        if few:  # z is read where the product makes it, and never written
+            columns = range(atoms.indices.shape[-1])
+            at = jnp.stack([jnp.sum(jnp.where(c == atoms.indices[:, j : j + 1], z, 0), axis=-1) for j in columns], -1)
+        elif atoms is not None:
+            here = atoms.indices - classes.first
+            at = jnp.where(out_of_range(here, classes.here), 0, take(z, here))
+        gaps = jnp.sum(gap(r, z), axis=-1) if total else None
+        sum_, at, gaps = classes.all_parts((jnp.sum(e, axis=-1), at, gaps))
+        if atoms is not None:
+            at = jnp.where(classes.excludes(atoms.indices), jnp.inf, gap(r, at))
+        kept = (e * rest.slope(z)).astype(matrix.weight.dtype) if keep else None
+        return Exponentials(reference, sum_, at, gaps, kept)
+
+    largest = lambda z: classes.largest(jnp.max(z, axis=-1))
+    sample, rest_of_it = matrix.part(SAMPLE, rest)
+    reference = largest(rest_of_it.logits(sample.logits(hidden)))
+    # Else the branch below would get the logits, to take from them what it alone reads.
+    first = lax.optimization_barrier(made(hidden, reference, lambda r, z: z - r, lambda r, z: r - z))
+    fine = first.sum < math.exp(LARGEST)
+    if atoms is not None:
+        fine = fine[:, None] & (first.gaps > -LARGEST)
+
+    def again():
+        # The logits are made twice, one after the other: to share them would be to write them.
+        top, after = lax.optimization_barrier((largest(rest.logits(matrix.logits(hidden))), hidden))
+        # Of nothing but −inf there is no mass, and no E.
+        return made(after, jnp.where(top == -jnp.inf, jnp.inf, top), above, distance)
+
+    return unless(fine, first, again)
+
+
+def _with_atoms(matrix, indices, at, classes, in_place):
+    """The matrix with ``at`` in its places at the atoms: by comparisons where it is read, or written ``in_place``."""
+    at, here = at.astype(matrix.dtype), indices - classes.first
+    if not in_place and indices.shape[-1] <= FEW_ATOMS:
+        c = lax.broadcasted_iota(jnp.int32, matrix.shape, 1)
+        for j in range(indices.shape[-1]):
+            matrix = jnp.where(c == here[:, j : j + 1], at[:, j : j + 1], matrix)
+        return matrix
+    here = jnp.where(out_of_range(here, classes.here), classes.here, here)  # negative ones would wrap
+    return matrix.at[jnp.arange(len(matrix))[:, None], here].set(at, mode="drop")

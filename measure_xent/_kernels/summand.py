@@ -1,0 +1,292 @@
+"""The total of a function of logits over a device's rows, and its gradients: a block of rows at a time, three products each."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .classes import Classes, accumulator
+from .exponentials import Atoms, Slope, exponentials
+from .matrix import Matrix, Rest, kept_in
+from .mesh import AxisName, sum_over, varying, zeros
+
+# Platforms where scaled exponentials are faster. On CPUs, where a block of logits stays in the cache, they were measured not to
+# be, and E beside the logits is as much memory again.
+SCALED = {"tpu", "default"}
+
+
+class OfFigures(NamedTuple):
+    """A function of a row that reads its logits by a few figures alone, so that scaled exponentials give its gradient."""
+
+    atoms: Callable  # of (shared, rows, indices): the classes it reads and their weights, or None
+    total: bool  # whether it reads the sum of all surprisals
+    values: Callable  # of (figures, classes, shared, rows, indices)
+    axis_name: AxisName | None  # of the classes, inside of shard_map
+
+
+class Gradient(NamedTuple):
+    """The gradient in each argument of an integral, or whether it is wanted; None where it is not."""
+
+    hidden: Any = None
+    weight: Any = None
+    rest: Any = None
+    weights: Any = None
+    shared: Any = None
+    rows: Any = None
+
+    def with_rows(self, shape: tuple[int, ...]) -> "Gradient":
+        """What is a row's, of rows of that shape."""
+        reshape = lambda x: x.reshape(*shape, *x.shape[1:])
+        of_rows = jax.tree.map(reshape, (self.hidden, self.weights, self.rows))
+        return self._replace(**dict(zip(("hidden", "weights", "rows"), of_rows, strict=True)))
+
+    def of(self, *parts: Any) -> "Gradient":
+        """Of the parts, those that are wanted."""
+        return Gradient(*(part if wanted else None for wanted, part in zip(self, parts, strict=True)))
+
+
+class Nulls(NamedTuple):
+    """Rows of weight 0, if there are any."""
+
+    none: bool
+
+    def present(self, null, arrays):
+        """The rows, with zeros in the place of those that are null."""
+        expand = lambda x: null.reshape(*null.shape, *(1,) * (x.ndim - null.ndim))
+        return arrays if self.none else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
+
+    def known(self, null, value, held=0):
+        """The rows' values, those of null rows replaced."""
+        held = jax.tree.map(lambda _: held, value) if isinstance(held, int) else held
+        return value if self.none else jax.tree.map(lambda v, h: jnp.where(null, h, v), value, held)
+
+
+def weigh(weights, value):
+    return jax.tree.map(lambda v: jnp.sum(weights * v), value)
+
+
+class Summand(NamedTuple):
+    """What is summed, of a device's part of the classes."""
+
+    values: Callable  # of (logits, shared, rows, indices)
+    of_figures: OfFigures | None
+    axis_name: AxisName | None
+    matrix: Matrix
+    rest: Rest
+    shared: PyTree[Array]
+    nulls: Nulls
+
+    def scales(self, platform: str, wanted: Gradient) -> bool:
+        """Whether scaled exponentials give the values, and the gradients wanted."""
+        if self.of_figures is None or platform not in SCALED or jax.debug_nans.value:
+            return False
+        bent = self.rest.softcap is not None and (wanted.rest or self.of_figures.total)
+        # The derivative in the weight of a null row is its value as it is.
+        held = wanted.weights and not self.nulls.none
+        dtype = self.matrix.weight.dtype
+        return kept_in(dtype) == dtype and not bent and not held
+
+    def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
+        return self.rest.logits(self.matrix.logits(hidden))
+
+    def value(self, platform: str, hidden, weights, rows, indices) -> PyTree:
+        """The total of a block."""
+        null = weights == 0
+        hidden, rows = self.nulls.present(null, (hidden, rows))
+        if self.scales(platform, Gradient()):
+            _, figures = self._figures(platform, null, hidden, rows, indices, keep=False)
+            value = self._of_figures(figures, self.shared, rows, indices)
+        else:
+            value = self.values(self.logits(hidden), self.shared, rows, indices)
+        return weigh(weights, self.nulls.known(null, value))
+
+    def gradients(self, wanted: Gradient, platform: str, hidden, weights, rows, indices):
+        """(The hidden states that count, the total of a block, and of each of its numbers the gradient in the product and those
+        in all but hidden and weight)."""
+        null = weights == 0
+        smooth, rebuild = smooth_leaves(self.shared)
+        held = 0
+        if wanted.weights and not self.nulls.none:
+            original = self.values(self.logits(hidden), self.shared, rows, indices)
+            held = jax.tree.map(lambda o: jnp.where(jnp.isfinite(o), o, 0), original)
+        hidden, rows = self.nulls.present(null, (hidden, rows))
+        others: dict[str, Any] = {"smooth": smooth} if wanted.shared else {}
+        others |= {"rows": rows} if wanted.rows else {}
+        if self.scales(platform, wanted):
+            of_logits, argument = self._figures(platform, null, hidden, rows, indices, keep=True)
+            values = self._of_figures
+        else:
+            others |= {"rest": self.rest} if wanted.rest else {}
+            of_logits, argument = (lambda residual: residual), self.matrix.logits(hidden)
+            values = lambda product, shared, rows, indices, rest=self.rest: self.values(
+                rest.logits(product), shared, rows, indices
+            )
+
+        def function(argument, others):
+            others = dict(others)
+            shared, own = rebuild(others.pop("smooth", smooth)), others.pop("rows", rows)
+            value = values(argument, shared, own, indices, **others)
+            return weigh(weights, self.nulls.known(null, value)), value
+
+        total, pullback, value = jax.vjp(function, argument, others, has_aux=True)
+        gradients = []
+        for cotangent, at in zip(basis(total), jax.tree.leaves(self.nulls.known(null, value, held)), strict=True):
+            slope, found = pullback(cotangent)
+            new = Gradient(
+                weights=at.astype(weights.dtype) if wanted.weights else None,
+                rest=found.get("rest"),
+                shared=found.get("smooth"),
+                rows=found.get("rows"),
+            )
+            gradients.append((of_logits(slope), new))
+        return hidden, total, gradients
+
+    @property
+    def classes(self) -> Classes:
+        return Classes(self.matrix.classes, self.axis_name or self.of_figures.axis_name)  # type: ignore[union-attr]
+
+    def _of_figures(self, figures, shared, rows, indices):
+        return self.of_figures.values(figures, self.classes, shared, rows, indices)  # type: ignore[union-attr]
+
+    def _figures(self, platform, null, hidden, rows, indices, keep):
+        """(From the gradient in a block's figures that in its product, the figures)."""
+        read: Any = self.of_figures
+        atoms, classes = read.atoms(self.shared, rows, indices), self.classes
+        atoms = None if atoms is None else Atoms.of(len(hidden), *atoms)
+        options = dict(total=read.total, keep=keep, platform=platform)
+        made = exponentials(hidden, self.matrix, self.rest, atoms, classes, **options)
+        clean = lambda x: jnp.where(null.reshape(-1, *(1,) * (x.ndim - 1)), 0, x)  # of a null row they may be anything
+        clean = (lambda x: x) if self.nulls.none else clean
+        made = made._replace(**jax.tree.map(clean, {"sum": made.sum, "gaps": made.gaps, "all_gaps": made.all_gaps}))
+        of_logits = lambda d: made.slope(jax.tree.map(clean, d), atoms, classes, self.rest, in_place=platform != "tpu")
+        return of_logits, jax.tree.map(clean, made.figures(atoms, classes))
+
+
+def total(summand: Summand, platform: str, size: int, of_rows: Any) -> tuple[PyTree, list]:
+    """(The total of all rows, no gradients.)"""
+    block = functools.partial(summand.value, platform)
+    blocks = in_blocks(size, of_rows)
+    first = jax.tree.map(lambda x: x[0], blocks)
+    if len(jax.tree.leaves(blocks)[0]) == 1:
+        return block(*first), []
+    start = jax.tree.map(zeros, jax.eval_shape(block, *first))
+    return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), start, blocks)[0], []
+
+
+class _Sums(NamedTuple):
+    """What is summed over the blocks, in float32 or wider: of one number, the gradients that all rows share."""
+
+    weight: Any = None
+    everywhere: Any = None  # Σ of what a row's gradient is at every class, times its hidden state
+    rest: Any = None
+    shared: Any = None
+
+    def __add__(self, other: "_Sums") -> "_Sums":  # type: ignore[override]
+        """The weight's is added where its product is made."""
+        others = jax.tree.map(jnp.add, self._replace(weight=None), other._replace(weight=None))
+        return others._replace(weight=other.weight)
+
+
+def total_and_gradients(
+    wanted: Gradient, summand: Summand, platform: str, size: int, of_rows: Any
+) -> tuple[PyTree, list[Gradient]]:
+    """(The total, for each of its numbers the gradients that are wanted), those that all rows share in float32 or wider."""
+    matrix = summand.matrix
+    weight = matrix.weight
+    hidden, weights, *_ = of_rows
+    columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
+    if summand.scales(platform, wanted) and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
+        columns()  # once, and not in the loop
+
+    def step(sums, block):
+        """``sums`` may be none yet, one list an output."""
+        hidden, value, gradients = summand.gradients(wanted, platform, *block)
+        added, by_row = [], []
+        for sum_, (slope, new) in zip(sums or [_Sums()] * len(gradients), gradients, strict=True):
+            unscaled = lambda x: x
+            if not isinstance(slope, Slope):
+                residual, unscaled = matrix.rounded(slope)
+                slope = Slope(None, residual, None)
+            wide = accumulator(slope.matrix.dtype)
+            if wanted.hidden:
+                dh = unscaled(matrix.hidden_gradient(slope.matrix))
+                dh = dh if slope.scale is None else slope.scale[:, None] * dh
+                dh = dh if slope.everywhere is None else dh + slope.everywhere[:, None] * columns()
+                new = new._replace(hidden=dh.astype(kept_in(hidden.dtype)))
+            dw = over_classes = db = None
+            if wanted.weight:
+                scaled = hidden if slope.scale is None else slope.scale[:, None] * hidden
+                dw = matrix.add_weight_gradient(sum_.weight, scaled, slope.matrix, unscaled)
+                over_classes = None if slope.everywhere is None else slope.everywhere @ hidden.astype(wide)
+            if new.rest is None and wanted.rest and summand.rest.bias is not None:
+                db = jnp.sum(slope.scale[:, None] * slope.matrix.astype(wide), axis=0)  # type: ignore[index]
+                db = db if slope.everywhere is None else db + jnp.sum(slope.everywhere)
+                db = Rest(bias=db)
+            here = _Sums(dw, over_classes, db if new.rest is None else new.rest, new.shared)
+            added.append(sum_ + here if sums else here)
+            by_row.append(new._replace(rest=None, shared=None))
+        return value, added, by_row
+
+    def next_step(carry, block):
+        value, sums, by_row = step(carry[1], block)
+        return (jax.tree.map(jnp.add, carry[0], value), sums), by_row
+
+    blocks = in_blocks(size, of_rows)
+    first = jax.tree.map(lambda x: x[0], blocks)
+    if len(jax.tree.leaves(blocks)[0]) == 1:
+        value, sums, by_row = step(None, first)
+    else:
+        value, sums, _ = jax.eval_shape(functools.partial(step, None), first)
+        wide = lambda x: zeros(x, x.shape, accumulator(x.dtype))
+        start = jax.tree.map(wide, (value, sums))
+        (value, sums), by_row = lax.scan(next_step, start, blocks)
+        by_row = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)], by_row)
+    # Where each device has a part of the classes, so is a hidden state's gradient a sum over the parts.
+    over_parts = lambda dh: None if dh is None else sum_over(dh, varying(dh) - varying(hidden))
+    gradients = []
+    for sum_, of_row in zip(sums, by_row, strict=True):
+        dw = sum_.weight
+        if sum_.everywhere is not None:
+            dw = dw + jnp.expand_dims(sum_.everywhere, matrix.class_axis)
+        gradients.append(
+            of_row._replace(hidden=over_parts(of_row.hidden), weight=dw, rest=sum_.rest, shared=sum_.shared)
+        )
+    return value, gradients
+
+
+def in_blocks(size, rows):
+    """Leaves [N, …] as [blocks, size, …], padded with zeros."""
+
+    def split(x):
+        padding = -len(x) % size
+        x = jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))) if padding else x
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(split, rows)
+
+
+def is_smooth(x):
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def smooth_leaves(tree, of=None):
+    """The leaves that have derivatives, or ``of`` those, and how to put them back among the others."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def rebuild(smooth):
+        smooth = iter(smooth)
+        return jax.tree.unflatten(structure, [next(smooth) if is_smooth(x) else x for x in leaves])
+
+    parts = leaves if of is None else structure.flatten_up_to(of)
+    return [part for part, x in zip(parts, leaves, strict=True) if is_smooth(x)], rebuild
+
+
+def basis(value):
+    """The cotangents that pick each number of a pytree in turn."""
+    leaves, tree = jax.tree.flatten(value)
+    unit = lambda k: [jnp.ones_like(x) if i == k else jnp.zeros_like(x) for i, x in enumerate(leaves)]
+    return [jax.tree.unflatten(tree, unit(k)) for k in range(len(leaves))]

@@ -1,0 +1,262 @@
+"""Scaled exponentials, the head's schedule on accelerators: each platform's program runs here, and so does its second try.
+
+The oracle is float64: the same loss on all the logits, differentiated by JAX.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import measure_xent as mx
+from measure_xent import log, log_partition
+from measure_xent._kernels import exponentials, head, summand
+
+from .sweeps import sweep
+
+# Two platforms and two tries make four cases of each, all alike.
+pytestmark = [pytest.mark.usefixtures("platform", "attempt"), pytest.mark.sweep(1)]
+N, D, V = 21, 6, 307
+rng = np.random.default_rng(11)
+
+
+@pytest.fixture(params=["tpu", "default"])
+def platform(request, monkeypatch):
+    """The program of that platform."""
+    name = request.param
+    monkeypatch.setattr(head, "_on_platform", lambda f, sizes, *operands: f(name, sizes[name], *operands))
+
+
+@pytest.fixture(params=["first", "second"])
+def attempt(request, monkeypatch):
+    """The reference of the first try, or every block made again."""
+    if request.param == "second":
+        monkeypatch.setattr(exponentials, "LARGEST", -1e3)
+
+
+def arrays(dtype, scale=1.0, bias_scale=1.0):
+    hidden, weight = rng.normal(size=(N, D)), scale * rng.normal(size=(D, V))
+    return [jnp.asarray(x, dtype) for x in (hidden, weight, bias_scale * rng.normal(size=V))]
+
+
+def cross_entropy(z, target):
+    """H(target, softmax(z)) with 0 · ∞ = 0."""
+    log_q = jax.nn.log_softmax(z)
+    return -jnp.sum(jnp.where(target == 0, 0, target * jnp.where(target == 0, 0, log_q)), axis=-1)
+
+
+def check(ours, exact, operands, tolerance):
+    """Value and gradients of both, relative to the largest entry of each gradient."""
+    numbers = tuple(range(len(operands)))
+    got = jax.jit(jax.value_and_grad(ours, numbers))(*operands)
+    alone = jax.jit(ours)(*operands)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in operands]
+        value, gradients = jax.jit(jax.value_and_grad(exact, numbers))(*wide)
+    of_value = tolerance if tolerance < 1e-4 else 2e-5  # the loss is float32's, whatever the operands are
+    np.testing.assert_allclose(got[0], value, rtol=of_value)
+    np.testing.assert_allclose(alone, value, rtol=of_value)
+    for a, b in zip(got[1], gradients, strict=True):
+        assert a.dtype == operands[0].dtype
+        largest = np.max(np.abs(np.where(np.isfinite(b), b, 0)))
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=tolerance, atol=tolerance * largest)
+
+
+def hot(y):
+    return jax.nn.one_hot(y, V)
+
+
+LABELS, OTHERS = rng.integers(V, size=N), rng.integers(V, size=N)
+OTHERS[3] = LABELS[3]  # two atoms of one class
+MASK = np.where(np.arange(N) % 5 == 2, 0, rng.uniform(0.5, 1.5, size=N)).astype(np.float32)
+TOP = np.stack([rng.permutation(V)[:6] for _ in range(N)])
+MASSES = rng.dirichlet(np.ones(6), size=N).astype(np.float32)
+TARGETS = {
+    "labels": (lambda: mx.Dirac(LABELS), lambda: hot(LABELS)),
+    "smoothed": (
+        lambda: 0.9 * mx.Dirac(LABELS) + 0.1 * mx.DiscreteUniform(V),
+        lambda: 0.9 * hot(LABELS) + 0.1 / V,
+    ),
+    "two": (lambda: 0.6 * mx.Dirac(LABELS) + 0.4 * mx.Dirac(OTHERS), lambda: 0.6 * hot(LABELS) + 0.4 * hot(OTHERS)),
+    "top": (
+        lambda: mx.Discrete(jnp.asarray(TOP), jnp.asarray(MASSES)),
+        lambda: (MASSES[..., None] * (TOP[..., None] == np.arange(V))).sum(1),
+    ),
+    "nothing but a background": (lambda: 2.0 * mx.DiscreteUniform(V), lambda: jnp.full((N, V), 2 / V)),
+}
+TOLERANCE = {
+    jnp.float32: 3e-5,
+    jnp.bfloat16: 2e-2,
+}  # of a gradient: sums of float32 products; bfloat16's 2⁻⁸ three times
+
+
+@sweep("target", TARGETS, 12)
+@sweep("dtype", TOLERANCE)
+@sweep("class_axis", [0, 1])
+@sweep("size", [None, 8])
+def test_targets(target, dtype, class_axis, size):
+    """Value and every gradient of Σ wᵢ (H(Pᵢ, Q) + z-loss), rows of weight 0 over NaN among them, in one block and in three."""
+    measure, dense = TARGETS[target]
+    operands = arrays(dtype)
+
+    def ours(h, w, b):
+        Q = mx.LinearSoftmax(w if class_axis else w.T, b, class_axis=class_axis, batch_size=size)
+        h = jnp.where(jnp.asarray(MASK)[:, None] == 0, jnp.nan, h)
+        P = mx.joint(mx.Atoms(h, weights=MASK), measure())
+        return -2.5 * P.expect(log(Q) - 1e-2 * log_partition(Q) ** 2)
+
+    def exact(h, w, b):
+        z, target = h @ w + b, dense()
+        each = cross_entropy(z, target) + 1e-2 * target.sum(-1) * jax.nn.logsumexp(z, -1) ** 2
+        return 2.5 * jnp.sum(MASK * each)
+
+    check(ours, exact, operands, TOLERANCE[dtype])
+
+
+@sweep("wanted", [(0, 1), (0, 1, 2), (0, 1, 3)], 3)
+def test_softcap(wanted):
+    """Bounded logits, a gradient in the bound itself among them."""
+    operands = [*arrays(jnp.float32), jnp.float32(3.0)]
+    fixed = lambda f: lambda *moving: f(*(moving[wanted.index(i)] if i in wanted else operands[i] for i in range(4)))
+
+    def ours(h, w, b, cap):
+        return mx.cross_entropy(mx.Atoms((h, LABELS), weights=MASK), mx.LinearSoftmax(w, b, cap))
+
+    def exact(h, w, b, cap):
+        z = cap * jnp.tanh((h @ w + b) / cap)
+        return jnp.sum(MASK * cross_entropy(z, hot(LABELS)))
+
+    with jax.enable_x64(True):
+        operands = [np.asarray(x) for x in operands]
+    check(fixed(ours), fixed(exact), [jnp.asarray(operands[i]) for i in wanted], 3e-5)
+
+
+@sweep("above", [0.0, 20.0, 88.0, 200.0, 1e4], 8)
+@sweep("dtype", TOLERANCE)
+def test_logits_far_above_the_label(above, dtype):
+    """And far above, or below, the classes that the reference is taken of; the label itself far above, too."""
+    h, w, b = arrays(dtype)
+    b = b.at[5].set(above).at[V - 1].set(-above).at[V // 2].set(above / 2)
+    labels = np.where(np.arange(N) < 7, 5, np.where(np.arange(N) < 14, V - 1, V // 2))
+    ours = lambda h, w, b: mx.cross_entropy(mx.Empirical((h, labels), weights=MASK), mx.LinearSoftmax(w, b))
+    exact = lambda h, w, b: jnp.sum(MASK * cross_entropy(h @ w + b, hot(labels))) / MASK.sum()
+    check(ours, exact, (h, w, b), TOLERANCE[dtype])
+
+
+def test_confident_rows():
+    """Relative accuracy of losses of e⁻²⁰ and e⁻⁸⁰, and gradients of a row that sum to 0."""
+    bias = jnp.zeros(V)
+    for label in (0, V // 2):
+        for logit in (20.0, 80.0):
+            b = bias.at[label].set(logit)
+            loss = lambda b, label=label: mx.cross_entropy(
+                mx.Empirical((jnp.zeros((3, D)), jnp.full(3, label))), mx.LinearSoftmax(jnp.zeros((D, V)), b)
+            )
+            value, gradient = jax.jit(jax.value_and_grad(loss))(b)
+            expected = np.log1p((V - 1) * np.exp(-np.float64(logit)))
+            np.testing.assert_allclose(value, expected, rtol=1e-5)
+            np.testing.assert_allclose(-gradient[label], np.delete(gradient, label).sum(), rtol=1e-5)
+            np.testing.assert_allclose(-gradient[label], -np.expm1(-expected), rtol=1e-5)
+
+
+def test_infinite_logits():
+    """−inf forbids a class: +inf if it is the label, with a finite gradient; +inf takes all the mass."""
+    h, w, b = arrays(jnp.float32)
+    loss = lambda h, w, b, y: mx.cross_entropy(mx.Atoms((h, y)), mx.LinearSoftmax(w, b))
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    labels = jnp.asarray(LABELS)
+    forbidden = b.at[LABELS[4]].set(-jnp.inf)
+    value, gradients = gradient(h, w, forbidden, labels)
+    assert value == jnp.inf
+    z = np.asarray(h, np.float64) @ np.asarray(w, np.float64) + np.asarray(forbidden, np.float64)
+    z -= z.max(-1, keepdims=True)
+    residual = np.exp(z) / np.exp(z).sum(-1, keepdims=True) - np.asarray(hot(LABELS))
+    np.testing.assert_allclose(gradients[0], residual @ np.asarray(w, np.float64).T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradients[2], residual.sum(0), rtol=1e-4, atol=1e-4)
+    value, gradients = gradient(h, w, b.at[7].set(jnp.inf), jnp.full(N, 7))
+    assert value == 0
+    np.testing.assert_array_equal(gradients[2], 0)
+    assert gradient(h, w, b.at[7].set(jnp.inf), jnp.full(N, 8))[0] == jnp.inf
+    value, gradients = gradient(h, w, jnp.full(V, -jnp.inf), labels)
+    assert value == jnp.inf
+    np.testing.assert_allclose(gradients[2], -np.bincount(LABELS, minlength=V), rtol=1e-6)  # the null measure: p is 0
+    assert jnp.isnan(gradient(h.at[2, 0].set(jnp.nan), w, b, labels)[0])
+
+
+def test_labels_out_of_range():
+    """+inf and a gradient that is not a number, unless the weight is 0."""
+    h, w, b = arrays(jnp.float32)
+    loss = lambda h, w, b, y, m: mx.cross_entropy(mx.Empirical((h, y), weights=m), mx.LinearSoftmax(w, b))
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    for label in (-1, V, -100):
+        y, mask = jnp.asarray(LABELS).at[4].set(label), jnp.ones(N)
+        value, gradients = gradient(h, w, b, y, mask)
+        assert value == jnp.inf
+        assert np.isnan(gradients[0][4]).all()
+        assert np.isfinite(np.delete(gradients[0], 4, axis=0)).all()
+        assert np.isnan(gradients[1]).all()
+        value, gradients = gradient(h, w, b, y, mask.at[4].set(0))
+        keep = np.delete(np.arange(N), 4)
+        np.testing.assert_allclose(value, gradient(h[keep], w, b, y[keep], mask[keep])[0], rtol=1e-6)
+        assert all(np.isfinite(g).all() for g in gradients)
+    value, gradients = gradient(h, w, b, y, jnp.zeros(N))  # nothing counts
+    assert value == 0
+    assert all((g == 0).all() for g in gradients)
+
+
+def test_a_difference_of_logits():
+    """A function whose gradient has no share of the softmax: log q at two classes, apart."""
+    operands = arrays(jnp.float32)
+    ours = lambda h, w, b: mx.joint(mx.Atoms(h), mx.Dirac(LABELS) - 1.0 * mx.Dirac(OTHERS)).expect(
+        log(mx.LinearSoftmax(w, b))
+    )
+
+    def exact(h, w, b):
+        z = h @ w + b
+        return jnp.sum(z[np.arange(N), LABELS] - z[np.arange(N), OTHERS])
+
+    check(ours, exact, operands, 3e-5)
+
+
+@pytest.mark.slow("compiles derivatives of derivatives")
+@pytest.mark.parametrize("label", [3, V // 2])
+def test_further_derivatives_and_weights(label):
+    """A jvp of the gradient, gradients in the rows' and the atoms' weights, a family under vmap: as on other platforms."""
+    h, w, b = arrays(jnp.float32)
+    y = jnp.full(N, label)
+
+    def ours(h, w, b, m, c):
+        return mx.cross_entropy(mx.joint(mx.Atoms(h, weights=m), c * mx.Dirac(y)), mx.LinearSoftmax(w, b, batch_size=8))
+
+    def exact(h, w, b, m, c):
+        z = h @ w + b
+        return jnp.sum(m * c * (jax.nn.logsumexp(z, -1) - z[:, label]))
+
+    primals = h, w, b, jnp.asarray(MASK), jnp.asarray(rng.uniform(0.5, 1, N), jnp.float32)
+    tangents = tuple(jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in primals)
+
+    def derivatives(f):
+        gradient = jax.grad(f, range(5))
+        stacked = [jnp.stack([x, x + 0.25]) for x in primals]
+        return lambda: (
+            jax.jvp(gradient, primals, tangents),
+            jax.vmap(jax.value_and_grad(f, range(5)))(*stacked),
+            jax.grad(jax.checkpoint(f), 1)(*primals),
+        )
+
+    got, expected = jax.jit(derivatives(ours))(), jax.jit(derivatives(exact))()
+    for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * float(jnp.abs(e).max()))
+
+
+def test_it_is_what_runs(monkeypatch):
+    """The schedule of accelerators, and in one precision that has too few exponents the other."""
+    seen = []
+    monkeypatch.setattr(summand, "exponentials", lambda *a, **k: seen.append(a) or exponentials.exponentials(*a, **k))
+    h, w, _ = arrays(jnp.float32)
+    loss = lambda h, w: mx.cross_entropy(mx.Empirical((h, LABELS)), mx.LinearSoftmax(w))
+    jax.make_jaxpr(jax.grad(loss))(h, w)
+    assert seen
+    seen.clear()
+    jax.make_jaxpr(jax.grad(loss))(h.astype(jnp.float16), w.astype(jnp.float16))
+    assert not seen
