@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 
 from .contestants import HEAD_OPERATIONS, OPERATIONS, Case
+from .target import TARGETS, compile_for
+from .target import versions as versions_of
 from .terminal import CommandError, positive
 from .touch import calls, steps
 
@@ -36,6 +38,9 @@ BOUNDS = {"float32": (1e-3, 1e-2), "bfloat16": (1e-2, 2e-2), "float16": (1e-2, 1
 EPILOG = f"""
 "rows" are losses of logits that exist, "head" those of hidden @ weight, whose logits need not; without either both are timed.
 "touch" is what a notebook feels: the first call outside of jit, the next ones, and what compiling a step takes.
+"head --target" runs nothing: it is what the compiler of an accelerator says that need not be there: temporaries, the peak, and
+on TPUs its estimate of cycles, loops as often as they run, without a head's fallbacks. For TPUs pip install libtpu, for GPUs
+'jax[cuda13]'.
 Ratios are ours over theirs, of medians of interleaved runs: under 1 is faster than the peer. The limit is a pure read of the
 logits for a value, a read and a write for a gradient, three matmuls for the matmul and the head (one for its value).
 Temporaries are the compiler's own count, what the program needs beside its arguments and results; peak is all three together.
@@ -51,6 +56,7 @@ examples:
   measure-xent bench rows --shapes 4096x50257 --dtypes bfloat16 --operations value gradient --json
   measure-xent bench head --shapes 1024x512x50257 --plot bench.png
   measure-xent bench --device gpu
+  measure-xent bench head --target v5e v6e --operations gradient
   measure-xent bench touch
 """
 
@@ -79,6 +85,13 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("what", nargs="?", choices=["rows", "head", "touch"], help="one table alone")
     add("--device", choices=["cpu", "gpu"], help="where to run, and whose shapes (JAX's default device)")
+    add(
+        "--target",
+        nargs="+",
+        choices=TARGETS,
+        metavar="CHIP",
+        help=f"compile a head for {', '.join(TARGETS)}, run nothing",
+    )
     add("--shapes", nargs="+", type=_shape, metavar="SHAPE", help="ROWSxCLASSES, of the head TOKENSxFEATURESxCLASSES")
     add("--dtypes", nargs="+", choices=list(BOUNDS), help="(float32, on a GPU bfloat16)")
     add("--operations", nargs="+", choices=OPERATIONS | HEAD_OPERATIONS, help="some of those named below")
@@ -96,6 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
     # The memory of the GPU is torch's too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     console = Console(stderr=True)
+    if arguments.target:
+        return compiled(arguments, console)
     device = _device(arguments.device)
     if arguments.what == "touch":
         with jax.default_device(device):
@@ -131,12 +146,59 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def compiled(arguments: argparse.Namespace, console: Any) -> int:
+    """The table of what compilers say of a head."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    if arguments.what != "head" or arguments.device or arguments.plot:
+        raise CommandError("--target: bench head --target CHIP, without --device and --plot; rows are memory's alone")
+    cases = _cases(arguments, "gpu")
+    figures = []
+    with Progress(console=console) as progress:
+        bar = progress.add_task("", total=len(cases) * len(arguments.target))
+        for target in arguments.target:
+            for case in cases:
+                progress.update(bar, description=f"{target}: {case.operation} [{case.shape}] {case.dtype}")
+                figures.append(compile_for(target, case))
+                progress.advance(bar)
+    known = {k: v for target in arguments.target for k, v in versions_of(target).items()}
+    if arguments.json:
+        print(json.dumps({"versions": known, "figures": [figure._asdict() for figure in figures]}, indent=1))
+        return 0
+    table = Table(title=", ".join(f"{k} {v}" for k, v in known.items()), title_justify="left")
+    names = list(dict.fromkeys(name for figure in figures for name in figure.temporaries))
+    for column in ("target", "operation", "shape", "dtype"):
+        table.add_column(column)
+    cycles = names if any(figure.megacycles for figure in figures) else []
+    columns = [*(f"{n} Mcycles" for n in cycles), *(["/ optax"] if cycles else []), *(f"{n} MiB" for n in names)]
+    for column in (*columns, "/ optax", "peak", "optax's"):
+        table.add_column(column, justify="right")
+    number = lambda figures, name, form: format(figures[name], form) if name in figures else ""
+    ratio = lambda figures: f"{figures['ours'] / figures['optax']:.2f}" if {"ours", "optax"} <= set(figures) else ""
+    for figure in figures:
+        table.add_row(
+            figure.target,
+            figure.operation,
+            figure.shape,
+            figure.dtype,
+            *(number(figure.megacycles, name, ".1f") for name in cycles),
+            *([ratio(figure.megacycles)] if cycles else []),
+            *(number(figure.temporaries, name, ".0f") for name in names),
+            ratio(figure.temporaries),
+            *(number(figure.peak, name, ".0f") for name in ("ours", "optax")),
+        )
+    Console(width=max(12 * len(table.columns), Console().width)).print(table)
+    return 0
+
+
 def touch(arguments: argparse.Namespace, device: Any) -> int:
     """The table of first calls."""
     from rich.console import Console
     from rich.table import Table
 
-    for flag in ("shapes", "dtypes", "operations", "plot"):
+    for flag in ("shapes", "dtypes", "operations", "plot", "target"):
         if getattr(arguments, flag):
             raise CommandError(f"--{flag}: bench touch has one table")
     figures = [*calls(arguments.repeats), *steps()]
