@@ -347,6 +347,34 @@ def test_a_teacher_that_is_a_head(alone):
     np.testing.assert_allclose(mx.cross_entropy(T, mx.Categorical(log_q)), -(np.exp(log_p) * log_q).sum(-1), **close)
 
 
+@sweep("each", [False, True], 1)
+@sweep("dtype", [jnp.bfloat16, jnp.float16])
+def test_products_of_another_dtype(each, dtype):
+    """A float32 weight, and products in half precision: the gradient is the float32 sum, and second derivatives are float32."""
+    hidden, weight, bias, labels, weights = problem(40, 309)
+    rounded = lambda x: np.asarray(jnp.asarray(x, dtype), np.float64)
+
+    def loss(h, w, b):
+        Q = mx.LinearSoftmax(w, b, dtype=dtype, batch_size=16)
+        if each:
+            return jnp.vdot(mx.cross_entropy(mx.Dirac(jnp.asarray(labels)), Q(h)), weights) / weights.sum()
+        return mx.cross_entropy(mx.Empirical((h, jnp.asarray(labels)), weights=weights), Q)
+
+    primals = jnp.asarray(hidden, dtype), jnp.asarray(weight), jnp.asarray(bias)
+    expected = oracle.head(rounded(hidden), rounded(weight), bias, oracle.one_hot(labels, 309), weights)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*primals)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    assert [g.dtype for g in gradients] == [dtype, jnp.float32, jnp.float32]
+    for got, exact in zip(gradients, expected[1:4], strict=True):
+        # Residuals are rounded to half precision, 2⁻⁸ of a bfloat16.
+        np.testing.assert_allclose(np.asarray(got, np.float64), exact, atol=5e-3 * np.abs(exact).max())
+    assert jax.jvp(jax.grad(loss, 1), primals, primals)[1].dtype == jnp.float32
+    with pytest.raises(TypeError, match=r"LinearSoftmax\(dtype\): a floating dtype, got int32"):
+        mx.LinearSoftmax(weight, dtype=jnp.int32)
+    with pytest.raises(TypeError, match=r"LinearSoftmax\(dtype\): a floating dtype, got 'half of it'"):
+        mx.LinearSoftmax(weight, dtype="half of it")
+
+
 def temporaries(loss, N, V, D=256):
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((N, D), (D, V))] + [jax.ShapeDtypeStruct((N,), jnp.int32)]
     return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes / 2**20
@@ -357,15 +385,16 @@ def temporaries(loss, N, V, D=256):
     [(2560, 128_256, 256, 2048), (64, 128_256, 64, 2048), (256, 1000, 256, 65536), (4096, 32_000, 256, 2048)],
 )
 def test_rows_of_a_block(features, classes, cpu, default):
-    """Equal blocks: on CPUs that fit the cache, on GPUs of 2048 rows, or as many as make 256 MiB of logits, on TPUs of 8192, or
-    all of them where what is kept of their logits is no more than a block's and a sum of the weight's gradient."""
+    """Equal blocks: on CPUs that fit the cache, on accelerators of 2048 rows, or as many as make 256 MiB of logits. Of scaled
+    exponentials on TPUs 8192, or all where these are no larger than a block's and a sum of the weight's gradient."""
     matrix = Matrix(jax.ShapeDtypeStruct((features, classes), jnp.bfloat16), 1, None)
-    assert block_rows(1 << 18, matrix) == {"cpu": cpu, "default": default, "tpu": 8192}
-    assert block_rows(1 << 18, matrix, 512) == {"cpu": 512, "default": 512, "tpu": 512}
+    assert block_rows(1 << 18, matrix) == {"cpu": cpu, "default": default, "tpu": default}
+    assert block_rows(1 << 18, matrix, scaled=True) == {"cpu": cpu, "default": default, "tpu": 8192}
+    assert set(block_rows(1 << 18, matrix, 512, scaled=True).values()) == {512}
     assert max(block_rows(10, matrix).values()) == 10
     whole = 8192 + 2 * features
-    assert block_rows(whole, matrix)["tpu"] == whole
-    assert block_rows(whole + 1, matrix)["tpu"] <= 8192
+    assert block_rows(whole, matrix, scaled=True)["tpu"] == whole
+    assert block_rows(whole + 1, matrix, scaled=True)["tpu"] <= 8192
 
 
 @pytest.mark.slow("heads in several schedules, with gradients")

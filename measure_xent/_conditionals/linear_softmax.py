@@ -49,6 +49,8 @@ class LinearSoftmax(AbstractConditional):
         softcap: c > 0 bounds the logits as c·tanh(logits / c) (Gemma 2, https://arxiv.org/abs/2408.00118, §2).
         class_axis: the axis of weight that the classes are, 1 or 0.
         precision: of the matrix products, as ``jax.lax.dot_general`` takes it.
+        dtype: of the operands of the matrix products, by default their own. With bfloat16 a float32 weight is rounded for them,
+            and its gradient is the float32 sum.
         batch_size: how many rows of logits to hold at a time; by default what the shapes and the platform make best.
         axis_name: inside ``jax.shard_map``, the mesh axis over whose devices the classes are spread: weight and bias are then
             the equal parts that each device has, in the axis's order, and a row's figures are merged across them by
@@ -74,6 +76,7 @@ class LinearSoftmax(AbstractConditional):
     softcap: Float[Array, ""] | None = None
     class_axis: int = static(default=1)
     precision: Any = static(default=None)
+    dtype: Any = static(default=None)
     batch_size: int | None = static(default=None)
     axis_name: AxisName | None = static(default=None)
 
@@ -100,6 +103,13 @@ class LinearSoftmax(AbstractConditional):
                 raise ValueError(f"LinearSoftmax(softcap): a number, got shape {softcap.shape}")
             set_fields(self, softcap=softcap)
             check_values(softcap > 0, "LinearSoftmax(softcap): a positive number")
+        if self.dtype is not None:
+            try:
+                set_fields(self, dtype=jnp.dtype(self.dtype))
+            except TypeError:
+                raise TypeError(f"LinearSoftmax(dtype): a floating dtype, got {self.dtype!r}") from None
+            if not jnp.issubdtype(self.dtype, jnp.floating):
+                raise TypeError(f"LinearSoftmax(dtype): a floating dtype, got {self.dtype}")
         set_fields(self, axis_name=checked_name("LinearSoftmax(axis_name)", self.axis_name))
         size = self.batch_size
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
@@ -118,7 +128,7 @@ class LinearSoftmax(AbstractConditional):
     @property
     def matrix(self) -> Matrix:
         """The matrix product alone."""
-        return Matrix(self.weight, self.class_axis, self.precision)
+        return Matrix(self.weight, self.class_axis, self.precision, self.dtype)
 
     @property
     def rest(self) -> Rest:
@@ -246,7 +256,7 @@ def _written(hidden, c, head, classes):
 
 
 def _logits_of(hidden, head):
-    product = head.matrix.logits(hidden.reshape(-1, hidden.shape[-1]))
+    product = head.matrix.of(head.weight).logits(hidden.reshape(-1, hidden.shape[-1]))
     return head.rest.logits(product).reshape(*hidden.shape[:-1], -1)
 
 

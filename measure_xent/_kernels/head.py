@@ -82,7 +82,7 @@ def per_row(
 
         def blocked(platform, size, weight, rest, shared, *rows):
             del platform
-            product = differentiable_logits(empty._replace(weight=weight))
+            product = differentiable_logits(empty, weight)
             block = jax.checkpoint(lambda hidden, *rows: value(rest.logits(product(hidden)), shared, *rows))
             out = lax.scan(lambda _, xs: (None, block(*xs)), None, in_blocks(size, rows))[1]
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows[0])], out)
@@ -90,7 +90,7 @@ def per_row(
         def of_rows(hidden, weight, rest, shared, rows, indices):
             lead = hidden.shape[:rank]
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), (hidden, rows, indices))
-            sizes = block_rows(len(flat[0]), empty._replace(weight=weight), size)
+            sizes = block_rows(len(flat[0]), empty.of(weight), size)
             out = _on_platform(blocked, sizes, weight, rest, shared, *flat)
             return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
 
@@ -131,19 +131,23 @@ def integral(
     of_hidden, of_weight, of_rest, *others = dimensions.operands(rank, matrix, rest, indices)
     dims = of_hidden, of_weight, of_rest, rows_of(rank), *others
 
-    def local(blocked, axes):
+    def cast(arguments):
+        """With the weight as its products have it: what devices gather."""
+        hidden, weight, *others = arguments
+        return hidden, matrix.of(weight).weight, *others
+
+    def local(blocked, wanted, axes):
         """``blocked`` of a device's part, with the rows a block."""
 
         def on_device(hidden, weight, rest, weights, shared, rows, indices):
             lead, flatten = weights.shape, lambda x: x.reshape(-1, *x.shape[rank:])
             of_rows = jax.tree.map(flatten, (hidden, weights, rows, indices))
-            here = matrix._replace(weight=weight)
-            sizes = block_rows(weights.size, here, size)
-            whole = all(weights.size % size == 0 for size in sizes.values())  # padding has weight 0
             axis_name = axes.get(CLASSES) or None
-            summand = Summand(
-                values(axis_name), of_figures, axis_name, here, rest, shared, Nulls(no_null_rows and whole)
-            )
+            known = values(axis_name), of_figures, axis_name, matrix.of(weight), rest, shared
+            summand = Summand(*known, Nulls(no_null_rows))
+            sizes = block_rows(weights.size, summand.matrix, size, summand.scales("tpu", wanted))
+            whole = all(weights.size % size == 0 for size in sizes.values())  # padding has weight 0
+            summand = summand._replace(nulls=Nulls(no_null_rows and whole))
             # What a branch closes over is one of its operands.
             value, gradients = _on_platform(functools.partial(blocked, summand), sizes, of_rows)
             return value, [gradient.with_rows(lead) for gradient in gradients]
@@ -188,7 +192,7 @@ def integral(
     def with_gradients(wanted, *arguments):
         blocked = functools.partial(total_and_gradients, wanted)
         value, gradients = partitioned(
-            functools.partial(local, blocked), arguments, dims, functools.partial(gradient_dims, wanted)
+            functools.partial(local, blocked, wanted), cast(arguments), dims, functools.partial(gradient_dims, wanted)
         )
         # After the sums over devices, in the loop's last product where it is one.
         rounded = lambda dw: None if dw is None else dw.astype(kept_in(arguments[1].dtype))
@@ -208,7 +212,7 @@ def integral(
     @custom_jvp
     def value(*arguments):
         scalars = functools.partial(jax.tree.map, lambda x: ())
-        return partitioned(functools.partial(local, total), arguments, dims, scalars)[0]
+        return partitioned(functools.partial(local, total, Gradient()), cast(arguments), dims, scalars)[0]
 
     def jvp(primals, tangents):
         *most, shared, rows, _ = tangents

@@ -15,7 +15,8 @@ from .layout import CLASSES
 # Cost model. A block of R rows reads and writes the accumulated weight gradient once, 8·D·V bytes, beside 6·R·D·V operations
 # of its three matrix products: with F operations and B bytes a second, the share of that is 4/3 · F/B / R, whatever D and V
 # are. F/B is near 7 on CPUs, where these rows keep the share below a tenth, and 250 on accelerators in bf16, where the sum is
-# part of the product: on an H200 4096 rows are 1 % faster than 2048, and take twice the memory.
+# part of the product: on an H200 4096 rows are 1 % faster than 2048, and take twice the memory. A TPU that keeps no logits in
+# float32 has room for more.
 ROWS = {"cpu": 256, "default": 2048, "tpu": 8192}
 # On CPUs the block of logits, R·V numbers, is not to be what fills the memory: at most the weight gradient's size, or this.
 # Accelerators have more rows where the block stays below this, else starting kernels would take longer than they run.
@@ -47,11 +48,15 @@ class Rest(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """hidden ↦ hidden @ weight, the weight [D, V], or [V, D] with ``class_axis`` 0; products accumulate in float32 or wider."""
+    """hidden ↦ hidden @ weight, the weight [D, V], or [V, D] with ``class_axis`` 0; products accumulate in float32 or wider.
+
+    With a ``dtype`` the products are of the weight and the hidden states in it, and the gradient in the weight is not rounded.
+    """
 
     weight: Float[Array, "D V"]
     class_axis: int
     precision: Any
+    dtype: Any = None
 
     @property
     def classes(self) -> int:
@@ -62,8 +67,15 @@ class Matrix(NamedTuple):
         """The same without its weight, for rules of derivatives, which JAX keeps longer than arrays of a trace."""
         return self._replace(weight=None)  # type: ignore[arg-type]
 
+    def of(self, weight: Float[Array, "D V"]) -> "Matrix":
+        """The same with another weight, in the dtype of its products."""
+        return self._replace(weight=weight if self.dtype is None else weight.astype(self.dtype))
+
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
-        return self._dot(hidden, self.weight, (1, 1 - self.class_axis))
+        return self._dot(self.rounded_hidden(hidden), self.weight, (1, 1 - self.class_axis))
+
+    def rounded_hidden(self, hidden: Float[Array, "R D"]) -> Float[Array, "R D"]:
+        return hidden if self.dtype is None else hidden.astype(self.dtype)
 
     def part(self, size: int, rest: Rest) -> tuple["Matrix", Rest]:
         """So many of its classes, from the middle, and the rest of them."""
@@ -130,18 +142,21 @@ class Matrix(NamedTuple):
         return lax.dot_general(a, b, numbers, precision=self.precision, preferred_element_type=dtype)
 
 
-def block_rows(count: int, matrix: Matrix, requested: int | None = None) -> dict[str, int]:
-    """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model.
+def block_rows(count: int, matrix: Matrix, requested: int | None = None, scaled: bool = False) -> dict[str, int]:
+    """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model; ``scaled`` where
+    accelerators keep them as exponentials in the weight's dtype.
 
     Blocks are equal where a divisor of ``count`` is near, else the last is padded.
     """
-    features = matrix.weight.size // matrix.classes
-    room = {p: size // (accumulator(matrix.weight.dtype).itemsize * matrix.classes) for p, size in LOGITS_BYTES.items()}
-    rows = {"cpu": min(ROWS["cpu"], max(features, room["cpu"], 1)), "default": max(ROWS["default"], room["default"])}
-    # All rows at once where what is kept of their logits is no larger than a block's and the weight gradient's sum.
     dtype = matrix.weight.dtype
-    rows["tpu"] = ROWS["tpu"] + features * accumulator(dtype).itemsize // dtype.itemsize
-    rows["tpu"] = rows["tpu"] if count <= rows["tpu"] else ROWS["tpu"]
+    features, wide = matrix.weight.size // matrix.classes, accumulator(dtype).itemsize
+    room = {p: size // (wide * matrix.classes) for p, size in LOGITS_BYTES.items()}
+    rows = {"cpu": min(ROWS["cpu"], max(features, room["cpu"], 1)), "default": max(ROWS["default"], room["default"])}
+    rows["tpu"] = rows["default"]
+    if scaled:
+        # All rows at once where what is kept of them is no larger than a block's and a sum of the weight's gradient.
+        whole = ROWS["tpu"] + features * wide // dtype.itemsize
+        rows["tpu"] = whole if count <= whole else ROWS["tpu"]
 
     def near(rows):
         rows = min(rows, count)
@@ -156,21 +171,22 @@ def kept_in(dtype: jnp.dtype) -> jnp.dtype:
     return accumulator(dtype) if jnp.finfo(dtype).minexp > jnp.finfo(jnp.float32).minexp else dtype
 
 
-def differentiable_logits(matrix):
-    """``matrix.logits`` as JAX differentiates it, with a gradient in a half-precision weight that adds up in float32."""
-    if accumulator(matrix.weight.dtype) == matrix.weight.dtype:
-        return matrix.logits
-    empty = matrix.empty
+def differentiable_logits(matrix: Matrix, weight: Float[Array, "D V"]) -> Callable:
+    """``matrix.of(weight).logits`` as JAX differentiates it, with a gradient in the weight that adds up in float32."""
+    if accumulator(matrix.of(weight).weight.dtype) == matrix.of(weight).weight.dtype:
+        return matrix.of(weight).logits
 
     @custom_jvp
     def logits(hidden, weight, wide):
-        return empty._replace(weight=weight).logits(hidden)
+        return matrix.of(weight).logits(hidden)
 
     @logits.defjvp
     def _(primals, tangents):
         (hidden, weight, wide), (dhidden, _, dwide) = primals, tangents
-        along_weight = empty._replace(weight=dwide).logits(hidden.astype(wide.dtype))
-        return logits(*primals), empty._replace(weight=weight).logits(dhidden) + along_weight
+        along_weight = matrix._replace(weight=dwide, dtype=None).logits(
+            matrix.rounded_hidden(hidden).astype(wide.dtype)
+        )
+        return logits(*primals), matrix.of(weight).logits(dhidden) + along_weight
 
-    wide = matrix.weight.astype(accumulator(matrix.weight.dtype))
-    return lambda hidden: logits(hidden, lax.stop_gradient(matrix.weight), wide)
+    wide = weight.astype(accumulator(weight.dtype))
+    return lambda hidden: logits(hidden, lax.stop_gradient(weight), wide)
