@@ -389,6 +389,16 @@ def test_exported():
         agree(jax.jit(jax.export.export(jax.jit(jax.grad(loss)))(*arrays).call)(*arrays), expected)
 
 
+def test_tpus_know_no_custom_partitioning():
+    """Their compiler would refuse it: along automatic axes they get the whole program, along explicit ones each its share."""
+    for kind, on_cpu in ((AxisType.Auto, True), (AxisType.Explicit, False)):
+        arrays = [placed("batch", kind)[x] for x in ("weight", "hidden", "labels")]
+        traced = jax.jit(jax.grad(loss)).trace(*arrays)
+        texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu")}
+        assert "CustomSPMDPartitioning" not in texts["tpu"]
+        assert ("CustomSPMDPartitioning" in texts["cpu"]) == on_cpu
+
+
 def test_the_precision_is_that_of_the_call():
     """What is compiled outside of a setting has been traced inside of it."""
     arrays = [placed("batch", AxisType.Auto)[x] for x in ("weight", "hidden", "labels")]

@@ -16,6 +16,7 @@ from .._integrands.integrand import Integrand, with_model
 from .._integrands.rules import rule
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
+from .._kernels.exponentials import MOST_ATOMS
 from .._kernels.head import Dimensions, integral, per_row
 from .._kernels.layout import CLASSES, rows_of
 from .._kernels.matrix import Matrix, Rest
@@ -399,7 +400,8 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
         shared = function, shared
-        sparse = not row_statistics and against.dense is None and not pair.target.deferred
+        atoms = 0 if against.indices is None else against.indices.shape[-1]
+        sparse = against.dense is None and not pair.target.deferred and atoms <= MOST_ATOMS and not row_statistics
         # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
         batch = sample_axes(P)
         if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:

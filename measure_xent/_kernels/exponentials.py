@@ -24,6 +24,7 @@ from .classes import Classes, out_of_range, take
 from .fallback import unless
 from .log_sum import above, distance
 from .matrix import Matrix, Rest
+from .mesh import sum_over, varying
 from .null import null_safe_product
 from .softmax import Rows
 from .target import Target
@@ -33,6 +34,8 @@ SAMPLE = 128
 LARGEST = 60.0  # nats that a logit may be above the reference: E times a row's weight is then far from overflow
 # Atoms up to so many are comparisons in the loops that read the logits and E, more are a gather and a scatter.
 FEW_ATOMS = 4
+# Each is compared with each other; more are a target of its own kind.
+MOST_ATOMS = 64
 
 
 class Atoms(NamedTuple):
@@ -180,6 +183,10 @@ def exponentials(
     fine = first.sum < math.exp(LARGEST)
     if atoms is not None:
         fine = fine[:, None] & (first.gaps > -LARGEST)
+    if classes.axis_name is not None:
+        # The branch below has sums over devices: all are to take it, or none.
+        failed = jnp.sum(jnp.where(fine, 0, 1))
+        fine = sum_over(failed, varying(failed)) == 0
 
     def again():
         # The logits are made twice, one after the other: to share them would be to write them.

@@ -3,7 +3,8 @@
 A kernel is a loop over blocks, and a compiler that partitions programs takes a loop for one step after the other: every device
 would do all of it. So a kernel says which axes of its arrays are rows and which are classes, and is written for a device's
 part of both, as ``shard_map`` calls it. Along explicit mesh axes the arrays' types say how they are sharded; along automatic
-ones that is known when the program is partitioned, and the kernel is traced then. On one device the program is the kernel's.
+ones that is known when the program is partitioned, and the kernel is traced then, but on TPUs, whose compiler asks for no such
+thing. On one device the program is the kernel's.
 """
 
 import dataclasses
@@ -215,12 +216,21 @@ _partitioned_p.def_impl(
 
 @functools.partial(mlir.register_lowering, _partitioned_p)
 def _lower(ctx, *arrays, call, whole, kernel):
-    del kernel
     if ctx.module_context.lowering_parameters.for_export:  # another process cannot call back to this one
-        return mlir.lower_fun(whole, multiple_results=True)(ctx, *arrays)
+        return _lower_whole(ctx, *arrays, call=call, whole=whole, kernel=kernel)
     # To a persistent cache of programs the call is its name alone.
     name = f"partitioned_{hashlib.sha256(str(whole.program).encode()).hexdigest()[:16]}"
     return mlir.core_call_lowering(ctx, *arrays, name=name, call_jaxpr=call)
+
+
+def _lower_whole(ctx, *arrays, call, whole, kernel):
+    """As the compiler partitions it, which takes a loop for one step after the other: right, but all rows on each device."""
+    del call, kernel
+    return mlir.lower_fun(whole, multiple_results=True)(ctx, *arrays)
+
+
+# The TPU's compiler knows no custom partitioning (https://github.com/jax-ml/jax/issues/38196).
+mlir.register_lowering(_partitioned_p, _lower_whole, platform="tpu")
 
 
 # A device's program with the types that shard_map gave it.
