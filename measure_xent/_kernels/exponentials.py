@@ -178,8 +178,11 @@ def exponentials(
     largest = lambda z: classes.largest(jnp.max(z, axis=-1))
     sample, rest_of_it = matrix.part(SAMPLE, rest)
     reference = largest(rest_of_it.logits(sample.logits(hidden)))
-    # Else the branch below would get the logits, to take from them what it alone reads.
-    first = lax.optimization_barrier(made(hidden, reference, lambda r, z: z - r, lambda r, z: r - z))
+    first = made(hidden, reference, lambda r, z: z - r, lambda r, z: r - z)
+    if classes.axis_name is None:
+        # Else the branch below would get the logits, to take from them what it alone reads; sums over devices stay where they
+        # are, and JAX 0.10 would have all of these vary as E does.
+        first = lax.optimization_barrier(first)
     fine = first.sum < math.exp(LARGEST)
     if atoms is not None:
         fine = fine[:, None] & (first.gaps > -LARGEST)
@@ -190,7 +193,11 @@ def exponentials(
 
     def again():
         # The logits are made twice, one after the other: to share them would be to write them.
-        top, after = lax.optimization_barrier((largest(rest.logits(matrix.logits(hidden))), hidden))
+        top = largest(rest.logits(matrix.logits(hidden)))
+        if classes.axis_name is None:
+            top, after = lax.optimization_barrier((top, hidden))
+        else:
+            after = lax.optimization_barrier(hidden)
         # Of nothing but −inf there is no mass, and no E.
         return made(after, jnp.where(top == -jnp.inf, jnp.inf, top), above, distance)
 
