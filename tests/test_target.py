@@ -70,10 +70,10 @@ def figures(*flags):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
-@pytest.mark.parametrize("shape", ["2048x512x16384", "16384x256x8192", "3000x384x10007"])
-def test_a_tpu_takes_no_longer_than_for_materialised_logits(shape):
-    """All rows at once, two blocks of them, odd numbers: the compiler's own cycles and temporaries, beside optax's."""
-    for figure in figures("--target", "v5e", "v6e", "--shapes", shape):
+@pytest.mark.parametrize(("target", "shape"), [("v5e", "2048x512x16384"), ("v6e", "16384x256x8192")])
+def test_a_tpu_takes_no_longer_than_for_materialised_logits(target, shape):
+    """All rows at once, and two blocks of them: the compiler's own cycles and temporaries, beside optax's."""
+    for figure in figures("--target", target, "--shapes", shape):
         cycles, temporaries = figure["megacycles"], figure["temporaries"]
         assert cycles["limit"] / 2 < cycles["ours"] < 1.15 * cycles["optax"], figure
         n, features, classes = map(int, shape.split("x"))
