@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as S
 
 import measure_xent as mx
 from measure_xent import log, log_partition
@@ -247,6 +249,27 @@ def test_further_derivatives_and_weights(label):
     got, expected = jax.jit(derivatives(ours))(), jax.jit(derivatives(exact))()
     for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * float(jnp.abs(e).max()))
+
+
+@sweep("kind", [AxisType.Auto, AxisType.Explicit], 1)
+@sweep("axes", [("data", None), ("data", "model"), (None, ("data", "model"))])
+def test_on_a_mesh(kind, axes):
+    """Rows, classes or both over eight devices: a label on one of them, its row's sums over all."""
+    over_rows, over_classes = axes
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    h, w = jnp.asarray(rng.normal(size=(24, D)), jnp.float32), jnp.asarray(rng.normal(size=(D, 304)), jnp.float32)
+    b, y = jnp.asarray(rng.normal(size=304), jnp.float32).at[5].set(70.0), jnp.asarray(rng.integers(304, size=24))
+    specs = S(over_rows), S(None, over_classes), S(over_classes), S(over_rows)
+    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip((h, w, b, y), specs, strict=True)]
+    ours = lambda h, w, b, y: mx.cross_entropy(mx.Empirical((h, y)), mx.LinearSoftmax(w, b, batch_size=4))
+    exact = lambda h, w, b, y: jnp.mean(jax.nn.logsumexp(z := h @ w + b, -1) - z[jnp.arange(24), y])
+    value, gradients = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(*placed)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (h, w, b)]
+        expected, slopes = jax.jit(jax.value_and_grad(exact, (0, 1, 2)))(*wide, np.asarray(y))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for got, exact in zip(gradients, slopes, strict=True):
+        np.testing.assert_allclose(got, exact, atol=3e-5 * np.abs(exact).max())
 
 
 def test_it_is_what_runs(monkeypatch):

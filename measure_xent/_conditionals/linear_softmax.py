@@ -19,7 +19,7 @@ from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.exponentials import MOST_ATOMS
 from .._kernels.head import Dimensions, integral, per_row
 from .._kernels.layout import CLASSES, rows_of
-from .._kernels.matrix import Matrix, Rest
+from .._kernels.matrix import Epilogue, Matrix
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
 from .._kernels.partition import explicit_mesh
@@ -50,15 +50,16 @@ class LinearSoftmax(AbstractConditional):
         softcap: c > 0 bounds the logits as c·tanh(logits / c) (Gemma 2, https://arxiv.org/abs/2408.00118, §2).
         class_axis: the axis of weight that the classes are, 1 or 0.
         precision: of the matrix products, as ``jax.lax.dot_general`` takes it.
-        dtype: of the operands of the matrix products, by default their own. With bfloat16 a float32 weight is rounded for them,
-            and its gradient is the float32 sum.
         batch_size: how many rows of logits to hold at a time; by default what the shapes and the platform make best.
         axis_name: inside ``jax.shard_map``, the mesh axis over whose devices the classes are spread: weight and bias are then
             the equal parts that each device has, in the axis's order, and a row's figures are merged across them by
             collectives of a few numbers a row. Labels count all classes, and hidden, labels and weights are the same on
             every device of the axis.
+        dtype: of the operands of the matrix products, by default their own. With bfloat16 a float32 weight is rounded for them,
+            and its gradient is the float32 sum.
 
     Raises:
+        TypeError: dtype is no floating dtype.
         ValueError: the shapes of weight and bias, or of h, do not match; axis_name is of no axis that weight varies over.
 
     Examples:
@@ -77,9 +78,9 @@ class LinearSoftmax(AbstractConditional):
     softcap: Float[Array, ""] | None = None
     class_axis: int = static(default=1)
     precision: Any = static(default=None)
-    dtype: Any = static(default=None)
     batch_size: int | None = static(default=None)
     axis_name: AxisName | None = static(default=None)
+    dtype: Any = static(default=None)
 
     def __post_init__(self):
         weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
@@ -132,9 +133,9 @@ class LinearSoftmax(AbstractConditional):
         return Matrix(self.weight, self.class_axis, self.precision, self.dtype)
 
     @property
-    def rest(self) -> Rest:
+    def epilogue(self) -> Epilogue:
         """What makes logits of the product."""
-        return Rest(self.bias, self.softcap)
+        return Epilogue(self.bias, self.softcap)
 
     def __call__(self, *x):
         if len(x) != 1:
@@ -210,7 +211,7 @@ class LinearCategorical(Measure):
             values,
             self.hidden,
             self.head.matrix,
-            self.head.rest,
+            self.head.epilogue,
             shared,
             own,
             indices,
@@ -258,7 +259,7 @@ def _written(hidden, c, head, classes):
 
 def _logits_of(hidden, head):
     product = head.matrix.of(head.weight).logits(hidden.reshape(-1, hidden.shape[-1]))
-    return head.rest.logits(product).reshape(*hidden.shape[:-1], -1)
+    return head.epilogue.logits(product).reshape(*hidden.shape[:-1], -1)
 
 
 def _row(
@@ -412,7 +413,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             values,
             hidden,
             Q.matrix,
-            jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), Q.rest),
+            jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), Q.epilogue),
             weights,
             shared,
             own,

@@ -23,18 +23,19 @@ from jaxtyping import Array, Float, Int
 from .classes import Classes, out_of_range, take
 from .fallback import unless
 from .log_sum import above, distance
-from .matrix import Matrix, Rest
+from .matrix import Epilogue, Matrix
 from .mesh import sum_over, varying
 from .null import null_safe_product
 from .softmax import Rows
 from .target import Target
 
-# So many classes have the reference: enough to be within e^60 of the others, and one tile of an accelerator's matrix unit.
+# The reference is the largest logit of so many classes, one tile of an accelerator's matrix unit.
 SAMPLE = 128
-LARGEST = 60.0  # nats that a logit may be above the reference: E times a row's weight is then far from overflow
-# Atoms up to so many are comparisons in the loops that read the logits and E, more are a gather and a scatter.
+# Nats that another logit may be above it: E times a row's weight is then far from overflow.
+LARGEST = 60.0
+# On TPUs up to so many atoms are comparisons in the loops that read the logits and E; more are a gather and a scatter.
 FEW_ATOMS = 4
-# Each is compared with each other; more are a target of its own kind.
+# Atoms are compared in pairs. Targets with more of them are not for this schedule.
 MOST_ATOMS = 64
 
 
@@ -46,9 +47,9 @@ class Atoms(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, indices: Int[Array, "*R k"], weights: Float[Array, "*R k"]) -> "Atoms":
-        """Of so many rows; the pivot is the heaviest."""
-        family = jnp.broadcast_shapes(indices.shape, weights.shape)[-1:]
-        indices, weights = (jnp.broadcast_to(x, (rows, *family)) for x in (indices, weights))
+        """Of so many rows, each with its own or all with the same; the pivot is the heaviest."""
+        k = jnp.broadcast_shapes(indices.shape, weights.shape)[-1]
+        indices, weights = (jnp.broadcast_to(x, (rows, k)) for x in (indices, weights))
         pivot = jnp.argmax(jnp.abs(weights), axis=-1)
         return cls(indices, jnp.take_along_axis(indices, pivot[:, None], axis=-1)[:, 0])
 
@@ -113,7 +114,7 @@ class Exponentials(NamedTuple):
             total = self.all_gaps + classes.count * log_sum
         return Figures(log_partition, surprisals, total)
 
-    def slope(self, d: Figures, atoms: Atoms | None, classes: Classes, rest: Rest, in_place: bool) -> Slope:
+    def slope(self, d: Figures, atoms: Atoms | None, classes: Classes, epilogue: Epilogue, in_place: bool) -> Slope:
         """The gradient in the product, from that in the figures; ``in_place`` as in ``_with_atoms``."""
         total = 0 if d.total is None else classes.count * d.total
         of_atoms = 0 if atoms is None else jnp.sum(d.surprisals, axis=-1)
@@ -125,7 +126,7 @@ class Exponentials(NamedTuple):
         everywhere = None if d.total is None else -d.total
         if atoms is None:
             return Slope(alpha / whole, self.matrix, everywhere)
-        # A function of differences of logits has no α: one that is lost in the rounding of the rest stands for it.
+        # A function of differences of logits has no α: one below the rounding of the others stands for it.
         least = jnp.max(jnp.abs(d.surprisals), axis=-1) * (jnp.finfo(alpha.dtype).eps / 8)
         alpha = jnp.where(jnp.abs(alpha) < least, least, alpha)
         same = atoms.indices[:, :, None] == atoms.indices[:, None, :]
@@ -136,7 +137,7 @@ class Exponentials(NamedTuple):
         complement = jnp.where(atoms.indices == atoms.pivot[:, None], tail[:, None], whole[:, None] - p)
         # 0 · ∞ is not computed
         at = (jnp.where(others == 0, 0, p) * others - own * complement) / jnp.where(alpha == 0, 1, alpha)[:, None]
-        at *= rest.slope(self.reference[:, None] - jnp.where(jnp.isfinite(self.gaps), self.gaps, 0))
+        at *= epilogue.slope(self.reference[:, None] - jnp.where(jnp.isfinite(self.gaps), self.gaps, 0))
         excluded = jnp.any(classes.excludes(atoms.indices) & (d.surprisals != 0), axis=-1)
         scale = jnp.where(excluded, jnp.nan, alpha / whole)
         return Slope(scale, _with_atoms(self.matrix, atoms.indices, at, classes, in_place), everywhere)
@@ -145,7 +146,7 @@ class Exponentials(NamedTuple):
 def exponentials(
     hidden: Float[Array, "R D"],
     matrix: Matrix,
-    rest: Rest,
+    epilogue: Epilogue,
     atoms: Atoms | None,
     classes: Classes,
     *,
@@ -157,7 +158,7 @@ def exponentials(
     few = platform == "tpu" and atoms is not None and atoms.indices.shape[-1] <= FEW_ATOMS
 
     def made(hidden, reference, exponent, gap):
-        z = rest.logits(matrix.logits(hidden))
+        z = epilogue.logits(matrix.logits(hidden))
         r, c = reference[:, None], classes.first + lax.broadcasted_iota(jnp.int32, z.shape, 1)
         e = jnp.exp(exponent(r, z))
         e = e if atoms is None else jnp.where(c == atoms.pivot[:, None], 0, e)
@@ -172,12 +173,12 @@ def exponentials(
         sum_, at, gaps = classes.all_parts((jnp.sum(e, axis=-1), at, gaps))
         if atoms is not None:
             at = jnp.where(classes.excludes(atoms.indices), jnp.inf, gap(r, at))
-        kept = (e * rest.slope(z)).astype(matrix.weight.dtype) if keep else None
+        kept = (e * epilogue.slope(z)).astype(matrix.weight.dtype) if keep else None
         return Exponentials(reference, sum_, at, gaps, kept)
 
     largest = lambda z: classes.largest(jnp.max(z, axis=-1))
-    sample, rest_of_it = matrix.part(SAMPLE, rest)
-    reference = largest(rest_of_it.logits(sample.logits(hidden)))
+    sample, its_epilogue = matrix.part(SAMPLE, epilogue)
+    reference = largest(its_epilogue.logits(sample.logits(hidden)))
     first = made(hidden, reference, lambda r, z: z - r, lambda r, z: r - z)
     if classes.axis_name is None:
         # Else the branch below would get the logits, to take from them what it alone reads; sums over devices stay where they
@@ -193,7 +194,7 @@ def exponentials(
 
     def again():
         # The logits are made twice, one after the other: to share them would be to write them.
-        top = largest(rest.logits(matrix.logits(hidden)))
+        top = largest(epilogue.logits(matrix.logits(hidden)))
         if classes.axis_name is None:
             top, after = lax.optimization_barrier((top, hidden))
         else:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from .._strict import custom_jvp
 from .classes import accumulator
 from .layout import CLASSES, rows_of
-from .matrix import Matrix, Rest, block_rows, differentiable_logits, kept_in
+from .matrix import Epilogue, Matrix, block_rows, differentiable_logits, kept_in
 from .mesh import sum_over, vary, varying
 from .null import differentiated, values_at
 from .partition import explicit_mesh, partitioned
@@ -52,19 +52,19 @@ class Dimensions(NamedTuple):
     shared: PyTree
     rows: PyTree
 
-    def operands(self, rank: int, matrix: Matrix, rest: Rest, indices: PyTree) -> tuple[Any, ...]:
+    def operands(self, rank: int, matrix: Matrix, epilogue: Epilogue, indices: PyTree) -> tuple[Any, ...]:
         """Of the hidden states with so many axes of rows, the weight, what makes logits, and all that follows them."""
         of_rows = rows_of(rank)
         weight = ("features", CLASSES) if matrix.class_axis else (CLASSES, "features")
         of_indices = jax.tree.map(lambda x: (*of_rows, *(None,) * (x.ndim - rank)), indices)
-        return (*of_rows, None), weight, rest.dims, self.shared, self.rows, of_indices
+        return (*of_rows, None), weight, epilogue.dims, self.shared, self.rows, of_indices
 
 
 def per_row(
     values: Callable,
     hidden: Float[Array, "*rows D"],
     matrix: Matrix,
-    rest: Rest,
+    epilogue: Epilogue,
     shared: PyTree[Array],
     rows: PyTree[Array],
     indices: PyTree[Array],
@@ -80,33 +80,33 @@ def per_row(
     def local(axes):
         value = values(axes.get(CLASSES) or None)
 
-        def blocked(platform, size, weight, rest, shared, *rows):
+        def blocked(platform, size, weight, epilogue, shared, *rows):
             del platform
             product = differentiable_logits(empty, weight)
-            block = jax.checkpoint(lambda hidden, *rows: value(rest.logits(product(hidden)), shared, *rows))
+            block = jax.checkpoint(lambda hidden, *rows: value(epilogue.logits(product(hidden)), shared, *rows))
             out = lax.scan(lambda _, xs: (None, block(*xs)), None, in_blocks(size, rows))[1]
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows[0])], out)
 
-        def of_rows(hidden, weight, rest, shared, rows, indices):
+        def of_rows(hidden, weight, epilogue, shared, rows, indices):
             lead = hidden.shape[:rank]
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), (hidden, rows, indices))
             sizes = block_rows(len(flat[0]), empty.of(weight), size)
-            out = _on_platform(blocked, sizes, weight, rest, shared, *flat)
+            out = _on_platform(blocked, sizes, weight, epilogue, shared, *flat)
             return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
 
         return of_rows
 
-    operands = hidden, matrix.weight, rest, shared, rows, indices
+    operands = hidden, matrix.weight, epilogue, shared, rows, indices
     names = rows_of(rank)
     out_dims = functools.partial(jax.tree.map, lambda x: (*names, *(None,) * (x.ndim - rank)))
-    return partitioned(local, operands, dimensions.operands(rank, empty, rest, indices), out_dims)
+    return partitioned(local, operands, dimensions.operands(rank, empty, epilogue, indices), out_dims)
 
 
 def integral(
     values: Callable,
     hidden: Float[Array, "*rows D"],
     matrix: Matrix,
-    rest: Rest,
+    epilogue: Epilogue,
     weights: Float[Array, "*rows"],
     shared: PyTree[Array],
     rows: PyTree[Array],
@@ -124,12 +124,12 @@ def integral(
     there is none. ``of_figures`` are the same values where they are functions of a row's figures. Inside shard_map the total is
     of this device's rows; over the mesh axes ``parts`` each device has a part of the classes, and ``values`` sums over them.
     """
-    arguments = hidden, matrix.weight, rest, weights, shared, rows, indices
+    arguments = hidden, matrix.weight, epilogue, weights, shared, rows, indices
     # Arguments are marked as varying over devices: a gradient is of this device's total, and the transpose of ``vary`` sums.
     arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
     matrix, rank = matrix.empty, weights.ndim
-    of_hidden, of_weight, of_rest, *others = dimensions.operands(rank, matrix, rest, indices)
-    dims = of_hidden, of_weight, of_rest, rows_of(rank), *others
+    of_hidden, of_weight, of_epilogue, *others = dimensions.operands(rank, matrix, epilogue, indices)
+    dims = of_hidden, of_weight, of_epilogue, rows_of(rank), *others
 
     def cast(arguments):
         """With the weight as its products have it: what devices gather."""
@@ -139,11 +139,11 @@ def integral(
     def local(blocked, wanted, axes):
         """``blocked`` of a device's part, with the rows a block."""
 
-        def on_device(hidden, weight, rest, weights, shared, rows, indices):
+        def on_device(hidden, weight, epilogue, weights, shared, rows, indices):
             lead, flatten = weights.shape, lambda x: x.reshape(-1, *x.shape[rank:])
             of_rows = jax.tree.map(flatten, (hidden, weights, rows, indices))
             axis_name = axes.get(CLASSES) or None
-            known = values(axis_name), of_figures, axis_name, matrix.of(weight), rest, shared
+            known = values(axis_name), of_figures, axis_name, matrix.of(weight), epilogue, shared
             summand = Summand(*known, Nulls(no_null_rows))
             sizes = block_rows(weights.size, summand.matrix, size, summand.scales("tpu", wanted))
             whole = all(weights.size % size == 0 for size in sizes.values())  # padding has weight 0
@@ -156,13 +156,13 @@ def integral(
 
     def plain(wanted, *arguments):
         """The same from operations that JAX differentiates, in blocks that it makes again."""
-        hidden, weight, rest, weights, shared, rows, indices = arguments
+        hidden, weight, epilogue, weights, shared, rows, indices = arguments
         smooth, rebuild = smooth_leaves(shared)
         nulls = Nulls(no_null_rows)
 
-        def row(hidden, rows, weight, rest, smooth):
+        def row(hidden, rows, weight, epilogue, smooth):
             here = matrix._replace(weight=weight)
-            return per_row(values, hidden, here, rest, rebuild(smooth), rows, indices, dimensions, size)
+            return per_row(values, hidden, here, epilogue, rebuild(smooth), rows, indices, dimensions, size)
 
         def total(weights, *points):
             if no_null_rows:
@@ -171,32 +171,29 @@ def integral(
             return weigh(weights, values_at(row, weights, points, stand_in))
 
         # Apart: the derivative in the weights is what looks at null rows, and need not be asked for.
-        points = hidden, rows, weight, rest, smooth
+        points = hidden, rows, weight, epilogue, smooth
         value, pullback = jax.vjp(lambda *points: total(weights, *points), *points)
         of_weights = jax.vjp(lambda weights: total(weights, *points), weights)[1]
 
         def gradient(cotangent):
-            dhidden, drows, dweight, drest, dsmooth = pullback(cotangent)
-            dhidden, dweight = dhidden.astype(kept_in(hidden.dtype)), dweight.astype(kept_in(weight.dtype))
-            return wanted.of(dhidden, dweight, drest, *of_weights(cotangent), dsmooth, drows)
+            dhidden, drows, dweight, depilogue, dsmooth = pullback(cotangent)
+            dhidden, dweight = dhidden.astype(kept_in(hidden.dtype)), dweight.astype(accumulator(weight.dtype))
+            return wanted.of(dhidden, dweight, depilogue, *of_weights(cotangent), dsmooth, drows)
 
         return value, [gradient(cotangent) for cotangent in basis(value)]
 
     def gradient_dims(wanted, out):
         value, gradients = out
         of_smooth, _ = smooth_leaves(shared, dims[4])
-        each = wanted.of(of_hidden, of_weight, of_rest, rows_of(rank), of_smooth, dims[5])
+        each = wanted.of(of_hidden, of_weight, of_epilogue, rows_of(rank), of_smooth, dims[5])
         return jax.tree.map(lambda x: (), value), [each] * len(gradients)
 
     @functools.partial(custom_jvp, nondiff_argnums=(0,))
     def with_gradients(wanted, *arguments):
         blocked = functools.partial(total_and_gradients, wanted)
-        value, gradients = partitioned(
+        return partitioned(
             functools.partial(local, blocked, wanted), cast(arguments), dims, functools.partial(gradient_dims, wanted)
         )
-        # After the sums over devices, in the loop's last product where it is one.
-        rounded = lambda dw: None if dw is None else dw.astype(kept_in(arguments[1].dtype))
-        return value, [gradient._replace(weight=rounded(gradient.weight)) for gradient in gradients]
 
     def with_gradients_jvp(wanted, primals, tangents):
         # The blocked gradient is not made to be differentiated: its own derivative is that of the plain one.

@@ -23,16 +23,16 @@ ROWS = {"cpu": 256, "default": 2048, "tpu": 8192}
 LOGITS_BYTES = {"cpu": 8 << 20, "default": 256 << 20}
 
 
-class Rest(NamedTuple):
-    """What makes logits of hidden @ weight: softcap · tanh((product + bias) / softcap), where there are such."""
+class Epilogue(NamedTuple):
+    """What makes logits of the product hidden @ weight: softcap · tanh((product + bias) / softcap), where there are such."""
 
     bias: Float[Array, "V"] | None = None
     softcap: Float[Array, ""] | None = None
 
     @property
-    def dims(self) -> "Rest":
+    def dims(self) -> "Epilogue":
         """The names of their axes in their place."""
-        return Rest(None if self.bias is None else (CLASSES,), None if self.softcap is None else ())  # type: ignore[arg-type]
+        return Epilogue(None if self.bias is None else (CLASSES,), None if self.softcap is None else ())  # type: ignore[arg-type]
 
     def logits(self, product: Float[Array, "R V"]) -> Float[Array, "R V"]:
         if self.bias is not None:
@@ -77,12 +77,12 @@ class Matrix(NamedTuple):
     def rounded_hidden(self, hidden: Float[Array, "R D"]) -> Float[Array, "R D"]:
         return hidden if self.dtype is None else hidden.astype(self.dtype)
 
-    def part(self, size: int, rest: Rest) -> tuple["Matrix", Rest]:
-        """So many of its classes, from the middle, and the rest of them."""
+    def part(self, size: int, epilogue: Epilogue) -> tuple["Matrix", Epilogue]:
+        """So many of its classes, from the middle, and their epilogue."""
         first = max(0, (self.classes - size) // 2 // 128 * 128)  # accelerators lay weights out in tiles of 128
         cut = lambda x, axis: lax.slice_in_dim(x, first, min(first + size, self.classes), axis=axis)
-        bias = None if rest.bias is None else cut(rest.bias, 0)
-        return self._replace(weight=cut(self.weight, self.class_axis)), rest._replace(bias=bias)
+        bias = None if epilogue.bias is None else cut(epilogue.bias, 0)
+        return self._replace(weight=cut(self.weight, self.class_axis)), epilogue._replace(bias=bias)
 
     def rounded(self, residual: Float[Array, "R V"]) -> tuple[Array, Callable]:
         """(2ᵏ · residual in the weight's dtype, what makes 2ᵏ · x of a product with it x).

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .classes import Classes, accumulator
 from .exponentials import Atoms, Slope, exponentials
-from .matrix import Matrix, Rest, kept_in
+from .matrix import Epilogue, Matrix, kept_in
 from .mesh import AxisName, sum_over, varying, zeros
 
 # Platforms where scaled exponentials are faster. On CPUs, where a block of logits stays in the cache, they were measured not to
@@ -33,7 +33,7 @@ class Gradient(NamedTuple):
 
     hidden: Any = None
     weight: Any = None
-    rest: Any = None
+    epilogue: Any = None
     weights: Any = None
     shared: Any = None
     rows: Any = None
@@ -76,7 +76,7 @@ class Summand(NamedTuple):
     of_figures: OfFigures | None
     axis_name: AxisName | None
     matrix: Matrix
-    rest: Rest
+    epilogue: Epilogue
     shared: PyTree[Array]
     nulls: Nulls
 
@@ -84,14 +84,14 @@ class Summand(NamedTuple):
         """Whether scaled exponentials give the values, and the gradients wanted."""
         if self.of_figures is None or platform not in SCALED or jax.debug_nans.value:
             return False
-        bent = self.rest.softcap is not None and (wanted.rest or self.of_figures.total)
+        bent = self.epilogue.softcap is not None and (wanted.epilogue or self.of_figures.total)
         # The derivative in the weight of a null row is its value as it is.
         held = wanted.weights and not self.nulls.none
         dtype = self.matrix.weight.dtype
         return kept_in(dtype) == dtype and not bent and not held
 
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
-        return self.rest.logits(self.matrix.logits(hidden))
+        return self.epilogue.logits(self.matrix.logits(hidden))
 
     def value(self, platform: str, hidden, weights, rows, indices) -> PyTree:
         """The total of a block."""
@@ -120,10 +120,10 @@ class Summand(NamedTuple):
             of_logits, argument = self._figures(platform, null, hidden, rows, indices, keep=True)
             values = self._of_figures
         else:
-            others |= {"rest": self.rest} if wanted.rest else {}
+            others |= {"epilogue": self.epilogue} if wanted.epilogue else {}
             of_logits, argument = (lambda residual: residual), self.matrix.logits(hidden)
-            values = lambda product, shared, rows, indices, rest=self.rest: self.values(
-                rest.logits(product), shared, rows, indices
+            values = lambda product, shared, rows, indices, epilogue=self.epilogue: self.values(
+                epilogue.logits(product), shared, rows, indices
             )
 
         def function(argument, others):
@@ -138,7 +138,7 @@ class Summand(NamedTuple):
             slope, found = pullback(cotangent)
             new = Gradient(
                 weights=at.astype(weights.dtype) if wanted.weights else None,
-                rest=found.get("rest"),
+                epilogue=found.get("epilogue"),
                 shared=found.get("smooth"),
                 rows=found.get("rows"),
             )
@@ -158,11 +158,13 @@ class Summand(NamedTuple):
         atoms, classes = read.atoms(self.shared, rows, indices), self.classes
         atoms = None if atoms is None else Atoms.of(len(hidden), *atoms)
         options = dict(total=read.total, keep=keep, platform=platform)
-        made = exponentials(hidden, self.matrix, self.rest, atoms, classes, **options)
+        made = exponentials(hidden, self.matrix, self.epilogue, atoms, classes, **options)
         clean = lambda x: jnp.where(null.reshape(-1, *(1,) * (x.ndim - 1)), 0, x)  # of a null row they may be anything
         clean = (lambda x: x) if self.nulls.none else clean
         made = made._replace(**jax.tree.map(clean, {"sum": made.sum, "gaps": made.gaps, "all_gaps": made.all_gaps}))
-        of_logits = lambda d: made.slope(jax.tree.map(clean, d), atoms, classes, self.rest, in_place=platform != "tpu")
+        of_logits = lambda d: made.slope(
+            jax.tree.map(clean, d), atoms, classes, self.epilogue, in_place=platform != "tpu"
+        )
         return of_logits, jax.tree.map(clean, made.figures(atoms, classes))
 
 
@@ -182,7 +184,7 @@ class _Sums(NamedTuple):
 
     weight: Any = None
     everywhere: Any = None  # Σ of what a row's gradient is at every class, times its hidden state
-    rest: Any = None
+    epilogue: Any = None
     shared: Any = None
 
     def __add__(self, other: "_Sums") -> "_Sums":  # type: ignore[override]
@@ -222,13 +224,13 @@ def total_and_gradients(
                 scaled = hidden if slope.scale is None else slope.scale[:, None] * hidden
                 dw = matrix.add_weight_gradient(sum_.weight, scaled, slope.matrix, unscaled)
                 over_classes = None if slope.everywhere is None else slope.everywhere @ hidden.astype(wide)
-            if new.rest is None and wanted.rest and summand.rest.bias is not None:
+            if new.epilogue is None and wanted.epilogue and summand.epilogue.bias is not None:
                 db = jnp.sum(slope.scale[:, None] * slope.matrix.astype(wide), axis=0)  # type: ignore[index]
                 db = db if slope.everywhere is None else db + jnp.sum(slope.everywhere)
-                db = Rest(bias=db)
-            here = _Sums(dw, over_classes, db if new.rest is None else new.rest, new.shared)
+                db = Epilogue(bias=db)
+            here = _Sums(dw, over_classes, db if new.epilogue is None else new.epilogue, new.shared)
             added.append(sum_ + here if sums else here)
-            by_row.append(new._replace(rest=None, shared=None))
+            by_row.append(new._replace(epilogue=None, shared=None))
         return value, added, by_row
 
     def next_step(carry, block):
@@ -253,7 +255,7 @@ def total_and_gradients(
         if sum_.everywhere is not None:
             dw = dw + jnp.expand_dims(sum_.everywhere, matrix.class_axis)
         gradients.append(
-            of_row._replace(hidden=over_parts(of_row.hidden), weight=dw, rest=sum_.rest, shared=sum_.shared)
+            of_row._replace(hidden=over_parts(of_row.hidden), weight=dw, epilogue=sum_.epilogue, shared=sum_.shared)
         )
     return value, gradients
 
