@@ -115,6 +115,28 @@ def test_targets(target, dtype, class_axis, size):
     check(ours, exact, operands, TOLERANCE[dtype])
 
 
+@sweep("target", TARGETS, 12)
+@sweep("dtype", TOLERANCE)
+@sweep("class_axis", [0, 1])
+@sweep("size", [None, 8])
+def test_a_loss_a_row(target, dtype, class_axis, size):
+    """Each row's, times a number that comes later; rows that are left out of it hold NaN, and their gradient is 0."""
+    measure, dense = TARGETS[target]
+    operands = arrays(dtype)
+
+    def ours(h, w, b):
+        h = jnp.where(jnp.asarray(MASK)[:, None] == 0, jnp.nan, h)
+        q = mx.LinearSoftmax(w if class_axis else w.T, b, class_axis=class_axis, batch_size=size)(h)
+        each = 0.1 * q.log_partition - measure().expect(log(q))
+        return 2.5 * jnp.sum(jnp.where(MASK == 0, 0, MASK * each))
+
+    def exact(h, w, b):
+        z = h @ w + b
+        return 2.5 * jnp.sum(MASK * (0.1 * jax.nn.logsumexp(z, -1) + cross_entropy(z, dense())))
+
+    check(ours, exact, operands, TOLERANCE[dtype])
+
+
 @sweep("wanted", [(0, 1), (0, 1, 2), (0, 1, 3)], 3)
 def test_softcap(wanted):
     """Bounded logits, a gradient in the bound itself among them."""
@@ -251,6 +273,57 @@ def test_further_derivatives_and_weights(label):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * float(jnp.abs(e).max()))
 
 
+@pytest.mark.slow("compiles derivatives of derivatives")
+@pytest.mark.parametrize("axis", ["rows", "a head each", "one row's targets"])
+def test_every_derivative_of_a_loss_a_row(axis):
+    """Both modes, each over the other, in batches before and after, scanned, linearised: against JAX's own in float64."""
+    h, w, b = arrays(jnp.float32)
+    y, c = jnp.asarray(LABELS), jnp.asarray(rng.normal(size=N), jnp.float32)
+    t = tuple(jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in (h, w, b))
+    axes = {
+        "rows": (0, None, None, 0, 0),
+        "a head each": (0, 0, 0, None, 0),
+        "one row's targets": (None, None, None, 0, 0),
+    }[axis]
+    ours = lambda h, w, b, y: mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w, b, batch_size=8)(h))
+    exact = lambda h, w, b, y: jax.nn.logsumexp(z := h @ w + b, -1) - jnp.take_along_axis(z, y[..., None], -1)[..., 0]
+
+    def derivatives(each):
+        def run(h, w, b, c, t):
+            loss = lambda h, w, b: jnp.sum(c * each(h, w, b, y) ** 2)
+            gradient = jax.grad(loss, (0, 1, 2))
+            stacked = [
+                x if axis is None else jnp.stack([x, x[::-1]]) for x, axis in zip((h, w, b, y, c), axes, strict=True)
+            ]
+            total = lambda h, w, b, y, c: jnp.sum(c * each(h, w, b, y) ** 2)
+            together = lambda h, w, b: jnp.sum(jax.vmap(total, axes)(h, w, b, *stacked[3:]))
+            one = lambda carry, x: (carry + jnp.sum(each(*x) ** 2), None)
+            scanned = lambda w: jax.lax.scan(
+                one, 0.0, (h[:4, None], jnp.stack([w] * 4), jnp.stack([b] * 4), y[:4, None])
+            )
+            return (
+                jax.jvp(lambda *x: each(*x, y), (h, w, b), t),
+                jax.jvp(gradient, (h, w, b), t),
+                jax.grad(lambda *x: sum(jnp.sum(g**2) for g in gradient(*x)), (0, 1, 2))(h, w, b),
+                jax.grad(lambda w: jax.jvp(lambda h: each(h, w, b, y), (h,), t[:1])[1] @ c)(w),
+                jax.vmap(jax.grad(total, (0, 1, 2)), axes)(*stacked),
+                jax.grad(together, (0, 1, 2))(*stacked[:3]),
+                jax.grad(jax.checkpoint(loss), 1)(h, w, b),
+                jax.grad(lambda w: scanned(w)[0])(w),
+                jax.linearize(lambda w: each(h, w, b, y), w)[1](t[1]),
+                jax.jacfwd(lambda b: each(h, w, b, y)[:2])(b),
+            )
+
+        return run
+
+    got = jax.jit(derivatives(ours))(h, w, b, c, t)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (h, w, b, c, t))
+        expected = jax.tree.map(np.asarray, jax.jit(derivatives(exact))(*wide))
+    for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())
+
+
 @sweep("kind", [AxisType.Auto, AxisType.Explicit], 1)
 @sweep("axes", [("data", None), ("data", "model"), (None, ("data", "model"))])
 def test_on_a_mesh(kind, axes):
@@ -268,8 +341,12 @@ def test_on_a_mesh(kind, axes):
         wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (h, w, b)]
         expected, slopes = jax.jit(jax.value_and_grad(exact, (0, 1, 2)))(*wide, np.asarray(y))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for got, exact in zip(gradients, slopes, strict=True):
+    each = lambda h, w, b, y: jnp.mean(mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w, b, batch_size=4)(h)))
+    alone = jax.jit(jax.grad(each, (0, 1, 2)))(*placed)
+    for got, other, exact in zip(gradients, alone, slopes, strict=True):
         np.testing.assert_allclose(got, exact, atol=3e-5 * np.abs(exact).max())
+        np.testing.assert_allclose(other, exact, atol=3e-5 * np.abs(exact).max())
+        assert other.sharding.is_equivalent_to(got.sharding, got.ndim)
 
 
 def test_it_is_what_runs(monkeypatch):

@@ -201,9 +201,18 @@ class LinearCategorical(Measure):
 
     def row(self, against: Target, row_statistics: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
         """Every row's figures against its target, of the classes here; the targets' family is this one's."""
-        return self.per_row(functools.partial(_row, row_statistics=row_statistics), against, deferred)
 
-    def per_row(self, function: Callable, against: Target, deferred: tuple) -> Any:
+        def of_figures(figures, classes, shared, own, indices):
+            against = _sparse(shared, own, indices)
+            return Row.of(against, figures.rows(against), classes)
+
+        sparse = _is_sparse(against, deferred) and not row_statistics
+        atoms = lambda shared, own, indices: _atoms(_sparse(shared, own, indices))
+        read = OfFigures(atoms, against.background is not None, of_figures, self.head.axis_name)
+        function = functools.partial(_row, row_statistics=row_statistics)
+        return self.per_row(function, against, deferred, read if sparse else None)
+
+    def per_row(self, function: Callable, against: Target, deferred: tuple, of_figures: OfFigures | None = None) -> Any:
         """A function of the logits and the target, of every row, in blocks of rows."""
         (own, indices), shared = _operands(against, deferred, self.shape)
         values = lambda axes, name=self.head.axis_name: functools.partial(function, axes or name, axes)
@@ -216,6 +225,8 @@ class LinearCategorical(Measure):
             own,
             indices,
             Dimensions(_dims(shared, 0), _dims(own, len(self.shape))),
+            of_figures=of_figures,
+            parts=_axes_of_parts(self.head, deferred),
             size=self.head.batch_size,
         )
 
@@ -299,10 +310,20 @@ def _sparse(shared: Any, own: Any, indices: Any) -> Target:
     return join(own[0]._replace(indices=indices), shared[0])
 
 
-def _atoms(shared: Any, own: Any, indices: Any) -> Any:
+def _is_sparse(target: Target, deferred: tuple) -> bool:
+    """Whether scaled exponentials take the target: it has no dense parts, and few atoms."""
+    atoms = 0 if target.indices is None else target.indices.shape[-1]
+    return target.dense is None and not deferred and atoms <= MOST_ATOMS
+
+
+def _atoms(target: Target) -> Any:
     """The atoms of a block of rows' target, and their weights."""
-    target = _sparse(shared[1], own, indices)
     return None if target.indices is None else (class_index(target.indices), target.weights)
+
+
+def _axes_of_parts(head: LinearSoftmax, deferred: tuple) -> frozenset[str]:
+    """The mesh axes over which each device has a part of the classes of a head, or of those of a target."""
+    return frozenset().union(*(axes_of(head.axis_name) for head in (head, *(part.head for part in deferred))))
 
 
 def _dims(tree: Any, rank: int) -> Any:
@@ -394,6 +415,8 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         value = function.integrate_row(Row.of(against, figures.rows(against), classes))
         return jax.tree.map(lambda v: sign * v, value)
 
+    atoms = lambda shared, own, indices: _atoms(_sparse(shared[1], own, indices))
+
     def one(pair):
         (hidden,) = jax.tree.leaves(pair.points)
         hidden = Q(hidden).hidden  # checked
@@ -401,8 +424,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
         shared = function, shared
-        atoms = 0 if against.indices is None else against.indices.shape[-1]
-        sparse = against.dense is None and not pair.target.deferred and atoms <= MOST_ATOMS and not row_statistics
+        sparse = _is_sparse(against, pair.target.deferred) and not row_statistics
         # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
         batch = sample_axes(P)
         if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:
@@ -419,11 +441,9 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             own,
             indices,
             Dimensions(_dims(shared, 0), _dims(own, len(batch))),
-            of_figures=OfFigures(_atoms, against.background is not None, of_figures, name) if sparse else None,
+            of_figures=OfFigures(atoms, against.background is not None, of_figures, name) if sparse else None,
             no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms,
-            parts=frozenset().union(
-                *(axes_of(head.axis_name) for head in (Q, *(part.head for part in pair.target.deferred)))
-            ),
+            parts=_axes_of_parts(Q, pair.target.deferred),
             size=Q.batch_size,
         )
 

@@ -1,15 +1,17 @@
-"""Integrals over the rows of hidden @ weight, in blocks of rows, so that the matrix of logits never exists.
+"""Functions of the rows of hidden @ weight, in blocks of rows, so that the matrix of logits never exists.
 
-``values(axis_name)(logits, shared, rows, indices)`` says what is integrated: a pytree of numbers a row, from the rows' logits,
+``values(axis_name)(logits, shared, rows, indices)`` says what is wanted: a pytree of numbers a row, from the rows' logits,
 arrays ``shared`` by all rows, and each row's own, the indices being what has no derivative. Over the mesh axes ``axis_name``
-each device has a part of the classes.
+each device has a part of the classes. ``of_figures`` are the same values where they are functions of a row's figures.
 
 The scalar integral Σᵢ wᵢ values(hᵢ W, …) knows the weights of its rows, so that a block of logits gives the value and, times
-its softmax residual, both gradients: three matrix products in all, where a reduction outside of the kernel would take a fourth
-to make the logits again.
+its softmax residual, both gradients: three matrix products in all. Of the values of each row the weights are the cotangents
+that come later: their gradient is the integral's with these, and a fourth product made the values.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,22 +23,26 @@ from jaxtyping import Array, Float, PyTree
 from .._strict import custom_jvp
 from .classes import accumulator
 from .layout import CLASSES, rows_of
+from .linear import Linear
 from .matrix import Epilogue, Matrix, block_rows, differentiable_logits, kept_in
-from .mesh import sum_over, vary, varying
+from .mesh import sum_over, vary, varying, zeros
 from .null import differentiated, values_at
-from .partition import explicit_mesh, partitioned
+from .partition import partitioned, placed_as
 from .summand import (
     Gradient,
     Nulls,
     OfFigures,
     Summand,
     basis,
+    each,
     in_blocks,
     is_smooth,
+    picked,
     smooth_leaves,
     total,
     total_and_gradients,
     weigh,
+    with_cotangents,
 )
 
 
@@ -52,12 +58,201 @@ class Dimensions(NamedTuple):
     shared: PyTree
     rows: PyTree
 
-    def operands(self, rank: int, matrix: Matrix, epilogue: Epilogue, indices: PyTree) -> tuple[Any, ...]:
-        """Of the hidden states with so many axes of rows, the weight, what makes logits, and all that follows them."""
+
+class _Points(NamedTuple):
+    """What values are functions of, or what stands for each array of it: the names of its axes, whether it has a batch's."""
+
+    hidden: Any
+    weight: Any
+    epilogue: Any
+    shared: Any
+    rows: Any
+    indices: Any
+
+    @classmethod
+    def dims(cls, rank: int, matrix: Matrix, epilogue: Epilogue, given: Dimensions, indices: PyTree) -> "_Points":
+        """The names of the axes, so many of them rows."""
         of_rows = rows_of(rank)
         weight = ("features", CLASSES) if matrix.class_axis else (CLASSES, "features")
         of_indices = jax.tree.map(lambda x: (*of_rows, *(None,) * (x.ndim - rank)), indices)
-        return (*of_rows, None), weight, epilogue.dims, self.shared, self.rows, of_indices
+        return cls((*of_rows, None), weight, epilogue.dims, *given, of_indices)
+
+    def parts(self, wanted: Gradient, like: "_Points | None" = None) -> Gradient:
+        """What is wanted of them; ``like`` are arrays where these are not."""
+        like = like or self
+        of_shared, of_rows = (
+            picked(getattr(like, x), getattr(wanted, x), getattr(self, x))[0] for x in ("shared", "rows")
+        )
+        return wanted.of(self.hidden, self.weight, self.epilogue, None, of_shared, of_rows)
+
+    def with_parts(self, wanted: Gradient, parts: Gradient) -> "_Points":
+        """With those parts in their place."""
+        new = {name: x for name, x in parts._asdict().items() if x is not None}
+        for name in {"shared", "rows"} & set(new):
+            new[name] = picked(getattr(self, name), getattr(wanted, name))[1](new[name])
+        return self._replace(**new)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Function:
+    """Values of the rows, or with ``of_each`` false their integral against the rows' weights; all of it but its arrays."""
+
+    values: Callable
+    of_figures: OfFigures | None
+    matrix: Matrix  # without its weight
+    dims: _Points
+    size: int | None
+    of_each: bool
+    no_null_rows: bool = False
+
+    @property
+    def rank(self) -> int:
+        return len(self.dims.hidden) - 1
+
+    def blocked(
+        self, function: Callable, wanted: Gradient, out_dims: Callable, weights: PyTree, points: _Points
+    ) -> Any:
+        """``function(summand, platform, size, rows)`` gives (value, gradients); each device its share of both."""
+        # What devices gather is the weight as its products have it.
+        operands = weights, *points._replace(weight=self.matrix.of(points.weight).weight)
+        dims = jax.tree.map(lambda x: rows_of(self.rank), weights), *self.dims
+        return partitioned(functools.partial(self._local, function, wanted), operands, dims, out_dims)
+
+    def _local(self, function, wanted, axes):
+        def on_device(weights, *points):
+            points = _Points(*points)
+            lead = points.hidden.shape[: self.rank]
+            flatten = lambda x: x.reshape(-1, *x.shape[self.rank :])
+            of_rows = jax.tree.map(flatten, (points.hidden, weights, points.rows, points.indices))
+            axis_name = axes.get(CLASSES) or None
+            known = self.values(axis_name), self.of_figures, axis_name, self.matrix.of(points.weight)
+            summand = Summand(*known, points.epilogue, points.shared, Nulls(self.no_null_rows), self.of_each)
+            count = math.prod(lead)
+            sizes = block_rows(count, summand.matrix, self.size, summand.scales("tpu", wanted))
+            whole = all(count % size == 0 for size in sizes.values())  # padding has weight 0
+            summand = summand._replace(nulls=Nulls(weights is None or (self.no_null_rows and whole)))
+            # What a branch closes over is one of its operands.
+            value, gradients = _on_platform(functools.partial(function, summand), sizes, of_rows)
+            value = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), value) if self.of_each else value
+            return value, [gradient.with_rows(lead) for gradient in gradients]
+
+        return on_device
+
+    def value(self, weights: PyTree, *points: Any) -> PyTree:
+        names = rows_of(self.rank) if self.of_each else ()
+        out_dims = functools.partial(jax.tree.map, lambda x: names)
+        return self.blocked(each if self.of_each else total, Gradient(), out_dims, weights, _Points(*points))[0]
+
+    def with_gradients(self, wanted: Gradient, weights: PyTree, points: _Points) -> tuple[Any, list[Gradient]]:
+        """(The integral, of each of its numbers the gradient), or with ``of_each`` (None, one for the cotangents that are the
+        weights)."""
+
+        def out_dims(out):
+            value, gradients = out
+            parts = self.dims.parts(wanted, points)
+            parts = parts._replace(weights=rows_of(self.rank) if wanted.weights else None)
+            return jax.tree.map(lambda x: (), value), [parts] * len(gradients)
+
+        @custom_jvp
+        def with_gradients(weights, *points):
+            function = functools.partial(total_and_gradients, wanted)
+            return self.blocked(function, wanted, out_dims, weights, _Points(*points))
+
+        def jvp(primals, tangents):
+            # The blocked gradient is not made to be differentiated: its own derivative is that of the plain one.
+            leaves, tree = jax.tree.flatten(primals)
+            moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents)) if differentiated(t) is not None}
+            along = lambda *moved: self.plain(
+                wanted, *tree.unflatten(_replaced(leaves, dict(zip(moving, moved, strict=True))))
+            )
+            _, tangent = jax.jvp(along, [leaves[i] for i in moving], list(moving.values()))
+            out = with_gradients(*primals)
+            return out, jax.tree.map(placed_as, tangent, out)
+
+        with_gradients.defjvp(jvp, symbolic_zeros=True)
+        return with_gradients(weights, *points)
+
+    def plain(self, wanted: Gradient, weights: PyTree, *points: Any) -> tuple[Any, list[Gradient]]:
+        """The same from operations that JAX differentiates, in blocks that it makes again."""
+        points = _Points(*points)
+        parts = points.parts(wanted)
+
+        def total(weights, parts):
+            hidden, weight, epilogue, shared, rows, indices = points.with_parts(wanted, parts)
+            smooth, rebuild = smooth_leaves(shared)
+
+            def row(hidden, rows, weight, epilogue, smooth):
+                return self.plain_values(hidden, weight, epilogue, rebuild(smooth), rows, indices)
+
+            held, nulls = (hidden, rows, weight, epilogue, smooth), Nulls(self.no_null_rows)
+            if nulls.none:
+                return weigh(weights, row(*held))
+            stand_in = lambda absent, hidden, rows, *others: (*nulls.present(absent, (hidden, rows)), *others)
+            return weigh(weights, values_at(row, weights, held, stand_in))
+
+        if self.of_each:
+            value, cotangents, of_weights = None, [weights], lambda _: (None,)
+            each = lambda parts: with_cotangents(self.plain_values(*points.with_parts(wanted, parts)), weights)
+            pullback = jax.vjp(each, parts)[1]
+        else:
+            # Apart: the derivative in the weights is what looks at null rows, and need not be asked for.
+            value, pullback = jax.vjp(functools.partial(total, weights), parts)
+            of_weights = jax.vjp(lambda weights: total(weights, parts), weights)[1]
+            cotangents = basis(value)
+
+        def gradient(cotangent):
+            (found,) = pullback(cotangent)
+            kept = lambda x, dtype: None if x is None else x.astype(dtype(x.dtype))
+            return found._replace(
+                hidden=kept(found.hidden, kept_in),
+                weight=kept(found.weight, accumulator),
+                weights=of_weights(cotangent)[0] if wanted.weights else None,
+            )
+
+        return value, [gradient(cotangent) for cotangent in cotangents]
+
+    def plain_values(self, *points: Any) -> PyTree:
+        """Of each row."""
+        rank = self.rank
+
+        def local(axes):
+            value = self.values(axes.get(CLASSES) or None)
+
+            def blocked(platform, size, weight, epilogue, shared, *rows):
+                del platform
+                product = differentiable_logits(self.matrix, weight)
+                block = jax.checkpoint(lambda hidden, *rows: value(epilogue.logits(product(hidden)), shared, *rows))
+                out = lax.scan(lambda _, xs: (None, block(*xs)), None, in_blocks(size, rows))[1]
+                return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows[0])], out)
+
+            def of_rows(hidden, weight, epilogue, shared, rows, indices):
+                lead = hidden.shape[:rank]
+                flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), (hidden, rows, indices))
+                sizes = block_rows(len(flat[0]), self.matrix.of(weight), self.size)
+                out = _on_platform(blocked, sizes, weight, epilogue, shared, *flat)
+                return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
+
+            return of_rows
+
+        return partitioned(local, points, tuple(self.dims), functools.partial(jax.tree.map, lambda x: rows_of(rank)))
+
+    def of_batch(self, here: _Points) -> "tuple[_Function, _Points] | None":
+        """The function of a batch, whose axis is one more of rows, and which arrays it takes with it; given which have it.
+
+        None where there is a head a member, or all have the same hidden states.
+        """
+        if not here.hidden or any(jax.tree.leaves((here.weight, here.epilogue, here.shared))):
+            return None
+        rank, lead = self.rank, rows_of(self.rank + 1)
+
+        def longer(places, dims):
+            tree = jax.tree.structure(places)
+            return tree.unflatten([(*lead, *names[rank:]) for names in tree.flatten_up_to(dims)])
+
+        rows = dict(zip(("hidden", "rows", "indices"), (here.hidden, here.rows, here.indices), strict=True))
+        dims = self.dims._replace(**{name: longer(x, getattr(self.dims, name)) for name, x in rows.items()})
+        taken = here._replace(**jax.tree.map(lambda _: True, rows))
+        return dataclasses.replace(self, dims=dims), taken
 
 
 def per_row(
@@ -69,37 +264,80 @@ def per_row(
     rows: PyTree[Array],
     indices: PyTree[Array],
     dimensions: Dimensions,
+    *,
+    of_figures: OfFigures | None = None,
+    parts: frozenset[str] = frozenset(),
     size: int | None = None,
 ) -> PyTree[Float[Array, "*rows"]]:
     """``values(axis_name)(hidden @ weight, shared, rows, indices)`` of every row, a block at a time.
 
-    A derivative makes the logits of a block again: four matrix products for a gradient.
+    Over the mesh axes ``parts`` each device has a part of the classes. A gradient takes four matrix products.
     """
-    rank, empty = hidden.ndim - 1, matrix.empty
+    points = _Points(hidden, matrix.weight, epilogue, shared, rows, indices)
+    points = _varied(points, parts)
+    dims = _Points.dims(hidden.ndim - 1, matrix.empty, epilogue, dimensions, indices)
+    function = _Function(values, of_figures, matrix.empty, dims, size, of_each=True)
 
-    def local(axes):
-        value = values(axes.get(CLASSES) or None)
+    @custom_jvp
+    def value(*points):
+        return _in_batches(function)(*points)
 
-        def blocked(platform, size, weight, epilogue, shared, *rows):
-            del platform
-            product = differentiable_logits(empty, weight)
-            block = jax.checkpoint(lambda hidden, *rows: value(epilogue.logits(product(hidden)), shared, *rows))
-            out = lax.scan(lambda _, xs: (None, block(*xs)), None, in_blocks(size, rows))[1]
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows[0])], out)
+    def jvp(primals, tangents):
+        out = value(*primals)
+        points, moved = _Points(*primals), _Points(*tangents)
+        wanted = _wanted(moved)
+        instantiate = lambda t, x: zeros(jax.typeof(x)) if differentiated(t) is None else t
+        moving = jax.tree.map(instantiate, moved.parts(wanted), points.parts(wanted))
+        tangent = iter(_derivative(function, wanted)(points, moving, smooth_leaves(out)[0]))
+        fixed = functools.partial(jax.custom_derivatives.zero_from_primal, symbolic_zeros=True)
+        return out, jax.tree.map(lambda x: next(tangent) if is_smooth(x) else fixed(x), out)
 
-        def of_rows(hidden, weight, epilogue, shared, rows, indices):
-            lead = hidden.shape[:rank]
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), (hidden, rows, indices))
-            sizes = block_rows(len(flat[0]), empty.of(weight), size)
-            out = _on_platform(blocked, sizes, weight, epilogue, shared, *flat)
-            return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
+    value.defjvp(jvp, symbolic_zeros=True)
+    return value(*points)
 
-        return of_rows
 
-    operands = hidden, matrix.weight, epilogue, shared, rows, indices
-    names = rows_of(rank)
-    out_dims = functools.partial(jax.tree.map, lambda x: (*names, *(None,) * (x.ndim - rank)))
-    return partitioned(local, operands, dimensions.operands(rank, empty, epilogue, indices), out_dims)
+def _in_batches(function):
+    """The values, of a batch by one more axis of rows."""
+    value = functools.partial(function.value, None)
+    in_batches = jax.custom_batching.custom_vmap(value)
+
+    @in_batches.def_vmap
+    def _(size, here, *points):
+        of_batch = function.of_batch(_Points(*here))
+        if of_batch is None:
+            out = jax.vmap(value, in_axes=jax.tree.map(lambda x: 0 if x else None, tuple(here)))(*points)
+        else:
+            function_of_batch, taken = of_batch
+            spread = lambda x, here, taken: jnp.broadcast_to(x, (size, *x.shape)) if taken and not here else x
+            out = _in_batches(function_of_batch)(*jax.tree.map(spread, points, tuple(here), tuple(taken)))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return in_batches
+
+
+def _derivative(function: _Function, wanted: Gradient) -> Linear:
+    """The derivative of the values along those parts of the points; its transpose is the integral's gradient."""
+
+    def along(points, moving):
+        values = lambda parts: smooth_leaves(function.plain_values(*points.with_parts(wanted, parts)))[0]
+        return jax.jvp(values, (points.parts(wanted),), (moving,))[1]
+
+    def transpose(points, cotangents):
+        # Else a compiler may make the logits of values and gradient together, and write them.
+        indices, cotangents = lax.optimization_barrier((points.indices, cotangents))
+        points = points._replace(indices=indices)
+        _, (gradient,) = function.with_gradients(wanted, cotangents, points)
+        return jax.tree.map(lambda g, x: placed_as(g.astype(x.dtype), x), gradient, points.parts(wanted))
+
+    def of_batch(points, moving):
+        together = jax.tree.leaves((moving.weight, moving.epilogue, moving.shared))
+        if any(together) or (of_batch := function.of_batch(points)) is None:
+            return None
+        function_of_batch, taken = of_batch
+        rows = jax.tree.map(lambda _: True, (moving.hidden, moving.rows))
+        return _derivative(function_of_batch, wanted), taken, moving._replace(hidden=rows[0], rows=rows[1])
+
+    return Linear(along, transpose, of_batch)
 
 
 def integral(
@@ -121,124 +359,52 @@ def integral(
     """Σᵢ weightsᵢ · valuesᵢ, and with it, where it is differentiated, its gradient: three matrix products.
 
     A row of weight 0 contributes exactly 0, whatever it holds, to the value and to every derivative; ``no_null_rows`` says that
-    there is none. ``of_figures`` are the same values where they are functions of a row's figures. Inside shard_map the total is
-    of this device's rows; over the mesh axes ``parts`` each device has a part of the classes, and ``values`` sums over them.
+    there is none. Inside shard_map the total is of this device's rows; over the mesh axes ``parts`` each device has a part of
+    the classes, and ``values`` sums over them.
     """
-    arguments = hidden, matrix.weight, epilogue, weights, shared, rows, indices
-    # Arguments are marked as varying over devices: a gradient is of this device's total, and the transpose of ``vary`` sums.
-    arguments = jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
-    matrix, rank = matrix.empty, weights.ndim
-    of_hidden, of_weight, of_epilogue, *others = dimensions.operands(rank, matrix, epilogue, indices)
-    dims = of_hidden, of_weight, of_epilogue, rows_of(rank), *others
-
-    def cast(arguments):
-        """With the weight as its products have it: what devices gather."""
-        hidden, weight, *others = arguments
-        return hidden, matrix.of(weight).weight, *others
-
-    def local(blocked, wanted, axes):
-        """``blocked`` of a device's part, with the rows a block."""
-
-        def on_device(hidden, weight, epilogue, weights, shared, rows, indices):
-            lead, flatten = weights.shape, lambda x: x.reshape(-1, *x.shape[rank:])
-            of_rows = jax.tree.map(flatten, (hidden, weights, rows, indices))
-            axis_name = axes.get(CLASSES) or None
-            known = values(axis_name), of_figures, axis_name, matrix.of(weight), epilogue, shared
-            summand = Summand(*known, Nulls(no_null_rows))
-            sizes = block_rows(weights.size, summand.matrix, size, summand.scales("tpu", wanted))
-            whole = all(weights.size % size == 0 for size in sizes.values())  # padding has weight 0
-            summand = summand._replace(nulls=Nulls(no_null_rows and whole))
-            # What a branch closes over is one of its operands.
-            value, gradients = _on_platform(functools.partial(blocked, summand), sizes, of_rows)
-            return value, [gradient.with_rows(lead) for gradient in gradients]
-
-        return on_device
-
-    def plain(wanted, *arguments):
-        """The same from operations that JAX differentiates, in blocks that it makes again."""
-        hidden, weight, epilogue, weights, shared, rows, indices = arguments
-        smooth, rebuild = smooth_leaves(shared)
-        nulls = Nulls(no_null_rows)
-
-        def row(hidden, rows, weight, epilogue, smooth):
-            here = matrix._replace(weight=weight)
-            return per_row(values, hidden, here, epilogue, rebuild(smooth), rows, indices, dimensions, size)
-
-        def total(weights, *points):
-            if no_null_rows:
-                return weigh(weights, row(*points))
-            stand_in = lambda absent, hidden, rows, *shared: (*nulls.present(absent, (hidden, rows)), *shared)
-            return weigh(weights, values_at(row, weights, points, stand_in))
-
-        # Apart: the derivative in the weights is what looks at null rows, and need not be asked for.
-        points = hidden, rows, weight, epilogue, smooth
-        value, pullback = jax.vjp(lambda *points: total(weights, *points), *points)
-        of_weights = jax.vjp(lambda weights: total(weights, *points), weights)[1]
-
-        def gradient(cotangent):
-            dhidden, drows, dweight, depilogue, dsmooth = pullback(cotangent)
-            dhidden, dweight = dhidden.astype(kept_in(hidden.dtype)), dweight.astype(accumulator(weight.dtype))
-            return wanted.of(dhidden, dweight, depilogue, *of_weights(cotangent), dsmooth, drows)
-
-        return value, [gradient(cotangent) for cotangent in basis(value)]
-
-    def gradient_dims(wanted, out):
-        value, gradients = out
-        of_smooth, _ = smooth_leaves(shared, dims[4])
-        each = wanted.of(of_hidden, of_weight, of_epilogue, rows_of(rank), of_smooth, dims[5])
-        return jax.tree.map(lambda x: (), value), [each] * len(gradients)
-
-    @functools.partial(custom_jvp, nondiff_argnums=(0,))
-    def with_gradients(wanted, *arguments):
-        blocked = functools.partial(total_and_gradients, wanted)
-        return partitioned(
-            functools.partial(local, blocked, wanted), cast(arguments), dims, functools.partial(gradient_dims, wanted)
-        )
-
-    def with_gradients_jvp(wanted, primals, tangents):
-        # The blocked gradient is not made to be differentiated: its own derivative is that of the plain one.
-        leaves, tree = jax.tree.flatten(primals)
-        moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents)) if differentiated(t) is not None}
-        along = lambda *moved: plain(wanted, *tree.unflatten(_replaced(leaves, dict(zip(moving, moved, strict=True)))))
-        _, tangent = jax.jvp(along, [leaves[i] for i in moving], list(moving.values()))
-        out = with_gradients(wanted, *primals)
-        return out, jax.tree.map(_placed_as, tangent, out)
-
-    with_gradients.defjvp(with_gradients_jvp, symbolic_zeros=True)
-
-    @custom_jvp
-    def value(*arguments):
-        scalars = functools.partial(jax.tree.map, lambda x: ())
-        return partitioned(functools.partial(local, total, Gradient()), cast(arguments), dims, scalars)[0]
+    points = _Points(hidden, matrix.weight, epilogue, shared, rows, indices)
+    weights, *points = _varied((weights, *points), parts)
+    dims = _Points.dims(weights.ndim, matrix.empty, epilogue, dimensions, indices)
+    function = _Function(values, of_figures, matrix.empty, dims, size, of_each=False, no_null_rows=no_null_rows)
+    value = custom_jvp(function.value)
 
     def jvp(primals, tangents):
-        *most, shared, rows, _ = tangents
-        smooth = [t for t, x in zip(jax.tree.leaves(shared), jax.tree.leaves(primals[4]), strict=True) if is_smooth(x)]
-        moved = *most, smooth, rows
-        wanted = Gradient(*(any(differentiated(t) is not None for t in jax.tree.leaves(part)) for part in moved))
-        out, gradients = with_gradients(wanted, *primals)
+        weights, *points = primals
+        dweights, *dpoints = tangents
+        wanted = _wanted(_Points(*dpoints), dweights)
+        moved = _Points(*dpoints).parts(wanted)._replace(weights=dweights if wanted.weights else None)
+        out, gradients = function.with_gradients(wanted, weights, _Points(*points))
         inner = lambda *pair: sum_over(_inner(*pair), varying(_inner(*pair)) & parts)
-        along = lambda gradient: sum(map(inner, jax.tree.leaves(gradient), jax.tree.leaves(wanted.of(*moved))))
+        along = lambda gradient: sum(map(inner, jax.tree.leaves(gradient), jax.tree.leaves(moved)))
         leaves, tree = jax.tree.flatten(out)
         tangent = [jnp.asarray(along(g), x.dtype) for x, g in zip(leaves, gradients, strict=True)]
         return out, jax.tree.unflatten(tree, tangent)
 
     value.defjvp(jvp, symbolic_zeros=True)
-    return value(*arguments)
+    return value(weights, *points)
+
+
+def _varied(arguments, parts):
+    """Arguments as varying over devices: a gradient is of this device's rows, and the transpose of ``vary`` sums."""
+    return jax.tree.map(lambda x: vary(x, varying(arguments) - parts), arguments)
+
+
+def _wanted(moved: _Points, weights: Any = None) -> Gradient:
+    """What has a tangent, by leaf of what is shared and of rows."""
+    moves = lambda tree: tuple(differentiated(t) is not None for t in jax.tree.leaves(tree))
+    one = lambda tree: any(moves(tree))
+    by_leaf = lambda tree: moves(tree) if one(tree) else None
+    hidden, weight, epilogue, weights = map(one, (moved.hidden, moved.weight, moved.epilogue, weights))
+    return Gradient(hidden, weight, epilogue, weights, by_leaf(moved.shared), by_leaf(moved.rows))
 
 
 def _inner(gradient, tangent):
     tangent = differentiated(tangent)
     if tangent is None:
         return 0
-    gradient = _placed_as(gradient, tangent)
+    gradient = placed_as(gradient, tangent)
     dtype = accumulator(gradient.dtype)
     return jnp.sum(gradient.astype(dtype) * tangent.astype(dtype))
-
-
-def _placed_as(x, like):
-    """x where another array is, along explicit axes: a kernel, and what JAX differentiates, may have it elsewhere."""
-    return x if explicit_mesh(like) is None else jax.reshard(x, jax.typeof(like).sharding)
 
 
 def _replaced(leaves, new):

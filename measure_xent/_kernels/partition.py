@@ -76,6 +76,13 @@ def explicit_mesh(arrays: PyTree[Array]) -> Any:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types and not mesh.manual_axes), None)
 
 
+def placed_as(x: Array, like: Any) -> Array:
+    """x where another array, or what is of its type, is along explicit axes; a kernel may have it elsewhere."""
+    kind = like if isinstance(like, ShapedArray) else jax.typeof(like)
+    mesh = kind.sharding.mesh  # type: ignore[attr-defined]
+    return jax.reshard(x, kind.sharding) if AxisType.Explicit in mesh.axis_types and not mesh.manual_axes else x  # type: ignore[attr-defined]
+
+
 def unsplit(x: Array) -> Array:
     """x with a last axis that no explicit mesh axis splits, for what is not written for a part of the classes."""
     if (mesh := explicit_mesh(x)) is None:

@@ -29,7 +29,10 @@ class OfFigures(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """The gradient in each argument of an integral, or whether it is wanted; None where it is not."""
+    """The gradient in each argument of an integral, or whether it is wanted; None where it is not.
+
+    Of what is shared and of rows it is that in those leaves of which it is wanted, a list; wanted is said by leaf.
+    """
 
     hidden: Any = None
     weight: Any = None
@@ -53,6 +56,10 @@ class Nulls(NamedTuple):
     """Rows of weight 0, if there are any."""
 
     none: bool
+
+    def of(self, weights):
+        """Which are null; of several weights a row, where all are 0."""
+        return None if self.none else functools.reduce(jnp.logical_and, (w == 0 for w in jax.tree.leaves(weights)))
 
     def present(self, null, arrays):
         """The rows, with zeros in the place of those that are null."""
@@ -79,6 +86,7 @@ class Summand(NamedTuple):
     epilogue: Epilogue
     shared: PyTree[Array]
     nulls: Nulls
+    of_each: bool = False  # not summed: the weights are cotangents of each row's smooth values, a list
 
     def scales(self, platform: str, wanted: Gradient) -> bool:
         """Whether scaled exponentials give the values, and the gradients wanted."""
@@ -94,28 +102,29 @@ class Summand(NamedTuple):
         return self.epilogue.logits(self.matrix.logits(hidden))
 
     def value(self, platform: str, hidden, weights, rows, indices) -> PyTree:
-        """The total of a block."""
-        null = weights == 0
+        """Of a block of rows, 0 where they are null."""
+        null = self.nulls.of(weights)
         hidden, rows = self.nulls.present(null, (hidden, rows))
         if self.scales(platform, Gradient()):
             _, figures = self._figures(platform, null, hidden, rows, indices, keep=False)
             value = self._of_figures(figures, self.shared, rows, indices)
         else:
             value = self.values(self.logits(hidden), self.shared, rows, indices)
-        return weigh(weights, self.nulls.known(null, value))
+        return self.nulls.known(null, value)
 
     def gradients(self, wanted: Gradient, platform: str, hidden, weights, rows, indices):
         """(The hidden states that count, the total of a block, and of each of its numbers the gradient in the product and those
-        in all but hidden and weight)."""
-        null = weights == 0
-        smooth, rebuild = smooth_leaves(self.shared)
+        in all but hidden and weight); ``of_each``, no total, and one gradient."""
+        null = self.nulls.of(weights)
+        moving, with_moving = picked(self.shared, wanted.shared)
         held = 0
         if wanted.weights and not self.nulls.none:
             original = self.values(self.logits(hidden), self.shared, rows, indices)
             held = jax.tree.map(lambda o: jnp.where(jnp.isfinite(o), o, 0), original)
         hidden, rows = self.nulls.present(null, (hidden, rows))
-        others: dict[str, Any] = {"smooth": smooth} if wanted.shared else {}
-        others |= {"rows": rows} if wanted.rows else {}
+        own, with_own = picked(rows, wanted.rows)
+        others: dict[str, Any] = {"shared": moving} if wanted.shared else {}
+        others |= {"rows": own} if wanted.rows else {}
         if self.scales(platform, wanted):
             of_logits, argument = self._figures(platform, null, hidden, rows, indices, keep=True)
             values = self._of_figures
@@ -128,18 +137,23 @@ class Summand(NamedTuple):
 
         def function(argument, others):
             others = dict(others)
-            shared, own = rebuild(others.pop("smooth", smooth)), others.pop("rows", rows)
-            value = values(argument, shared, own, indices, **others)
-            return weigh(weights, self.nulls.known(null, value)), value
+            shared, rows = with_moving(others.pop("shared", moving)), with_own(others.pop("rows", own))
+            value = values(argument, shared, rows, indices, **others)
+            counted = self.nulls.known(null, value)
+            return (with_cotangents(counted, weights) if self.of_each else weigh(weights, counted)), value
 
-        total, pullback, value = jax.vjp(function, argument, others, has_aux=True)
+        out, pullback, value = jax.vjp(function, argument, others, has_aux=True)
+        total, cotangents, at_weights = None, [weights], [None]
+        if not self.of_each:
+            total, cotangents = out, basis(out)
+            at_weights = jax.tree.leaves(self.nulls.known(null, value, held))
         gradients = []
-        for cotangent, at in zip(basis(total), jax.tree.leaves(self.nulls.known(null, value, held)), strict=True):
+        for cotangent, at in zip(cotangents, at_weights, strict=True):
             slope, found = pullback(cotangent)
             new = Gradient(
-                weights=at.astype(weights.dtype) if wanted.weights else None,
+                weights=None if at is None or not wanted.weights else at.astype(weights.dtype),
                 epilogue=found.get("epilogue"),
-                shared=found.get("smooth"),
+                shared=found.get("shared"),
                 rows=found.get("rows"),
             )
             gradients.append((of_logits(slope), new))
@@ -170,13 +184,26 @@ class Summand(NamedTuple):
 
 def total(summand: Summand, platform: str, size: int, of_rows: Any) -> tuple[PyTree, list]:
     """(The total of all rows, no gradients.)"""
-    block = functools.partial(summand.value, platform)
+
+    def block(hidden, weights, *others):
+        return weigh(weights, summand.value(platform, hidden, weights, *others))
+
     blocks = in_blocks(size, of_rows)
     first = jax.tree.map(lambda x: x[0], blocks)
     if len(jax.tree.leaves(blocks)[0]) == 1:
         return block(*first), []
     start = jax.tree.map(zeros, jax.eval_shape(block, *first))
     return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), start, blocks)[0], []
+
+
+def each(summand: Summand, platform: str, size: int, of_rows: Any) -> tuple[PyTree, list]:
+    """(The values of all rows, no gradients.)"""
+    block = functools.partial(summand.value, platform)
+    blocks = in_blocks(size, of_rows)
+    if len(blocks[0]) == 1:
+        return block(*jax.tree.map(lambda x: x[0], blocks)), []
+    values = lax.scan(lambda _, xs: (None, block(*xs)), None, blocks)[1]
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(of_rows[0])], values), []
 
 
 class _Sums(NamedTuple):
@@ -199,7 +226,7 @@ def total_and_gradients(
     """(The total, for each of its numbers the gradients that are wanted), those that all rows share in float32 or wider."""
     matrix = summand.matrix
     weight = matrix.weight
-    hidden, weights, *_ = of_rows
+    hidden, *_ = of_rows
     columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
     if summand.scales(platform, wanted) and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
         columns()  # once, and not in the loop
@@ -246,7 +273,7 @@ def total_and_gradients(
         wide = lambda x: zeros(x, x.shape, accumulator(x.dtype))
         start = jax.tree.map(wide, (value, sums))
         (value, sums), by_row = lax.scan(next_step, start, blocks)
-        by_row = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(weights)], by_row)
+        by_row = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(hidden)], by_row)
     # Where each device has a part of the classes, so is a hidden state's gradient a sum over the parts.
     over_parts = lambda dh: None if dh is None else sum_over(dh, varying(dh) - varying(hidden))
     gradients = []
@@ -275,16 +302,28 @@ def is_smooth(x):
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def smooth_leaves(tree, of=None):
-    """The leaves that have derivatives, or ``of`` those, and how to put them back among the others."""
-    leaves, structure = jax.tree.flatten(tree)
+def smooth_leaves(tree):
+    """The leaves that have derivatives, and how to put others in their place."""
+    return picked(tree, [is_smooth(x) for x in jax.tree.leaves(tree)])
 
-    def rebuild(smooth):
-        smooth = iter(smooth)
-        return jax.tree.unflatten(structure, [next(smooth) if is_smooth(x) else x for x in leaves])
+
+def picked(tree, which, of=None):
+    """The leaves of a tree that are picked, or ``of`` another those in their places, and how to put others there."""
+    leaves, structure = jax.tree.flatten(tree)
+    which = which or [False] * len(leaves)
+
+    def rebuild(new):
+        new = iter(new)
+        return structure.unflatten([next(new) if pick else x for pick, x in zip(which, leaves, strict=True)])
 
     parts = leaves if of is None else structure.flatten_up_to(of)
-    return [part for part, x in zip(parts, leaves, strict=True) if is_smooth(x)], rebuild
+    return [part for pick, part in zip(which, parts, strict=True) if pick], rebuild
+
+
+def with_cotangents(value: PyTree, cotangents: list) -> list:
+    """The smooth leaves of a value, None where they have no cotangents."""
+    smooth, _ = smooth_leaves(value)
+    return [None if ct is None else x for x, ct in zip(smooth, cotangents, strict=True)]
 
 
 def basis(value):
