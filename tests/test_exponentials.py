@@ -3,6 +3,8 @@
 The oracle is float64: the same loss on all the logits, differentiated by JAX.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,14 +121,16 @@ def test_targets(target, dtype, class_axis, size):
 @sweep("dtype", TOLERANCE)
 @sweep("class_axis", [0, 1])
 @sweep("size", [None, 8])
-def test_a_loss_a_row(target, dtype, class_axis, size):
+@sweep("kept", [0, 1 << 20])
+def test_a_loss_a_row(target, dtype, class_axis, size, kept):
     """Each row's, times a number that comes later; rows that are left out of it hold NaN, and their gradient is 0."""
     measure, dense = TARGETS[target]
     operands = arrays(dtype)
 
     def ours(h, w, b):
         h = jnp.where(jnp.asarray(MASK)[:, None] == 0, jnp.nan, h)
-        q = mx.LinearSoftmax(w if class_axis else w.T, b, class_axis=class_axis, batch_size=size)(h)
+        options = dict(class_axis=class_axis, batch_size=size, residual_bytes=kept)
+        q = mx.LinearSoftmax(w if class_axis else w.T, b, **options)(h)
         each = 0.1 * q.log_partition - measure().expect(log(q))
         return 2.5 * jnp.sum(jnp.where(MASK == 0, 0, MASK * each))
 
@@ -275,7 +279,8 @@ def test_further_derivatives_and_weights(label):
 
 @pytest.mark.slow("compiles derivatives of derivatives")
 @pytest.mark.parametrize("axis", ["rows", "a head each", "one row's targets"])
-def test_every_derivative_of_a_loss_a_row(axis):
+@sweep("kept", [0, 1 << 20])
+def test_every_derivative_of_a_loss_a_row(axis, kept):
     """Both modes, each over the other, in batches before and after, scanned, linearised: against JAX's own in float64."""
     h, w, b = arrays(jnp.float32)
     y, c = jnp.asarray(LABELS), jnp.asarray(rng.normal(size=N), jnp.float32)
@@ -341,12 +346,13 @@ def test_on_a_mesh(kind, axes):
         wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (h, w, b)]
         expected, slopes = jax.jit(jax.value_and_grad(exact, (0, 1, 2)))(*wide, np.asarray(y))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    each = lambda h, w, b, y: jnp.mean(mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w, b, batch_size=4)(h)))
-    alone = jax.jit(jax.grad(each, (0, 1, 2)))(*placed)
-    for got, other, exact in zip(gradients, alone, slopes, strict=True):
-        np.testing.assert_allclose(got, exact, atol=3e-5 * np.abs(exact).max())
-        np.testing.assert_allclose(other, exact, atol=3e-5 * np.abs(exact).max())
-        assert other.sharding.is_equivalent_to(got.sharding, got.ndim)
+    head = functools.partial(mx.LinearSoftmax, batch_size=4)
+    each = lambda kept, h, w, b, y: jnp.mean(mx.cross_entropy(mx.Dirac(y), head(w, b, residual_bytes=kept)(h)))
+    alone = [jax.jit(jax.grad(functools.partial(each, kept), (0, 1, 2)))(*placed) for kept in (0, 1 << 20)]
+    for got, *others, exact in zip(gradients, *alone, slopes, strict=True):
+        for x in (got, *others):
+            np.testing.assert_allclose(x, exact, atol=3e-5 * np.abs(exact).max())
+            assert x.sharding.is_equivalent_to(got.sharding, got.ndim)
 
 
 def test_it_is_what_runs(monkeypatch):

@@ -57,10 +57,13 @@ class LinearSoftmax(AbstractConditional):
             every device of the axis.
         dtype: of the operands of the matrix products, by default their own. With bfloat16 a float32 weight is rounded for them,
             and its gradient is the float32 sum.
+        residual_bytes: how much a loss for each row may keep for its gradient, none by default. Where a number for each logit,
+            N · V in the dtype of the products, is no more, it is kept, and a gradient is three products and not four.
 
     Raises:
         TypeError: dtype is no floating dtype.
-        ValueError: the shapes of weight and bias, or of h, do not match; axis_name is of no axis that weight varies over.
+        ValueError: the shapes of weight and bias, or of h, do not match; axis_name is of no axis that weight varies over;
+            batch_size or residual_bytes is no such number.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -81,6 +84,7 @@ class LinearSoftmax(AbstractConditional):
     batch_size: int | None = static(default=None)
     axis_name: AxisName | None = static(default=None)
     dtype: Any = static(default=None)
+    residual_bytes: int = static(default=0)
 
     def __post_init__(self):
         weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
@@ -116,6 +120,9 @@ class LinearSoftmax(AbstractConditional):
         size = self.batch_size
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f"LinearSoftmax(batch_size): a positive int, got {self.batch_size!r}")
+        kept = self.residual_bytes
+        if not isinstance(kept, int) or isinstance(kept, bool) or kept < 0:
+            raise ValueError(f"LinearSoftmax(residual_bytes): a number of bytes, an int of at least 0, got {kept!r}")
 
     @property
     def classes(self) -> int:
@@ -228,6 +235,7 @@ class LinearCategorical(Measure):
             of_figures=of_figures,
             parts=_axes_of_parts(self.head, deferred),
             size=self.head.batch_size,
+            residual_bytes=self.head.residual_bytes,
         )
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from .classes import Classes, out_of_range, take
 from .fallback import unless
+from .layout import CLASSES, Dims
 from .log_sum import above, distance
 from .matrix import Epilogue, Matrix
 from .mesh import sum_over, varying
@@ -87,6 +88,13 @@ class Exponentials(NamedTuple):
     gaps: Any  # at the atoms [R, k], or None
     all_gaps: Any  # Σ_c [R], or None
     matrix: Any  # E times the derivative of the logits in the product [R, V], 0 at the pivot, or None
+
+    def dims(self, of_rows: Dims) -> "Exponentials":
+        """The names of their axes in their place."""
+        gaps, all_gaps = (
+            None if x is None else (*of_rows, *tail) for x, tail in ((self.gaps, [None]), (self.all_gaps, []))
+        )
+        return Exponentials(of_rows, of_rows, gaps, all_gaps, (*of_rows, CLASSES))  # type: ignore[arg-type]
 
     def own_gap(self, atoms: Atoms | None) -> Array:
         """The pivot's."""

@@ -12,7 +12,7 @@ that come later: their gradient is the integral's with these, and a fourth produ
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +22,10 @@ from jaxtyping import Array, Float, PyTree
 
 from .._strict import custom_jvp
 from .classes import accumulator
+from .exponentials import Exponentials
 from .layout import CLASSES, rows_of
 from .linear import Linear
-from .matrix import Epilogue, Matrix, block_rows, differentiable_logits, kept_in
+from .matrix import PLATFORMS, Epilogue, Matrix, block_rows, differentiable_logits, kept_in
 from .mesh import sum_over, vary, varying, zeros
 from .null import differentiated, values_at
 from .partition import partitioned, placed_as
@@ -104,31 +105,40 @@ class _Function:
     size: int | None
     of_each: bool
     no_null_rows: bool = False
+    residual_bytes: int = 0
 
     @property
     def rank(self) -> int:
         return len(self.dims.hidden) - 1
 
     def blocked(
-        self, function: Callable, wanted: Gradient, out_dims: Callable, weights: PyTree, points: _Points
+        self, function: Callable, wanted: Gradient, out_dims: Callable, operands: tuple, at_once: Iterable[str] = ()
     ) -> Any:
-        """``function(summand, platform, size, rows)`` gives (value, gradients); each device its share of both."""
-        # What devices gather is the weight as its products have it.
-        operands = weights, *points._replace(weight=self.matrix.of(points.weight).weight)
-        dims = jax.tree.map(lambda x: rows_of(self.rank), weights), *self.dims
-        return partitioned(functools.partial(self._local, function, wanted), operands, dims, out_dims)
+        """``function(summand, platform, size, rows)`` gives (value, gradients); each device its share of both.
 
-    def _local(self, function, wanted, axes):
-        def on_device(weights, *points):
+        The operands are weights, the rows' exponentials where they are kept, and all points; on platforms ``at_once`` all rows
+        are one block.
+        """
+        weights, kept, *points = operands
+        points = _Points(*points)
+        # What devices gather is the weight as its products have it.
+        operands = weights, kept, *points._replace(weight=self.matrix.of(points.weight).weight)
+        of_rows = rows_of(self.rank)
+        dims = jax.tree.map(lambda x: of_rows, weights), None if kept is None else kept.dims(of_rows), *self.dims
+        return partitioned(functools.partial(self._local, function, wanted, at_once), operands, dims, out_dims)
+
+    def _local(self, function, wanted, at_once, axes):
+        def on_device(weights, kept, *points):
             points = _Points(*points)
             lead = points.hidden.shape[: self.rank]
             flatten = lambda x: x.reshape(-1, *x.shape[self.rank :])
-            of_rows = jax.tree.map(flatten, (points.hidden, weights, points.rows, points.indices))
+            of_rows = jax.tree.map(flatten, (points.hidden, weights, points.rows, points.indices, kept))
             axis_name = axes.get(CLASSES) or None
             known = self.values(axis_name), self.of_figures, axis_name, self.matrix.of(points.weight)
             summand = Summand(*known, points.epilogue, points.shared, Nulls(self.no_null_rows), self.of_each)
             count = math.prod(lead)
             sizes = block_rows(count, summand.matrix, self.size, summand.scales("tpu", wanted))
+            sizes |= dict.fromkeys(at_once, count)
             whole = all(count % size == 0 for size in sizes.values())  # padding has weight 0
             summand = summand._replace(nulls=Nulls(weights is None or (self.no_null_rows and whole)))
             # What a branch closes over is one of its operands.
@@ -138,12 +148,37 @@ class _Function:
 
         return on_device
 
-    def value(self, weights: PyTree, *points: Any) -> PyTree:
-        names = rows_of(self.rank) if self.of_each else ()
-        out_dims = functools.partial(jax.tree.map, lambda x: names)
-        return self.blocked(each if self.of_each else total, Gradient(), out_dims, weights, _Points(*points))[0]
+    def integral(self, weights: PyTree, *points: Any) -> PyTree:
+        out_dims = functools.partial(jax.tree.map, lambda x: ())
+        return self.blocked(total, Gradient(), out_dims, (weights, None, *points))[0]
 
-    def with_gradients(self, wanted: Gradient, weights: PyTree, points: _Points) -> tuple[Any, list[Gradient]]:
+    def values_of_rows(self, *points: Any) -> PyTree:
+        out_dims = functools.partial(jax.tree.map, lambda x: rows_of(self.rank))
+        return self.blocked(functools.partial(each, False), Gradient(), out_dims, (None, None, *points))[0]
+
+    def values_and_kept(self, *points: Any) -> tuple[PyTree, Exponentials]:
+        """Each row's value, and what its gradient is made of without its logits."""
+        of_rows = rows_of(self.rank)
+
+        def out_dims(out):
+            (value, kept), _ = out
+            return (jax.tree.map(lambda x: of_rows, value), kept.dims(of_rows)), []
+
+        # A TPU makes no logits beside them, and would copy those of blocks.
+        at_once = () if self.size else ("tpu",)
+        return self.blocked(functools.partial(each, True), Gradient(), out_dims, (None, None, *points), at_once)[0]
+
+    def keeps(self, wanted: Gradient, points: _Points) -> bool:
+        """Whether there is room for that."""
+        matrix = self.matrix.of(points.weight)
+        summand = Summand(self.values, self.of_figures, None, matrix, points.epilogue, points.shared, Nulls(True))
+        rows = math.prod(points.hidden.shape[:-1])
+        room = rows * matrix.classes * matrix.weight.dtype.itemsize <= self.residual_bytes
+        return room and summand.can_scale(wanted)
+
+    def with_gradients(
+        self, wanted: Gradient, weights: PyTree, points: _Points, kept: Exponentials | None = None
+    ) -> tuple[Any, list[Gradient]]:
         """(The integral, of each of its numbers the gradient), or with ``of_each`` (None, one for the cotangents that are the
         weights)."""
 
@@ -154,26 +189,23 @@ class _Function:
             return jax.tree.map(lambda x: (), value), [parts] * len(gradients)
 
         @custom_jvp
-        def with_gradients(weights, *points):
+        def with_gradients(weights, kept, *points):
             function = functools.partial(total_and_gradients, wanted)
-            return self.blocked(function, wanted, out_dims, weights, _Points(*points))
+            at_once = () if kept is None else PLATFORMS  # no logits are made, so that blocks would save nothing
+            return self.blocked(function, wanted, out_dims, (weights, kept, *points), at_once)
 
         def jvp(primals, tangents):
             # The blocked gradient is not made to be differentiated: its own derivative is that of the plain one.
-            leaves, tree = jax.tree.flatten(primals)
-            moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents)) if differentiated(t) is not None}
-            along = lambda *moved: self.plain(
-                wanted, *tree.unflatten(_replaced(leaves, dict(zip(moving, moved, strict=True))))
-            )
-            _, tangent = jax.jvp(along, [leaves[i] for i in moving], list(moving.values()))
+            tangent = _tangent(functools.partial(self.plain, wanted), primals, tangents)
             out = with_gradients(*primals)
             return out, jax.tree.map(placed_as, tangent, out)
 
         with_gradients.defjvp(jvp, symbolic_zeros=True)
-        return with_gradients(weights, *points)
+        return with_gradients(weights, kept, *points)
 
-    def plain(self, wanted: Gradient, weights: PyTree, *points: Any) -> tuple[Any, list[Gradient]]:
+    def plain(self, wanted: Gradient, weights: PyTree, kept: Any, *points: Any) -> tuple[Any, list[Gradient]]:
         """The same from operations that JAX differentiates, in blocks that it makes again."""
+        del kept
         points = _Points(*points)
         parts = points.parts(wanted)
 
@@ -268,48 +300,65 @@ def per_row(
     of_figures: OfFigures | None = None,
     parts: frozenset[str] = frozenset(),
     size: int | None = None,
+    residual_bytes: int = 0,
 ) -> PyTree[Float[Array, "*rows"]]:
     """``values(axis_name)(hidden @ weight, shared, rows, indices)`` of every row, a block at a time.
 
-    Over the mesh axes ``parts`` each device has a part of the classes. A gradient takes four matrix products.
+    Over the mesh axes ``parts`` each device has a part of the classes. A gradient takes four matrix products; or three, where
+    the exponentials of all logits are no more than ``residual_bytes`` and are kept for it.
     """
     points = _Points(hidden, matrix.weight, epilogue, shared, rows, indices)
     points = _varied(points, parts)
     dims = _Points.dims(hidden.ndim - 1, matrix.empty, epilogue, dimensions, indices)
-    function = _Function(values, of_figures, matrix.empty, dims, size, of_each=True)
-
-    @custom_jvp
-    def value(*points):
-        return _in_batches(function)(*points)
+    function = _Function(values, of_figures, matrix.empty, dims, size, of_each=True, residual_bytes=residual_bytes)
+    value = custom_jvp(_in_batches(function, _Function.values_of_rows))
 
     def jvp(primals, tangents):
-        out = value(*primals)
         points, moved = _Points(*primals), _Points(*tangents)
         wanted = _wanted(moved)
+        if function.keeps(wanted, points):
+            out, kept = _value_and_kept(function, value)(*primals)
+        else:
+            out, kept = value(*primals), None
         instantiate = lambda t, x: zeros(jax.typeof(x)) if differentiated(t) is None else t
         moving = jax.tree.map(instantiate, moved.parts(wanted), points.parts(wanted))
-        tangent = iter(_derivative(function, wanted)(points, moving, smooth_leaves(out)[0]))
-        fixed = functools.partial(jax.custom_derivatives.zero_from_primal, symbolic_zeros=True)
-        return out, jax.tree.map(lambda x: next(tangent) if is_smooth(x) else fixed(x), out)
+        tangent = iter(_derivative(function, wanted)((points, kept), moving, smooth_leaves(out)[0]))
+        return out, jax.tree.map(lambda x: next(tangent) if is_smooth(x) else _still(x), out)
 
     value.defjvp(jvp, symbolic_zeros=True)
     return value(*points)
 
 
-def _in_batches(function):
-    """The values, of a batch by one more axis of rows."""
-    value = functools.partial(function.value, None)
-    in_batches = jax.custom_batching.custom_vmap(value)
+def _still(x):
+    return jax.custom_derivatives.zero_from_primal(x, symbolic_zeros=True)
+
+
+def _value_and_kept(function, value):
+    """Of the points. What is kept is a constant of the derivative, whose own derivative is that of plain operations."""
+    both = custom_jvp(_in_batches(function, _Function.values_and_kept))
+
+    def jvp(primals, tangents):
+        out, kept = both(*primals)
+        return (out, kept), (_tangent(value, primals, tangents), jax.tree.map(_still, kept))
+
+    both.defjvp(jvp, symbolic_zeros=True)
+    return both
+
+
+def _in_batches(function, method):
+    """A method of the function of each row; of a batch by one more axis of rows."""
+    in_batches = jax.custom_batching.custom_vmap(functools.partial(method, function))
 
     @in_batches.def_vmap
     def _(size, here, *points):
         of_batch = function.of_batch(_Points(*here))
         if of_batch is None:
-            out = jax.vmap(value, in_axes=jax.tree.map(lambda x: 0 if x else None, tuple(here)))(*points)
+            axes = jax.tree.map(lambda x: 0 if x else None, tuple(here))
+            out = jax.vmap(functools.partial(method, function), in_axes=axes)(*points)
         else:
             function_of_batch, taken = of_batch
             spread = lambda x, here, taken: jnp.broadcast_to(x, (size, *x.shape)) if taken and not here else x
-            out = _in_batches(function_of_batch)(*jax.tree.map(spread, points, tuple(here), tuple(taken)))
+            out = _in_batches(function_of_batch, method)(*jax.tree.map(spread, points, tuple(here), tuple(taken)))
         return out, jax.tree.map(lambda _: True, out)
 
     return in_batches
@@ -318,24 +367,29 @@ def _in_batches(function):
 def _derivative(function: _Function, wanted: Gradient) -> Linear:
     """The derivative of the values along those parts of the points; its transpose is the integral's gradient."""
 
-    def along(points, moving):
+    def along(known, moving):
+        points, _ = known
         values = lambda parts: smooth_leaves(function.plain_values(*points.with_parts(wanted, parts)))[0]
         return jax.jvp(values, (points.parts(wanted),), (moving,))[1]
 
-    def transpose(points, cotangents):
-        # Else a compiler may make the logits of values and gradient together, and write them.
-        indices, cotangents = lax.optimization_barrier((points.indices, cotangents))
-        points = points._replace(indices=indices)
-        _, (gradient,) = function.with_gradients(wanted, cotangents, points)
+    def transpose(known, cotangents):
+        points, kept = known
+        if kept is None:
+            # Else a compiler may make the logits of values and gradient together, and write them.
+            indices, cotangents = lax.optimization_barrier((points.indices, cotangents))
+            points = points._replace(indices=indices)
+        _, (gradient,) = function.with_gradients(wanted, cotangents, points, kept)
         return jax.tree.map(lambda g, x: placed_as(g.astype(x.dtype), x), gradient, points.parts(wanted))
 
-    def of_batch(points, moving):
+    def of_batch(known, moving):
+        points, kept = known
         together = jax.tree.leaves((moving.weight, moving.epilogue, moving.shared))
         if any(together) or (of_batch := function.of_batch(points)) is None:
             return None
         function_of_batch, taken = of_batch
-        rows = jax.tree.map(lambda _: True, (moving.hidden, moving.rows))
-        return _derivative(function_of_batch, wanted), taken, moving._replace(hidden=rows[0], rows=rows[1])
+        all_of = lambda tree: jax.tree.map(lambda _: True, tree)
+        moving = moving._replace(hidden=all_of(moving.hidden), rows=all_of(moving.rows))
+        return _derivative(function_of_batch, wanted), (taken, all_of(kept)), moving
 
     return Linear(along, transpose, of_batch)
 
@@ -366,7 +420,7 @@ def integral(
     weights, *points = _varied((weights, *points), parts)
     dims = _Points.dims(weights.ndim, matrix.empty, epilogue, dimensions, indices)
     function = _Function(values, of_figures, matrix.empty, dims, size, of_each=False, no_null_rows=no_null_rows)
-    value = custom_jvp(function.value)
+    value = custom_jvp(function.integral)
 
     def jvp(primals, tangents):
         weights, *points = primals
@@ -407,5 +461,13 @@ def _inner(gradient, tangent):
     return jnp.sum(gradient.astype(dtype) * tangent.astype(dtype))
 
 
-def _replaced(leaves, new):
-    return [new.get(i, x) for i, x in enumerate(leaves)]
+def _tangent(function, primals, tangents):
+    """Along those arguments that have a tangent."""
+    leaves, tree = jax.tree.flatten(primals)
+    moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents)) if differentiated(t) is not None}
+
+    def along(*moved):
+        new = dict(zip(moving, moved, strict=True))
+        return function(*tree.unflatten([new.get(i, x) for i, x in enumerate(leaves)]))
+
+    return jax.jvp(along, [leaves[i] for i in moving], list(moving.values()))[1]

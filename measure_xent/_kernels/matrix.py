@@ -18,6 +18,7 @@ from .layout import CLASSES
 # part of the product: on an H200 4096 rows are 1 % faster than 2048, and take twice the memory. A TPU that keeps no logits in
 # float32 has room for more.
 ROWS = {"cpu": 256, "default": 2048, "tpu": 8192}
+PLATFORMS = tuple(ROWS)
 # On CPUs the block of logits, R·V numbers, is not to be what fills the memory: at most the weight gradient's size, or this.
 # Accelerators have more rows where the block stays below this, else starting kernels would take longer than they run.
 LOGITS_BYTES = {"cpu": 8 << 20, "default": 256 << 20}

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .classes import Classes, accumulator
-from .exponentials import Atoms, Slope, exponentials
+from .exponentials import Atoms, Exponentials, Slope, exponentials
 from .matrix import Epilogue, Matrix, kept_in
 from .mesh import AxisName, sum_over, varying, zeros
 
@@ -89,8 +89,12 @@ class Summand(NamedTuple):
     of_each: bool = False  # not summed: the weights are cotangents of each row's smooth values, a list
 
     def scales(self, platform: str, wanted: Gradient) -> bool:
-        """Whether scaled exponentials give the values, and the gradients wanted."""
-        if self.of_figures is None or platform not in SCALED or jax.debug_nans.value:
+        """Whether scaled exponentials are what gives the values, and the gradients wanted."""
+        return platform in SCALED and self.can_scale(wanted)
+
+    def can_scale(self, wanted: Gradient) -> bool:
+        """Whether they can."""
+        if self.of_figures is None or jax.debug_nans.value:
             return False
         bent = self.epilogue.softcap is not None and (wanted.epilogue or self.of_figures.total)
         # The derivative in the weight of a null row is its value as it is.
@@ -101,18 +105,20 @@ class Summand(NamedTuple):
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
         return self.epilogue.logits(self.matrix.logits(hidden))
 
-    def value(self, platform: str, hidden, weights, rows, indices) -> PyTree:
-        """Of a block of rows, 0 where they are null."""
+    def value(self, platform: str, hidden, weights, rows, indices, kept=None) -> PyTree:
+        """Of a block of rows, 0 where they are null; ``kept`` are its exponentials, if there are any."""
         null = self.nulls.of(weights)
         hidden, rows = self.nulls.present(null, (hidden, rows))
-        if self.scales(platform, Gradient()):
-            _, figures = self._figures(platform, null, hidden, rows, indices, keep=False)
+        if kept is not None or self.scales(platform, Gradient()):
+            if kept is None:
+                kept = self.exponentials(platform, hidden, rows, indices, keep=False)
+            _, figures = self._figures(platform, null, rows, indices, kept)
             value = self._of_figures(figures, self.shared, rows, indices)
         else:
             value = self.values(self.logits(hidden), self.shared, rows, indices)
         return self.nulls.known(null, value)
 
-    def gradients(self, wanted: Gradient, platform: str, hidden, weights, rows, indices):
+    def gradients(self, wanted: Gradient, platform: str, hidden, weights, rows, indices, kept=None):
         """(The hidden states that count, the total of a block, and of each of its numbers the gradient in the product and those
         in all but hidden and weight); ``of_each``, no total, and one gradient."""
         null = self.nulls.of(weights)
@@ -125,8 +131,12 @@ class Summand(NamedTuple):
         own, with_own = picked(rows, wanted.rows)
         others: dict[str, Any] = {"shared": moving} if wanted.shared else {}
         others |= {"rows": own} if wanted.rows else {}
-        if self.scales(platform, wanted):
-            of_logits, argument = self._figures(platform, null, hidden, rows, indices, keep=True)
+        if kept is not None or self.scales(platform, wanted):
+            if kept is None:
+                kept = self.exponentials(platform, hidden, rows, indices, keep=True)
+            else:  # made before it was known which rows are null
+                kept = kept._replace(matrix=self.nulls.present(null, kept.matrix))
+            of_logits, argument = self._figures(platform, null, rows, indices, kept)
             values = self._of_figures
         else:
             others |= {"epilogue": self.epilogue} if wanted.epilogue else {}
@@ -166,13 +176,19 @@ class Summand(NamedTuple):
     def _of_figures(self, figures, shared, rows, indices):
         return self.of_figures.values(figures, self.classes, shared, rows, indices)  # type: ignore[union-attr]
 
-    def _figures(self, platform, null, hidden, rows, indices, keep):
+    def _atoms(self, count, rows, indices):
+        atoms = self.of_figures.atoms(self.shared, rows, indices)  # type: ignore[union-attr]
+        return None if atoms is None else Atoms.of(count, *atoms)
+
+    def exponentials(self, platform, hidden, rows, indices, keep) -> Exponentials:
+        """Of a block of rows."""
+        options: Any = dict(total=self.of_figures.total, keep=keep, platform=platform)  # type: ignore[union-attr]
+        atoms = self._atoms(len(hidden), rows, indices)
+        return exponentials(hidden, self.matrix, self.epilogue, atoms, self.classes, **options)
+
+    def _figures(self, platform, null, rows, indices, made):
         """(From the gradient in a block's figures that in its product, the figures)."""
-        read: Any = self.of_figures
-        atoms, classes = read.atoms(self.shared, rows, indices), self.classes
-        atoms = None if atoms is None else Atoms.of(len(hidden), *atoms)
-        options = dict(total=read.total, keep=keep, platform=platform)
-        made = exponentials(hidden, self.matrix, self.epilogue, atoms, classes, **options)
+        atoms, classes = self._atoms(len(made.reference), rows, indices), self.classes
         clean = lambda x: jnp.where(null.reshape(-1, *(1,) * (x.ndim - 1)), 0, x)  # of a null row they may be anything
         clean = (lambda x: x) if self.nulls.none else clean
         made = made._replace(**jax.tree.map(clean, {"sum": made.sum, "gaps": made.gaps, "all_gaps": made.all_gaps}))
@@ -196,9 +212,15 @@ def total(summand: Summand, platform: str, size: int, of_rows: Any) -> tuple[PyT
     return lax.scan(lambda total, xs: (jax.tree.map(jnp.add, total, block(*xs)), None), start, blocks)[0], []
 
 
-def each(summand: Summand, platform: str, size: int, of_rows: Any) -> tuple[PyTree, list]:
-    """(The values of all rows, no gradients.)"""
-    block = functools.partial(summand.value, platform)
+def each(keep: bool, summand: Summand, platform: str, size: int, of_rows: Any) -> tuple[PyTree, list]:
+    """(The values of all rows, and if asked for the exponentials that gave them; no gradients.)"""
+
+    def block(hidden, weights, rows, indices, _):
+        if not keep:
+            return summand.value(platform, hidden, weights, rows, indices)
+        kept = summand.exponentials(platform, hidden, rows, indices, keep=True)
+        return summand.value(platform, hidden, weights, rows, indices, kept), kept
+
     blocks = in_blocks(size, of_rows)
     if len(blocks[0]) == 1:
         return block(*jax.tree.map(lambda x: x[0], blocks)), []
@@ -228,7 +250,7 @@ def total_and_gradients(
     weight = matrix.weight
     hidden, *_ = of_rows
     columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
-    if summand.scales(platform, wanted) and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
+    if (of_rows[-1] or summand.scales(platform, wanted)) and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
         columns()  # once, and not in the loop
 
     def step(sums, block):

@@ -24,7 +24,9 @@ HEAD_OPERATIONS = {
     "gradient": "the mean loss and its gradients in hidden and weight",
     "smoothed": f"the same with labels smoothed by {EPSILON}",
     "each": "a loss a token and the gradients under a cotangent for each",
+    "kept": "the same, a number a logit kept for the gradients",
 }
+OF_TOKENS = {"each", "kept"}
 CHECKED = 32  # rows that are compared with float64
 
 
@@ -105,7 +107,7 @@ def _in_float64(case: Case, *operands: jax.Array) -> tuple[Any, list[np.ndarray]
     losses = -(1 - eps) * log_q[np.arange(n), y] - eps * log_q.mean(-1)
     if case.operation == "value":
         return (losses.mean() if case.is_head else losses), [], None
-    weights = np.asarray(cotangent(n), np.float64) if case.operation == "each" else np.full(n, 1 / n)
+    weights = np.asarray(cotangent(n), np.float64) if case.operation in OF_TOKENS else np.full(n, 1 / n)
     slope = np.exp(log_q) - eps / classes
     slope[np.arange(n), y] -= 1 - eps
     slope *= weights[:, None]
@@ -191,8 +193,8 @@ def _head_contestants(operation: str) -> dict[str, Callable]:
         return smoothed if operation == "smoothed" else mx.Dirac(y)
 
     def ours(h, w, y):
-        Q = mx.LinearSoftmax(w)
-        if operation == "each":
+        Q = mx.LinearSoftmax(w, residual_bytes=1 << 60 if operation == "kept" else 0)
+        if operation in OF_TOKENS:
             return jnp.vdot(mx.cross_entropy(mx.Dirac(y), Q(h)), cotangent(len(y)))
         return mx.cross_entropy(mx.joint(mx.Empirical(h), target(y, w.shape[1])), Q)
 
@@ -202,7 +204,7 @@ def _head_contestants(operation: str) -> dict[str, Callable]:
             targets = optax.losses.smooth_labels(jax.nn.one_hot(y, w.shape[1]), EPSILON)
             return optax.losses.softmax_cross_entropy(logits, targets).mean()
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
-        return jnp.vdot(losses, cotangent(len(y))) if operation == "each" else losses.mean()
+        return jnp.vdot(losses, cotangent(len(y))) if operation in OF_TOKENS else losses.mean()
 
     losses = {"ours": ours, "optax": theirs}
     if operation in ("value", "gradient") and importlib.util.find_spec("tokamax"):
@@ -235,9 +237,9 @@ def _torch_head_calls(operation: str, operands: tuple[jax.Array, ...], device: s
             torch.autograd.grad(loss, (h, w))
 
     def dense():
-        reduction = "none" if operation == "each" else "mean"
+        reduction = "none" if operation in OF_TOKENS else "mean"
         loss = F.cross_entropy(h @ w.T, y, reduction=reduction, label_smoothing=smoothing)
-        gradients(loss @ of_tokens.to(loss.dtype) if operation == "each" else loss)
+        gradients(loss @ of_tokens.to(loss.dtype) if operation in OF_TOKENS else loss)
 
     calls = {"torch": dense}
     if hasattr(F, "linear_cross_entropy") and operation in ("value", "gradient"):
