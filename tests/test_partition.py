@@ -242,6 +242,16 @@ def test_transformations(kind, layout, name):
     agree(got, jax.jit(TRANSFORMATIONS[name])(*(jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels"))))
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_plain_functions_at_atoms_that_are_sharded(kind):
+    """Another atom stands in for those of weight 0, wherever it is."""
+    x, weights = f32(rng.uniform(1, 2, size=(N, 3))), ARRAYS["mask"] * np.arange(N, dtype=np.float32)
+    x[weights == 0] = 0
+    spread = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(kind,)), S("data"))
+    function = jax.value_and_grad(lambda x, w: mx.Empirical(x, weights=w).expect(lambda x: jnp.log(x).sum()), (0, 1))
+    agree(jax.jit(function)(*jax.device_put((x, weights), spread)), jax.jit(function)(x, weights))
+
+
 AUTO = lambda **sizes: jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 

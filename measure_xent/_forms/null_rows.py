@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree, Shaped
 from .._integrands.integrand import Integrand
 from .._kernels.classes import accumulator
 from .._kernels.null import null_atoms, without
+from .._kernels.partition import take_one
 from .members import without_null
 
 
@@ -28,7 +29,7 @@ def stand_in(points: PyTree, null: Shaped[Array, "*family k"]) -> PyTree:
         lead = jnp.broadcast_shapes(null.shape, x.shape[: null.ndim])
         x = jnp.broadcast_to(x, (*lead, *x.shape[null.ndim :]))
         index = jnp.broadcast_to(first, (*lead[:-1], 1)).reshape(*lead[:-1], 1, *event)
-        other = jnp.take_along_axis(x, index, axis=axis)
+        other = take_one(x, index, axis)
         none = jnp.all(null, axis=-1, keepdims=True)
         other = jnp.where(none.reshape(none.shape + event), jnp.zeros((), x.dtype), other)
         return jnp.where(null.reshape(null.shape + event), other, x)

@@ -83,6 +83,14 @@ def placed_as(x: Array, like: Any) -> Array:
     return jax.reshard(x, kind.sharding) if AxisType.Explicit in mesh.axis_types and not mesh.manual_axes else x  # type: ignore[attr-defined]
 
 
+def take_one(x: Array, index: Array, axis: int) -> Array:
+    """``jnp.take_along_axis`` of one element, along an axis that an explicit mesh axis may split: a sum of one term there."""
+    if explicit_mesh(x) is None:
+        return jnp.take_along_axis(x, index, axis=axis)
+    here = lax.broadcasted_iota(index.dtype, x.shape, axis) == index
+    return jnp.sum(jnp.where(here, x, jnp.zeros((), x.dtype)), axis=axis, keepdims=True, dtype=x.dtype)
+
+
 def unsplit(x: Array) -> Array:
     """x with a last axis that no explicit mesh axis splits, for what is not written for a part of the classes."""
     if (mesh := explicit_mesh(x)) is None:

@@ -286,12 +286,18 @@ def head(parameters: Parameters) -> mx.LinearSoftmax:
     return mx.LinearSoftmax(parameters["embedding"], class_axis=0)
 
 
+def hidden_of(heads: int, parameters: Parameters, windows: Int[Array, "B T+1"]) -> Float[Array, "B T D"]:
+    """What the head is to tell the next token by."""
+    states = functools.partial(hidden_states, heads=heads)
+    return devices.automatic(states, devices.ROWS, parameters, windows[:, :-1])
+
+
 def update(settings: Settings, state: State, windows: Int[Array, "B T+1"]) -> tuple[State, Float[Array, ""]]:
     """One step of the optimiser, and the loss before it."""
 
     def loss(parameters):
-        hidden = hidden_states(parameters, windows[:, :-1], settings.heads)
-        P = mx.Empirical((hidden.reshape(-1, settings.width), windows[:, 1:].reshape(-1)))
+        hidden = hidden_of(settings.heads, parameters, windows)
+        P = mx.Empirical((hidden, windows[:, 1:]), weights=jnp.ones(hidden.shape[:2]))
         return -P.expect(log(head(parameters)))
 
     value, gradient = jax.value_and_grad(loss)(state.parameters)
@@ -306,7 +312,8 @@ def evaluate(
     """Figures of held-out text, each a ratio of two integrals that are summed over the batches."""
     batches = corpus.held_out_batches(settings.batch_size, settings.context, windows)
     place = lambda x: x if mesh is None else devices.by_rows(mesh, x.__getitem__, x.shape)
-    parts = (_integrals(settings.heads, parameters, *map(place, batch), corpus.byte_lengths) for batch in batches)
+    with_bytes = ((windows, weights, corpus.byte_lengths[windows[:, 1:]]) for windows, weights in batches)
+    parts = (_integrals(settings.heads, parameters, *map(place, batch)) for batch in with_bytes)
     total = jax.tree.map(lambda *parts: sum(parts), *parts)
     nats = float(total["nats"] / total["mass"])
     return {
@@ -320,8 +327,8 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _integrals(heads, parameters, windows, weights, byte_lengths):
-    hidden, Q = hidden_states(parameters, windows[:, :-1], heads), head(parameters)
+def _integrals(heads, parameters, windows, weights, bytes_of_tokens):
+    hidden, Q = hidden_of(heads, parameters, windows), head(parameters)
     P = mx.Atoms((hidden, windows[:, 1:]), weights=weights)
     nats, right = P.expect((-log(Q), correct(Q)))
     by_place = jnp.swapaxes(weights, 0, 1) * mx.cross_entropy(mx.Dirac(windows[:, 1:].T), Q(jnp.swapaxes(hidden, 0, 1)))
@@ -329,7 +336,7 @@ def _integrals(heads, parameters, windows, weights, byte_lengths):
         "nats": nats,
         "correct": right,
         "mass": P.mass,
-        "bytes": P.expect(lambda h, token: byte_lengths[token]),
+        "bytes": mx.Atoms(bytes_of_tokens, weights=weights).expect(lambda n: n),
         "nats_by_place": by_place.sum(1),
         "mass_by_place": weights.sum(0),
     }
@@ -338,17 +345,19 @@ def _integrals(heads, parameters, windows, weights, byte_lengths):
 def sample(parameters: Parameters, tokenizer: Any, prompt: str, settings: Settings) -> str:
     """What the model writes behind a prompt."""
 
-    @jax.jit
-    def next_token(tokens, length, key):
+    def draw(parameters, tokens, length, key):
         hidden = hidden_states(parameters, tokens[None], settings.heads)[0, length - 1]
         Q: Any = head(parameters)(hidden)
         return jax.random.categorical(key, Q.logits / TEMPERATURE)
 
+    next_token = jax.jit(functools.partial(devices.automatic, draw, jax.P()))
     tokens = tokenizer.encode(prompt).ids
     for i in range(SAMPLE_TOKENS):
         seen = tokens[-settings.context :]
         padded = np.pad(seen, (0, settings.context - len(seen)))
-        tokens.append(int(next_token(padded, len(seen), jax.random.fold_in(jax.random.key(settings.seed), i))))
+        tokens.append(
+            int(next_token(parameters, padded, len(seen), jax.random.fold_in(jax.random.key(settings.seed), i)))
+        )
     return tokenizer.decode(tokens)
 
 

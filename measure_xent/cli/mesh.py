@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from .terminal import CommandError, positive
 
 AXES = "data", "fsdp", "model"
-ROWS = "data", "fsdp"
+ROWS = PartitionSpec(("data", "fsdp"))
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as ended
 
 
@@ -79,7 +79,18 @@ def make_mesh(sizes: dict[str, int] | None, batch_size: int) -> Mesh:
         )
     if batch_size % (rows := shape[0] * shape[1]):
         raise CommandError(f"--batch-size {batch_size}: has to be a multiple of {rows}, the mesh's data times fsdp")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # Along explicit axes a head shares its work on TPUs, too.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+
+def automatic(function: Callable, spec: PartitionSpec, *arrays: Any) -> Any:
+    """The function of the arrays, as the compiler partitions it, and its result so."""
+    meshes = {jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays)}
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None:
+        return function(*arrays)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.sharding.auto_axes(function, out_sharding=spec)(*arrays)
 
 
 def sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[Any, ...]) -> NamedSharding:
@@ -92,7 +103,7 @@ def sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[Any, ...]) -> Named
 
 def by_rows(mesh: Mesh, rows_of: Callable[[slice], np.ndarray], shape: tuple[int, ...]) -> jax.Array:
     """A batch whose rows each process reads for its own devices."""
-    spread = NamedSharding(mesh, PartitionSpec(ROWS))
+    spread = NamedSharding(mesh, ROWS)
     return jax.make_array_from_callback(shape, spread, lambda index: rows_of(index[0]))
 
 
