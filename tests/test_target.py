@@ -62,9 +62,9 @@ def test_errors_name_what_to_install(capsys, monkeypatch):
     assert {*TPUS, *GPUS} == set(TARGETS)
 
 
-def figures(*flags):
+def figures(*flags, operations=("gradient",)):
     """In a process of its own, for which JAX has not looked for devices yet."""
-    command = [sys.executable, "-m", "measure_xent", "bench", "head", *flags, "--operations", "gradient", "--json"]
+    command = [sys.executable, "-m", "measure_xent", "bench", "head", *flags, "--operations", *operations, "--json"]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
     return json.loads(out)["figures"]
 
@@ -79,6 +79,18 @@ def test_a_tpu_takes_no_longer_than_for_materialised_logits(target, shape):
         n, features, classes = map(int, shape.split("x"))
         kept = 2 * n * classes if n <= 8192 + 2 * features else 2 * 8192 * classes + 4 * features * classes
         assert temporaries["ours"] < 1.02 * kept / 2**20 + 1, figure
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_a_loss_a_token_takes_one_more_product():
+    """Or none, where its exponentials are kept: no logits are."""
+    of_each, of_kept = figures("--target", "v5e", "--shapes", "4096x1024x32768", operations=("each", "kept"))
+    product = of_each["megacycles"]["limit"] / 3
+    logits = 2 * 4096 * 32768 / 2**20
+    for figure, products in ((of_each, 4), (of_kept, 3)):
+        cycles, temporaries = figure["megacycles"]["ours"], figure["temporaries"]["ours"]
+        assert 0.9 * products * product < cycles < 1.35 * products * product, figure
+        assert temporaries < 1.1 * logits, figure
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="jax[cuda13] is not installed")

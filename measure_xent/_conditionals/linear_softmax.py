@@ -41,8 +41,8 @@ class LinearSoftmax(AbstractConditional):
 
     Against a measure on pairs (h, y) its log-density is integrated in blocks of rows, and the matrix of logits never exists:
     value and gradient are three matrix products. At an array of points, ``Q(hidden)`` is a family with a loss each, in blocks
-    too; its gradient takes a fourth product, unless ``residual_bytes`` save it. Products of half-precision numbers accumulate in float32, and so does the
-    gradient in the weight, before it is rounded to its dtype.
+    too; its gradient takes a fourth product, unless ``residual_bytes`` save it. Products of half-precision numbers accumulate
+    in float32, and so does the gradient in the weight, before it is rounded to its dtype.
 
     Args:
         weight: [D, V], or [V, D], as a tied embedding, with ``class_axis=0``: neither is transposed in memory.

@@ -138,7 +138,8 @@ class _Function:
             summand = Summand(*known, points.epilogue, points.shared, Nulls(self.no_null_rows), self.of_each)
             count = math.prod(lead)
             sizes = block_rows(count, summand.matrix, self.size, summand.scales("tpu", wanted))
-            sizes |= dict.fromkeys(at_once, count)
+            if count * summand.matrix.classes < 1 << 31:  # beyond, a TPU writes logits that it need not
+                sizes |= dict.fromkeys(at_once, count)
             whole = all(count % size == 0 for size in sizes.values())  # padding has weight 0
             summand = summand._replace(nulls=Nulls(weights is None or (self.no_null_rows and whole)))
             # What a branch closes over is one of its operands.
