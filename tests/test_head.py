@@ -8,6 +8,7 @@ import pytest
 
 import measure_xent as mx
 from measure_xent import log, log_partition
+from measure_xent._kernels import head
 from measure_xent._kernels.matrix import Matrix, block_rows
 
 from . import oracle
@@ -397,6 +398,110 @@ def test_rows_of_a_block(features, classes, cpu, default):
     assert block_rows(whole + 1, matrix, scaled=True)["tpu"] <= 8192
 
 
+def at_candidates(Q, how):
+    """log q at classes [N, k] of the rows of hidden [N, D], each in another way."""
+    return {
+        "a family": lambda h, c: Q(h).log_density(c.T).T,
+        "a function": lambda h, c: jax.vmap(lambda h, c: log(Q)(h, c))(h, c),
+        "a class at a time": lambda h, c: jax.vmap(lambda h, c: jax.vmap(lambda c: log(Q)(h, c))(c))(h, c),
+        "a batch": lambda h, c: Q(h[:, None]).log_density(jnp.moveaxis(c, 1, 0)[..., None])[..., 0].T,
+    }[how]
+
+
+@sweep("how", ["a family", "a function", "a class at a time", "a batch"], 2)
+@sweep("k", [1, 3, 70])
+@sweep("kept", [0, 1 << 20])
+@pytest.mark.parametrize("program", [None, "tpu", "default"])
+def test_log_density_at_candidates(how, k, kept, program, monkeypatch):
+    """Value and gradients in hidden, weight and bias under uneven cotangents; a confident class and a forbidden one among
+    them, twice the same; each platform's program."""
+    if program is not None:
+        monkeypatch.setattr(head, "_on_platform", lambda f, sizes, *operands: f(program, sizes[program], *operands))
+    hidden, weight, bias, labels, _ = problem(17, 101)
+    candidates = rng.integers(101, size=(17, k))
+    candidates[:, -1], candidates[:, 0] = labels, labels
+    candidates[4, 0], bias[7] = 7, -np.inf  # of no mass: no cotangent there
+    bias[labels[3]] += 40
+    cotangents = f32(rng.normal(size=(17, k)))
+    cotangents[candidates == 7] = 0
+
+    def ours(h, w, b):
+        Q = mx.LinearSoftmax(w, b, batch_size=5, residual_bytes=kept)
+        return jnp.sum(cotangents * jnp.where(candidates == 7, 0, at_candidates(Q, how)(h, jnp.asarray(candidates))))
+
+    def exact(h, w, b):
+        log_q = jnp.take_along_axis(jax.nn.log_softmax(h @ w + b), candidates, -1)
+        return jnp.sum(cotangents * jnp.where(candidates == 7, 0, log_q))
+
+    value, gradients = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(hidden, weight, bias)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.float64) for x in (hidden, weight, bias)]
+        expected = jax.tree.map(np.asarray, jax.value_and_grad(exact, (0, 1, 2))(*wide))
+    for got, right in zip((value, *gradients), (expected[0], *expected[1]), strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
+    values = jax.jit(
+        lambda: at_candidates(mx.LinearSoftmax(weight, bias), how)(*map(jnp.asarray, (hidden, candidates)))
+    )()
+    assert np.all(np.asarray(values)[candidates == 7] == -np.inf)
+    confident = np.asarray(values)[3, 0]  # of probability near 1, and the first of its row: relative accuracy
+    np.testing.assert_allclose(confident, oracle_log_density(hidden, weight, bias)[3, labels[3]], rtol=1e-5)
+
+
+def oracle_log_density(hidden, weight, bias):
+    z = hidden.astype(np.float64) @ weight.astype(np.float64) + bias
+    one = lambda z, c: -np.log1p(np.sum(np.exp(np.delete(z, c) - z[c])))
+    return np.array([[one(row, c) for c in range(len(row))] for row in z])
+
+
+def test_a_class_that_is_none_and_derivatives_of_candidates():
+    """−inf, and a gradient that is not a number unless there is no cotangent; both modes, each over the other."""
+    hidden, weight, bias, labels, _ = problem(6, 11)
+    at = jnp.asarray(np.stack([labels, rng.integers(11, size=6)], -1)).at[2, 1].set(11)
+    log_q = lambda w: mx.LinearSoftmax(w, bias, batch_size=4)(hidden).log_density(at.T).T
+    assert log_q(weight)[2, 1] == -jnp.inf
+    assert np.isfinite(np.delete(log_q(weight).ravel(), 5)).all()
+    assert np.isnan(jax.grad(lambda w: jnp.where(at == 11, 2.0, 1.0).ravel() @ log_q(w).ravel())(weight)).any()
+    total = lambda w: jnp.sum(jnp.sin(jnp.where(at == 11, 0, log_q(w))))
+    dense = lambda w: jnp.sum(
+        jnp.sin(jnp.where(at == 11, 0, jnp.take_along_axis(jax.nn.log_softmax(hidden @ w + bias), at, -1)))
+    )
+    for derivative in (
+        jax.grad,
+        lambda f: lambda w: jax.jvp(f, (w,), (jnp.cos(w),))[1],
+        lambda f: lambda w: jax.jvp(jax.grad(f), (w,), (jnp.cos(w),))[1],
+        lambda f: jax.grad(lambda w: jnp.sum(jax.grad(f)(w) ** 2)),
+        lambda f: lambda w: jax.vmap(jax.grad(f))(jnp.stack([w, 2 * w])),
+    ):
+        expected = derivative(dense)(weight)
+        np.testing.assert_allclose(derivative(total)(weight), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_any_function_of_log_q_in_blocks():
+    """A clipped ratio of points (h, y, advantage, old): plain code, the logits in none of it."""
+    clipped = lambda log_q, advantage, old: jnp.minimum(
+        jnp.exp(log_q - old) * advantage, jnp.clip(jnp.exp(log_q - old), 0.8, 1.2) * advantage
+    )
+
+    def ours(h, w, y, advantage, old):
+        Q = mx.LinearSoftmax(w)
+        P = mx.Empirical((h, y, advantage, old))
+        return -P.expect(lambda h, y, advantage, old: clipped(log(Q)(h, y), advantage, old))
+
+    def dense(h, w, y, advantage, old):
+        return -jnp.mean(clipped(jax.nn.log_softmax(h @ w)[jnp.arange(len(y)), y], advantage, old))
+
+    n, classes = 64, 1009
+    h, w, _, y, _ = problem(n, classes)
+    points = h, w, y, f32(rng.normal(size=n)), f32(rng.normal(size=n) - 7)
+    got, expected = (jax.jit(jax.value_and_grad(f, (0, 1, 3, 4)))(*points) for f in (ours, dense))
+    for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-5 * np.abs(e).max())
+    shapes = ((2048, 64), (64, 16384), (2048,), (2048,), (2048,))
+    arrays = [jax.ShapeDtypeStruct(s, jnp.int32 if i == 2 else jnp.float32) for i, s in enumerate(shapes)]
+    used = jax.jit(jax.grad(ours, (0, 1))).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    assert used < 2048 * 16384 * 4 / 5
+
+
 @pytest.mark.slow("heads in several schedules, with gradients")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are of the blocks of CPUs")
 def test_memory():
@@ -436,6 +541,8 @@ def test_errors():
         mx.LinearSoftmax(weight, class_axis=2)
     with pytest.raises(ValueError, match=r"batch_size\): a positive int, got 0"):
         mx.LinearSoftmax(weight, batch_size=0)
+    with pytest.raises(ValueError, match=r"residual_bytes\): a number of bytes, an int of at least 0, got -1"):
+        mx.LinearSoftmax(weight, residual_bytes=-1)
     with pytest.raises(ValueError, match=r"at least one feature and one class, got shape \(3, 0\)"):
         mx.LinearSoftmax(jnp.zeros((3, 0)))
     with pytest.raises(ValueError, match=r"an empty batch, h has shape \(0, 3\)"):

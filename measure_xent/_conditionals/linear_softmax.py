@@ -23,7 +23,7 @@ from .._kernels.matrix import Epilogue, Matrix
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
 from .._kernels.partition import explicit_mesh
-from .._kernels.softmax import log_softmax, rows, softmax
+from .._kernels.softmax import log_softmax, rows, softmax, surprisals
 from .._kernels.summand import OfFigures
 from .._kernels.target import Target, expand, join, split_by_row
 from .._measures.categorical import Categorical, Row
@@ -157,8 +157,7 @@ class LinearSoftmax(AbstractConditional):
         if 0 in hidden.shape:
             raise ValueError(f"LinearSoftmax(weight)(h): an empty batch, h has shape {hidden.shape}")
         _check_parts(self)
-        family = LinearCategorical(hidden, self)
-        return family if hidden.ndim > 1 else family.dense
+        return LinearCategorical(hidden, self)
 
     def family(self, x, lead):
         measures = self(*x)
@@ -187,6 +186,16 @@ class LinearCategorical(Measure):
         return Categorical(self.head.parts.gather(_logits_of(self.hidden, self.head)))
 
     @property
+    def classes(self) -> int:
+        """V, the number of classes."""
+        return self.head.classes
+
+    @property
+    def logits(self) -> Float[Array, "*family V"]:
+        """All of them, as an array."""
+        return self.dense.logits  # type: ignore[return-value]
+
+    @property
     def mass(self):
         return jnp.where(self.log_partition == -jnp.inf, 0.0, 1.0)
 
@@ -205,6 +214,22 @@ class LinearCategorical(Measure):
 
     def scaled_density(self, *x):
         return self.dense.scaled_density(*x)
+
+    def log_density(self, *x):
+        (y,) = map(class_index, x)
+        shape = jnp.broadcast_shapes(y.shape, self.shape)
+        lead = len(shape) - len(self.shape)
+        if shape[lead:] != self.shape:  # more members than rows of logits
+            return self.dense.log_density(y)
+        # Several classes a row are its atoms.
+        candidates = jnp.moveaxis(jnp.broadcast_to(y, shape).reshape(-1, *self.shape), 0, -1)
+        against = Target(candidates, jnp.ones(candidates.shape))
+        atoms = lambda shared, own, indices: _atoms(_sparse(shared, own, indices))
+        of_figures = lambda figures, classes, shared, own, indices: figures.surprisals
+        sparse = _is_sparse(against, ())
+        read = OfFigures(atoms, False, of_figures, self.head.axis_name) if sparse else None
+        values = self.per_row(_surprisals, against, (), read)
+        return -jnp.moveaxis(values, -1, 0).reshape(shape)
 
     def row(self, against: Target, row_statistics: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
         """Every row's figures against its target, of the classes here; the targets' family is this one's."""
@@ -294,6 +319,14 @@ def _row(
     classes = Classes.of(logits, axis_name)
     against = _target(own, indices, shared, classes, axes)
     return Row.of(against, rows(logits, against, row_statistics, axis_name), classes)
+
+
+def _surprisals(
+    axis_name: AxisName | None, axes: AxisName | None, logits: Array, shared: Any, own: Any, indices: Any
+) -> Array:
+    """At the atoms of a block of rows' target."""
+    del axes
+    return surprisals(logits, _sparse(shared, own, indices).indices, axis_name)  # type: ignore[arg-type]
 
 
 def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:

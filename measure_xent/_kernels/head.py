@@ -111,6 +111,10 @@ class _Function:
     def rank(self) -> int:
         return len(self.dims.hidden) - 1
 
+    def of_rows(self, tree: PyTree) -> PyTree:
+        """The names of the axes of arrays whose first ones are the rows'."""
+        return jax.tree.map(lambda x: (*rows_of(self.rank), *(None,) * (x.ndim - self.rank)), tree)
+
     def blocked(
         self, function: Callable, wanted: Gradient, out_dims: Callable, operands: tuple, at_once: Iterable[str] = ()
     ) -> Any:
@@ -123,8 +127,8 @@ class _Function:
         points = _Points(*points)
         # What devices gather is the weight as its products have it.
         operands = weights, kept, *points._replace(weight=self.matrix.of(points.weight).weight)
-        of_rows = rows_of(self.rank)
-        dims = jax.tree.map(lambda x: of_rows, weights), None if kept is None else kept.dims(of_rows), *self.dims
+        of_kept = None if kept is None else kept.dims(rows_of(self.rank))
+        dims = self.of_rows(weights), of_kept, *self.dims
         return partitioned(functools.partial(self._local, function, wanted, at_once), operands, dims, out_dims)
 
     def _local(self, function, wanted, at_once, axes):
@@ -154,16 +158,14 @@ class _Function:
         return self.blocked(total, Gradient(), out_dims, (weights, None, *points))[0]
 
     def values_of_rows(self, *points: Any) -> PyTree:
-        out_dims = functools.partial(jax.tree.map, lambda x: rows_of(self.rank))
-        return self.blocked(functools.partial(each, False), Gradient(), out_dims, (None, None, *points))[0]
+        return self.blocked(functools.partial(each, False), Gradient(), self.of_rows, (None, None, *points))[0]
 
     def values_and_kept(self, *points: Any) -> tuple[PyTree, Exponentials]:
         """Each row's value, and what its gradient is made of without its logits."""
-        of_rows = rows_of(self.rank)
 
         def out_dims(out):
             (value, kept), _ = out
-            return (jax.tree.map(lambda x: of_rows, value), kept.dims(of_rows)), []
+            return (self.of_rows(value), kept.dims(rows_of(self.rank))), []
 
         # A TPU makes no logits beside them, and would copy those of blocks.
         at_once = () if self.size else ("tpu",)
@@ -267,7 +269,7 @@ class _Function:
 
             return of_rows
 
-        return partitioned(local, points, tuple(self.dims), functools.partial(jax.tree.map, lambda x: rows_of(rank)))
+        return partitioned(local, points, tuple(self.dims), self.of_rows)
 
     def of_batch(self, here: _Points) -> "tuple[_Function, _Points] | None":
         """The function of a batch, whose axis is one more of rows, and which arrays it takes with it; given which have it.
@@ -308,7 +310,7 @@ def per_row(
     Over the mesh axes ``parts`` each device has a part of the classes. A gradient takes four matrix products; or three, where
     the exponentials of all logits are no more than ``residual_bytes`` and are kept for it.
     """
-    points = _Points(hidden, matrix.weight, epilogue, shared, rows, indices)
+    points = jax.tree.map(jnp.asarray, _Points(hidden, matrix.weight, epilogue, shared, rows, indices))
     points = _varied(points, parts)
     dims = _Points.dims(hidden.ndim - 1, matrix.empty, epilogue, dimensions, indices)
     function = _Function(values, of_figures, matrix.empty, dims, size, of_each=True, residual_bytes=residual_bytes)

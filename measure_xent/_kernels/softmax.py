@@ -33,6 +33,7 @@ from .blocks import SHORT_ROW, in_row_blocks
 from .classes import Classes, accumulator, class_index, first_maximum, part_size
 from .fallback import unless
 from .layout import CLASSES, rows_of
+from .linear import Linear
 from .log_sum import (
     LONG_ROW,
     LONGEST_SUM,
@@ -99,6 +100,47 @@ def rows(
         return lambda z, own, shared: rows(z, join(own, shared), row_statistics, axes.get(CLASSES) or axis_name)
 
     return _by_rows(local, logits, target)
+
+
+def surprisals(
+    logits: Float[Array, "R V"], indices: Int[Array, "R k"], axis_name: AxisName | None = None
+) -> Float[Array, "R k"]:
+    """lse − z at classes of each row, as ``rows`` has it of a label: +inf and a gradient of NaN at one that is none."""
+    return _surprisals(Classes.of(logits, axis_name), logits, class_index(indices))
+
+
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
+def _surprisals(classes, z, indices):
+    reference, log_sum = _tops(classes, z)
+    gaps = distance(reference, classes.take(z.astype(reference.dtype), indices))
+    return jnp.where(classes.excludes(indices), jnp.inf, gaps + log_sum)
+
+
+@_surprisals.defjvp
+def _surprisals_jvp(classes, primals, tangents):
+    out = _surprisals(classes, *primals)
+    return out, _along_logits(classes)(primals, tangents[0], [out])[0]
+
+
+def _along_logits(classes):
+    """The derivative of surprisals, whose transpose is one residual of the cotangents as a target's weights: at a class of
+    probability near 1 a sum of two would be rounding."""
+
+    def along(known, dz):
+        z, indices = known
+        dz = dz.astype(accumulator(z.dtype))
+        nan = jnp.where(classes.excludes(indices), jnp.nan, 0)
+        return [_inner(classes, softmax(z.astype(dz.dtype), classes), dz) - classes.take(dz, indices) + nan]
+
+    def transpose(known, cotangents):
+        z, indices = known
+        (weights,) = cotangents
+        tops = jax.lax.stop_gradient(_tops(classes, z))
+        nan = jnp.any(classes.excludes(indices) & (weights != 0), axis=-1, keepdims=True)
+        slope = _residual(classes, z, indices, weights, None, None, *tops)
+        return jnp.where(nan, jnp.nan, slope).astype(z.dtype)
+
+    return Linear(along, transpose, of_batch=lambda known, moving: None)
 
 
 def log_softmax(classes: Classes, z: Float[Array, "*family V"]) -> Float[Array, "*family V"]:

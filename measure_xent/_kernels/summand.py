@@ -59,17 +59,23 @@ class Nulls(NamedTuple):
 
     def of(self, weights):
         """Which are null; of several weights a row, where all are 0."""
-        return None if self.none else functools.reduce(jnp.logical_and, (w == 0 for w in jax.tree.leaves(weights)))
+        if self.none:
+            return None
+        nothing = lambda w: jnp.all(w == 0, axis=tuple(range(1, w.ndim)))
+        return functools.reduce(jnp.logical_and, map(nothing, jax.tree.leaves(weights)))
 
     def present(self, null, arrays):
         """The rows, with zeros in the place of those that are null."""
-        expand = lambda x: null.reshape(*null.shape, *(1,) * (x.ndim - null.ndim))
-        return arrays if self.none else jax.tree.map(lambda x: jnp.where(expand(x), 0, x), arrays)
+        return arrays if self.none else jax.tree.map(lambda x: jnp.where(_along(null, x), 0, x), arrays)
 
     def known(self, null, value, held=0):
         """The rows' values, those of null rows replaced."""
         held = jax.tree.map(lambda _: held, value) if isinstance(held, int) else held
-        return value if self.none else jax.tree.map(lambda v, h: jnp.where(null, h, v), value, held)
+        return value if self.none else jax.tree.map(lambda v, h: jnp.where(_along(null, v), h, v), value, held)
+
+
+def _along(null, x):
+    return null.reshape(*null.shape, *(1,) * (x.ndim - null.ndim))
 
 
 def weigh(weights, value):
@@ -189,13 +195,10 @@ class Summand(NamedTuple):
     def _figures(self, platform, null, rows, indices, made):
         """(From the gradient in a block's figures that in its product, the figures)."""
         atoms, classes = self._atoms(len(made.reference), rows, indices), self.classes
-        clean = lambda x: jnp.where(null.reshape(-1, *(1,) * (x.ndim - 1)), 0, x)  # of a null row they may be anything
-        clean = (lambda x: x) if self.nulls.none else clean
-        made = made._replace(**jax.tree.map(clean, {"sum": made.sum, "gaps": made.gaps, "all_gaps": made.all_gaps}))
-        of_logits = lambda d: made.slope(
-            jax.tree.map(clean, d), atoms, classes, self.epilogue, in_place=platform != "tpu"
-        )
-        return of_logits, jax.tree.map(clean, made.figures(atoms, classes))
+        clean = functools.partial(self.nulls.present, null)  # of a null row they may be anything
+        made = made._replace(**clean({"sum": made.sum, "gaps": made.gaps, "all_gaps": made.all_gaps}))
+        of_logits = lambda d: made.slope(clean(d), atoms, classes, self.epilogue, in_place=platform != "tpu")
+        return of_logits, clean(made.figures(atoms, classes))
 
 
 def total(summand: Summand, platform: str, size: int, of_rows: Any) -> tuple[PyTree, list]:
