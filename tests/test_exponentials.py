@@ -354,6 +354,15 @@ def test_on_a_mesh(kind, axes):
             np.testing.assert_allclose(x, exact, atol=3e-5 * np.abs(exact).max())
             assert x.sharding.is_equivalent_to(got.sharding, got.ndim)
 
+    candidates = lambda y: jnp.stack([y, (y + 100) % 304, (y + 200) % 304])
+    at = lambda h, w, b, y: jnp.sum(jnp.sin(head(w, b)(h).log_density(candidates(y))))
+    dense = lambda h, w, b, y: jnp.sum(
+        jnp.sin(jnp.take_along_axis(jax.nn.log_softmax(h @ w + b), candidates(y).T, axis=-1))
+    )
+    slopes = jax.grad(at, (0, 1, 2)), jax.grad(dense, (0, 1, 2))
+    for got, exact in zip(jax.jit(slopes[0])(*placed), slopes[1](h, w, b, y), strict=True):
+        np.testing.assert_allclose(got, exact, atol=1e-4 * np.abs(exact).max())
+
 
 def test_it_is_what_runs(monkeypatch):
     """The schedule of accelerators, and in one precision that has too few exponents the other."""
