@@ -57,8 +57,9 @@ class LinearSoftmax(AbstractConditional):
             every device of the axis.
         dtype: of the operands of the matrix products, by default their own. With bfloat16 a float32 weight is rounded for them,
             and its gradient is the float32 sum.
-        residual_bytes: how much a loss for each row may keep for its gradient, none by default. Where a number for each logit,
-            N · V in the dtype of the products, is no more, it is kept, and a gradient is three products and not four.
+        residual_bytes: how much a loss for each row of ``Q(hidden)`` may keep for its gradient, none by default. Where a number
+            for each logit, N · V in the dtype of the products, is no more, it is kept, and a gradient is three products and not
+            four. Under ``vmap`` that is each member's.
 
     Raises:
         TypeError: dtype is no floating dtype.

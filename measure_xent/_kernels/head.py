@@ -172,12 +172,12 @@ class _Function:
         return self.blocked(functools.partial(each, True), Gradient(), out_dims, (None, None, *points), at_once)[0]
 
     def keeps(self, wanted: Gradient, points: _Points) -> bool:
-        """Whether there is room for that."""
+        """Whether there is room for that. One row alone is likely one of a batch, and how many there are is not known."""
         matrix = self.matrix.of(points.weight)
         summand = Summand(self.values, self.of_figures, None, matrix, points.epilogue, points.shared, Nulls(True))
         rows = math.prod(points.hidden.shape[:-1])
         room = rows * matrix.classes * matrix.weight.dtype.itemsize <= self.residual_bytes
-        return room and summand.can_scale(wanted)
+        return self.rank > 0 and room and summand.can_scale(wanted)
 
     def with_gradients(
         self, wanted: Gradient, weights: PyTree, points: _Points, kept: Exponentials | None = None
