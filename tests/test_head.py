@@ -476,6 +476,25 @@ def test_a_class_that_is_none_and_derivatives_of_candidates():
         np.testing.assert_allclose(derivative(total)(weight), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(
+    "dtypes", ["bfloat16 bfloat16 bfloat16", "float32 float32 bfloat16", "float32 bfloat16 float16"]
+)
+def test_gradients_have_their_arrays_dtypes(dtypes):
+    """Hidden, weight and bias of several, for a loss a row, log q and the mean."""
+    hidden, weight, bias, labels, _ = problem(9, 40)
+    arrays = [jnp.asarray(x, dtype) for x, dtype in zip((hidden, weight, bias), dtypes.split(), strict=True)]
+    exact = jax.grad(lambda h, w, b: -jax.nn.log_softmax(h @ w + b)[jnp.arange(9), labels].sum(), (0, 1, 2))
+    right = exact(*(x.astype(jnp.float32) for x in arrays))
+    for loss in (
+        lambda h, w, b: mx.cross_entropy(mx.Dirac(labels), mx.LinearSoftmax(w, b)(h)).sum(),
+        lambda h, w, b: -jax.vmap(log(mx.LinearSoftmax(w, b)))(h, jnp.asarray(labels)).sum(),
+        lambda h, w, b: mx.cross_entropy(mx.Atoms((h, jnp.asarray(labels))), mx.LinearSoftmax(w, b)),
+    ):
+        for got, exact, x in zip(jax.grad(loss, (0, 1, 2))(*arrays), right, arrays, strict=True):
+            assert got.dtype == x.dtype
+            np.testing.assert_allclose(np.asarray(got, np.float32), exact, atol=2e-2 * np.abs(exact).max())
+
+
 def test_any_function_of_log_q_in_blocks():
     """A clipped ratio of points (h, y, advantage, old): plain code, the logits in none of it."""
     clipped = lambda log_q, advantage, old: jnp.minimum(

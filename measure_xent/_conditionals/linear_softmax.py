@@ -142,8 +142,8 @@ class LinearSoftmax(AbstractConditional):
 
     @property
     def epilogue(self) -> Epilogue:
-        """What makes logits of the product."""
-        return Epilogue(self.bias, self.softcap)
+        """What makes logits of the product, as wide as they are."""
+        return jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), Epilogue(self.bias, self.softcap))
 
     def __call__(self, *x):
         if len(x) != 1:
@@ -220,7 +220,7 @@ class LinearCategorical(Measure):
         (y,) = map(class_index, x)
         shape = jnp.broadcast_shapes(y.shape, self.shape)
         lead = len(shape) - len(self.shape)
-        if shape[lead:] != self.shape:  # more members than rows of logits
+        if shape[lead:] != self.shape or 0 in shape:  # more members than rows of logits, or none
             return self.dense.log_density(y)
         # Several classes a row are its atoms.
         candidates = jnp.moveaxis(jnp.broadcast_to(y, shape).reshape(-1, *self.shape), 0, -1)
@@ -477,7 +477,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             values,
             hidden,
             Q.matrix,
-            jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), Q.epilogue),
+            Q.epilogue,
             weights,
             shared,
             own,

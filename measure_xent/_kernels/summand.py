@@ -279,7 +279,7 @@ def total_and_gradients(
             if new.epilogue is None and wanted.epilogue and summand.epilogue.bias is not None:
                 db = jnp.sum(slope.scale[:, None] * slope.matrix.astype(wide), axis=0)  # type: ignore[index]
                 db = db if slope.everywhere is None else db + jnp.sum(slope.everywhere)
-                db = Epilogue(bias=db)
+                db = Epilogue(bias=db.astype(summand.epilogue.bias.dtype))
             here = _Sums(dw, over_classes, db if new.epilogue is None else new.epilogue, new.shared)
             added.append(sum_ + here if sums else here)
             by_row.append(new._replace(epilogue=None, shared=None))
