@@ -43,7 +43,6 @@ from .summand import (
     total,
     total_and_gradients,
     weigh,
-    with_cotangents,
 )
 
 
@@ -219,21 +218,23 @@ class _Function:
             def row(hidden, rows, weight, epilogue, smooth):
                 return self.plain_values(hidden, weight, epilogue, rebuild(smooth), rows, indices)
 
+            def stand_in(absent, hidden, rows, *others):
+                absent = jnp.all(absent, axis=tuple(range(self.rank, absent.ndim)))
+                return *nulls.present(absent, (hidden, rows)), *others
+
             held, nulls = (hidden, rows, weight, epilogue, smooth), Nulls(self.no_null_rows)
             if nulls.none:
                 return weigh(weights, row(*held))
-            stand_in = lambda absent, hidden, rows, *others: (*nulls.present(absent, (hidden, rows)), *others)
-            return weigh(weights, values_at(row, weights, held, stand_in))
+            if not self.of_each:
+                return weigh(weights, values_at(row, weights, held, stand_in))
+            one = lambda k: lambda *held: smooth_leaves(row(*held))[0][k]
+            present = ((one(k), ct) for k, ct in enumerate(weights) if ct is not None)
+            return sum(weigh(ct, values_at(value, ct, held, stand_in)) for value, ct in present)
 
-        if self.of_each:
-            value, cotangents, of_weights = None, [weights], lambda _: (None,)
-            each = lambda parts: with_cotangents(self.plain_values(*points.with_parts(wanted, parts)), weights)
-            pullback = jax.vjp(each, parts)[1]
-        else:
-            # Apart: the derivative in the weights is what looks at null rows, and need not be asked for.
-            value, pullback = jax.vjp(functools.partial(total, weights), parts)
-            of_weights = jax.vjp(lambda weights: total(weights, parts), weights)[1]
-            cotangents = basis(value)
+        # Apart: the derivative in the weights is what looks at null rows, and need not be asked for.
+        value, pullback = jax.vjp(functools.partial(total, weights), parts)
+        of_weights = (lambda _: (None,)) if self.of_each else jax.vjp(lambda weights: total(weights, parts), weights)[1]
+        cotangents = basis(value)
 
         def gradient(cotangent):
             (found,) = pullback(cotangent)
@@ -244,7 +245,7 @@ class _Function:
                 weights=of_weights(cotangent)[0] if wanted.weights else None,
             )
 
-        return value, [gradient(cotangent) for cotangent in cotangents]
+        return None if self.of_each else value, [gradient(cotangent) for cotangent in cotangents]
 
     def plain_values(self, *points: Any) -> PyTree:
         """Of each row."""
