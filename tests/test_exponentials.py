@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as S
 
 import measure_xent as mx
 from measure_xent import log, log_partition
-from measure_xent._kernels import exponentials, head, summand
+from measure_xent._kernels import exponentials, head_function, summand
 
 from .sweeps import sweep
 
@@ -28,7 +28,7 @@ rng = np.random.default_rng(11)
 def platform(request, monkeypatch):
     """The program of that platform."""
     name = request.param
-    monkeypatch.setattr(head, "_on_platform", lambda f, sizes, *operands: f(name, sizes[name], *operands))
+    monkeypatch.setattr(head_function, "_on_platform", lambda f, sizes, *operands: f(name, sizes[name], *operands))
 
 
 @pytest.fixture(params=["first", "second"])

@@ -8,7 +8,7 @@ import pytest
 
 import measure_xent as mx
 from measure_xent import log, log_partition
-from measure_xent._kernels import head
+from measure_xent._kernels import head_function
 from measure_xent._kernels.matrix import Matrix, block_rows
 
 from . import oracle
@@ -416,7 +416,9 @@ def test_log_density_at_candidates(how, k, kept, program, monkeypatch):
     """Value and gradients in hidden, weight and bias under uneven cotangents; a confident class and a forbidden one among
     them, twice the same; each platform's program."""
     if program is not None:
-        monkeypatch.setattr(head, "_on_platform", lambda f, sizes, *operands: f(program, sizes[program], *operands))
+        monkeypatch.setattr(
+            head_function, "_on_platform", lambda f, sizes, *operands: f(program, sizes[program], *operands)
+        )
     hidden, weight, bias, labels, _ = problem(17, 101)
     candidates = rng.integers(101, size=(17, k))
     candidates[:, -1], candidates[:, 0] = labels, labels
@@ -493,6 +495,28 @@ def test_gradients_have_their_arrays_dtypes(dtypes):
         for got, exact, x in zip(jax.grad(loss, (0, 1, 2))(*arrays), right, arrays, strict=True):
             assert got.dtype == x.dtype
             np.testing.assert_allclose(np.asarray(got, np.float32), exact, atol=2e-2 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("how", ["a loss", "log q"])
+def test_second_derivatives_at_null_rows(how):
+    """A row of NaN that no cotangent comes to is in none; one whose cotangent is 0, and has a derivative, is."""
+    hidden, weight, _, labels, _ = problem(7, 13)
+    mask, along = np.arange(7) != 2, jnp.cos(jnp.asarray(weight))
+    each = {
+        "a loss": lambda h, w: mx.cross_entropy(mx.Dirac(labels), mx.LinearSoftmax(w, batch_size=3)(h)),
+        "log q": lambda h, w: -mx.LinearSoftmax(w, batch_size=3)(h).log_density(labels),
+    }[how]
+    dense = lambda h, w: -jax.nn.log_softmax(h @ w)[jnp.arange(7), labels]
+    hvp = lambda f: jax.jvp(jax.grad(f), (jnp.asarray(weight),), (along,))[1]
+    got = hvp(lambda w: jnp.sum(jnp.where(mask, each(jnp.asarray(hidden).at[2].set(jnp.nan), w), 0)))
+    np.testing.assert_allclose(got, hvp(lambda w: jnp.sum(mask * dense(hidden, w))), rtol=1e-4, atol=1e-5)
+    squared = lambda f: hvp(lambda w: jnp.sum((f(hidden, w) - f(hidden, jnp.asarray(weight))) ** 2))
+    np.testing.assert_allclose(squared(each), squared(dense), rtol=1e-4, atol=1e-4)
+
+
+def test_no_candidates():
+    hidden, weight, *_ = problem(7, 13)
+    assert mx.LinearSoftmax(weight)(hidden).log_density(jnp.zeros((0, 7), int)).shape == (0, 7)
 
 
 def test_any_function_of_log_q_in_blocks():

@@ -17,7 +17,8 @@ from .._integrands.rules import rule
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.exponentials import MOST_ATOMS
-from .._kernels.head import Dimensions, integral, per_row
+from .._kernels.head import integral, per_row
+from .._kernels.head_function import Dimensions
 from .._kernels.layout import CLASSES, rows_of
 from .._kernels.matrix import Epilogue, Matrix
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
@@ -225,11 +226,8 @@ class LinearCategorical(Measure):
         # Several classes a row are its atoms.
         candidates = jnp.moveaxis(jnp.broadcast_to(y, shape).reshape(-1, *self.shape), 0, -1)
         against = Target(candidates, jnp.ones(candidates.shape))
-        atoms = lambda shared, own, indices: _atoms(_sparse(shared, own, indices))
-        of_figures = lambda figures, classes, shared, own, indices: figures.surprisals
-        sparse = _is_sparse(against, ())
-        read = OfFigures(atoms, False, of_figures, self.head.axis_name) if sparse else None
-        values = self.per_row(_surprisals, against, (), read)
+        of_figures = _of_figures(against, (), lambda figures, *_: figures.surprisals, self.head.axis_name)
+        values = self.per_row(_surprisals, against, (), of_figures)
         return -jnp.moveaxis(values, -1, 0).reshape(shape)
 
     def row(self, against: Target, row_statistics: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
@@ -239,11 +237,9 @@ class LinearCategorical(Measure):
             against = _sparse(shared, own, indices)
             return Row.of(against, figures.rows(against), classes)
 
-        sparse = _is_sparse(against, deferred) and not row_statistics
-        atoms = lambda shared, own, indices: _atoms(_sparse(shared, own, indices))
-        read = OfFigures(atoms, against.background is not None, of_figures, self.head.axis_name)
+        read = None if row_statistics else _of_figures(against, deferred, of_figures, self.head.axis_name)
         function = functools.partial(_row, row_statistics=row_statistics)
-        return self.per_row(function, against, deferred, read if sparse else None)
+        return self.per_row(function, against, deferred, read)
 
     def per_row(self, function: Callable, against: Target, deferred: tuple, of_figures: OfFigures | None = None) -> Any:
         """A function of the logits and the target, of every row, in blocks of rows."""
@@ -352,15 +348,20 @@ def _sparse(shared: Any, own: Any, indices: Any) -> Target:
     return join(own[0]._replace(indices=indices), shared[0])
 
 
-def _is_sparse(target: Target, deferred: tuple) -> bool:
-    """Whether scaled exponentials take the target: it has no dense parts, and few atoms."""
-    atoms = 0 if target.indices is None else target.indices.shape[-1]
-    return target.dense is None and not deferred and atoms <= MOST_ATOMS
+def _of_figures(
+    target: Target, deferred: tuple, values: Callable, axis_name: AxisName | None, at: Callable = lambda shared: shared
+) -> OfFigures | None:
+    """Values by scaled exponentials, if these take the target: it has no dense parts, and few atoms. ``at`` is where the target
+    is in what is shared."""
+    k = 0 if target.indices is None else target.indices.shape[-1]
+    if target.dense is not None or deferred or k > MOST_ATOMS:
+        return None
 
+    def atoms(shared, own, indices):
+        target = _sparse(at(shared), own, indices)
+        return None if target.indices is None else (class_index(target.indices), target.weights)
 
-def _atoms(target: Target) -> Any:
-    """The atoms of a block of rows' target, and their weights."""
-    return None if target.indices is None else (class_index(target.indices), target.weights)
+    return OfFigures(atoms, target.background is not None, values, axis_name)
 
 
 def _axes_of_parts(head: LinearSoftmax, deferred: tuple) -> frozenset[str]:
@@ -457,8 +458,6 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         value = function.integrate_row(Row.of(against, figures.rows(against), classes))
         return jax.tree.map(lambda v: sign * v, value)
 
-    atoms = lambda shared, own, indices: _atoms(_sparse(shared[1], own, indices))
-
     def one(pair):
         (hidden,) = jax.tree.leaves(pair.points)
         hidden = Q(hidden).hidden  # checked
@@ -466,7 +465,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
         shared = function, shared
-        sparse = _is_sparse(against, pair.target.deferred) and not row_statistics
+        read = _of_figures(against, pair.target.deferred, of_figures, name, at=lambda shared: shared[1])
         # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
         batch = sample_axes(P)
         if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:
@@ -483,7 +482,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
             own,
             indices,
             Dimensions(_dims(shared, 0), _dims(own, len(batch))),
-            of_figures=OfFigures(atoms, against.background is not None, of_figures, name) if sparse else None,
+            of_figures=None if row_statistics else read,
             no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms,
             parts=_axes_of_parts(Q, pair.target.deferred),
             size=Q.batch_size,

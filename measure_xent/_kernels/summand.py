@@ -92,7 +92,9 @@ class Summand(NamedTuple):
     epilogue: Epilogue
     shared: PyTree[Array]
     nulls: Nulls
-    of_each: bool = False  # not summed: the weights are cotangents of each row's smooth values, a list
+    of_each: bool = (
+        False  # not summed: the weights are cotangents of the smooth values, a list, None where there are none
+    )
 
     def scales(self, platform: str, wanted: Gradient) -> bool:
         """Whether scaled exponentials are what gives the values, and the gradients wanted."""
@@ -156,7 +158,10 @@ class Summand(NamedTuple):
             shared, rows = with_moving(others.pop("shared", moving)), with_own(others.pop("rows", own))
             value = values(argument, shared, rows, indices, **others)
             counted = self.nulls.known(null, value)
-            return (with_cotangents(counted, weights) if self.of_each else weigh(weights, counted)), value
+            if not self.of_each:
+                return weigh(weights, counted), value
+            smooth, _ = smooth_leaves(counted)
+            return [None if ct is None else x for x, ct in zip(smooth, weights, strict=True)], value
 
         out, pullback, value = jax.vjp(function, argument, others, has_aux=True)
         total, cotangents, at_weights = None, [weights], [None]
@@ -251,9 +256,10 @@ def total_and_gradients(
     """(The total, for each of its numbers the gradients that are wanted), those that all rows share in float32 or wider."""
     matrix = summand.matrix
     weight = matrix.weight
-    hidden, *_ = of_rows
+    hidden, *_, kept = of_rows
     columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
-    if (of_rows[-1] or summand.scales(platform, wanted)) and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
+    scaled = kept is not None or summand.scales(platform, wanted)
+    if scaled and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
         columns()  # once, and not in the loop
 
     def step(sums, block):
@@ -343,12 +349,6 @@ def picked(tree, which, of=None):
 
     parts = leaves if of is None else structure.flatten_up_to(of)
     return [part for pick, part in zip(which, parts, strict=True) if pick], rebuild
-
-
-def with_cotangents(value: PyTree, cotangents: list) -> list:
-    """The smooth leaves of a value, None where they have no cotangents."""
-    smooth, _ = smooth_leaves(value)
-    return [None if ct is None else x for x, ct in zip(smooth, cotangents, strict=True)]
 
 
 def basis(value):
