@@ -82,6 +82,28 @@ _SMALL: dict[Any, bool] = {}
 SMALL = 1 << 14  # numbers in each array of a program that a CPU runs in less time than LLVM takes to optimise it
 
 
+def parts_of(x: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+    """The arrays that an object is made of, those that functions in it close over among them, and what makes it of others.
+
+    Where nobody can say what a function reads, those of its tree.
+    """
+    walk = _Walk()
+    try:
+        at = walk(x)
+    except (_Unknown, RecursionError):
+        leaves, tree = jax.tree.flatten(x)
+        return leaves, tree.unflatten
+    nodes = walk.nodes
+
+    def make(operands: Any) -> Any:
+        made: list[Any] = []
+        for node in nodes:
+            made.append(node.make(made, operands))
+        return made[at]
+
+    return walk.operands, make
+
+
 def _remember(known: dict, key: Any, value: bool) -> None:
     known[key] = value
     if len(known) > 1000:

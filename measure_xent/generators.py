@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float
 
 from ._kernels.ratio import excess, log_ratio, relative
 from ._kernels.scaled import Ratio
@@ -47,10 +47,12 @@ class Generator:
 
     def of(self, ratio: Ratio) -> Array:
         """φ(p, q) / (p + q), the density of the divergence against P + Q."""
+        return self.of_shares(*ratio.shares, ratio.log_inside)
+
+    def of_shares(self, p: Array, q: Array, log_ratio: Array) -> Array:
+        """The same of (p, q) / (p + q) and log p/q."""
         known: Any = self.perspective
-        if isinstance(known, _OfLogRatio):
-            return known.of(*ratio.shares, ratio.log_inside)
-        return of_user(known)(*ratio.shares)
+        return known.of(p, q, log_ratio) if isinstance(known, _OfLogRatio) else of_user(known)(p, q)
 
 
 def from_function(f: Callable, slope: float | None = None) -> Generator:
@@ -186,16 +188,22 @@ def neyman(p, q, u):
 class _JensenShannon:
     """a KL(P‖M) + (1 − a) KL(Q‖M) of M = a P + (1 − a) Q."""
 
-    a: Any
+    a: Float[ArrayLike, "*family"]
 
     def __call__(self, p, q, u):
         a, b = self.a, 1 - self.a
-        near, v = _near(u)
-        middle = a * p + b * q
-        to_middle = lambda p, own, v, c: relative(p, middle, jnp.where(near, -jnp.log1p(c * jnp.expm1(v)), own))
-        # Logarithms of shares: of numbers below 1, one of which is not small.
-        own = lambda p: jnp.where(p == 0, -jnp.inf, log_ratio(jnp.where(p == 0, 1, p), middle))
-        return a * to_middle(p, own(p), -v, b) + b * to_middle(q, own(q), v, a)
+        middle, (near, _) = a * p + b * q, _near(u)
+        # With t = p/q the larger of p and q is m / (a + b/t) or so, and the smaller one is 1/t of it: one exponential serves
+        # both, and where they are near, t − 1 has all digits too.
+        below = jnp.expm1(-jnp.abs(u))
+        above = jnp.where(near, -below / jnp.where(near, 1 + below, 1), 0)
+
+        def to_middle(p, u, a, b):
+            larger = u >= 0
+            log = -jnp.log1p(jnp.where(larger, b * below, jnp.where(near, b * above, a * below)))
+            return relative(p, middle, jnp.where(p == 0, -jnp.inf, jnp.where(larger | near, log, log + u)))
+
+        return a * to_middle(p, u, a, b) + b * to_middle(q, -u, b, a)
 
 
 @_known
@@ -219,11 +227,11 @@ def le_cam(p, q, u):
 class _Tsallis:
     """(tʳ⁺¹ − (r + 1) t + r) / r: KL as r goes to 0."""
 
-    r: Any
+    r: Float[ArrayLike, "*family"]
 
     def __call__(self, p, q, u):
-        r, (near, v) = self.r, _near(u)
-        tiny = jnp.abs(jnp.asarray(r)) < 1e-20
+        r, (near, v) = jnp.asarray(self.r), _near(u)
+        tiny = jnp.abs(r) < 1e-20
         some = jnp.where(tiny, 1, r)
         close = p * (excess(r * v) / some + excess(-v))
         gain = jnp.where(tiny, u, jnp.expm1(some * u) / some)

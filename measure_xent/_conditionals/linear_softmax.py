@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._forms.disintegration import Disintegration, disintegrate
+from .._forms.members import by_members, deferred_families
 from .._forms.normal_form import NormalForm
 from .._integrands.density import LogDensity
 from .._integrands.integrand import Integrand, with_model
-from .._integrands.rules import rule
+from .._integrands.rules import integrate, rule
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.exponentials import MOST_ATOMS
@@ -25,7 +27,7 @@ from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
 from .._kernels.null import values_at
 from .._kernels.partition import explicit_mesh
 from .._kernels.softmax import log_softmax, rows, softmax, surprisals
-from .._kernels.summand import OfFigures
+from .._kernels.summand import OfFigures, is_smooth
 from .._kernels.target import Target, expand, join, split_by_row
 from .._measures.categorical import Categorical, Row
 from .._measures.measure import Measure
@@ -241,9 +243,34 @@ class LinearCategorical(Measure):
         function = functools.partial(_row, row_statistics=row_statistics)
         return self.per_row(function, against, deferred, read)
 
+    def in_blocks(self, function: Callable, others: list[Any], own: list[Array], shared: list[Array]) -> Any:
+        """``function(dense, own, shared)`` of every member, in blocks: of the Categoricals of this family and the others."""
+        kinds = [not is_smooth(x) for x in own]  # 0 for what has derivatives
+        smooth, fixed = ([x for x, kind in zip(own, kinds, strict=True) if kind == k] for k in (0, 1))
+
+        def values(axis_name, axes, logits, shared, own, indices):
+            (heads, shared), (hidden, smooth, present) = shared, own
+            heads = heads if axes is None else [replaced(head, axis_name=axes) for head in heads]
+            dense = [Classes.of(logits, axis_name).gather(logits)]
+            dense += [head.parts.gather(_logits_of(h, head)) for h, head in zip(hidden, heads, strict=True)]
+            # A null row, or one that fills a block, may be where the function has no derivative: none of its is taken.
+            known = lambda x: jnp.where(present.reshape(-1, *(1,) * (x.ndim - 1)) != 0, x, lax.stop_gradient(x))
+            dense, smooth = jax.tree.map(known, (dense, smooth))
+            arrays = iter(smooth), iter(indices)
+            return function(list(map(Categorical, dense)), [next(arrays[kind]) for kind in kinds], shared)
+
+        # Traced once for all that it is looked at for: values, gradients, shapes.
+        values = jax.jit(values, static_argnums=(0, 1))
+        rows = [Q.hidden for Q in others], smooth, jnp.ones(self.shape)
+        heads, copies = [Q.head for Q in others], 2 + len(others)
+        return self._per_row(values, (heads, shared), rows, fixed, tuple(others), copies=copies)
+
     def per_row(self, function: Callable, against: Target, deferred: tuple, of_figures: OfFigures | None = None) -> Any:
         """A function of the logits and the target, of every row, in blocks of rows."""
         (own, indices), shared = _operands(against, deferred, self.shape)
+        return self._per_row(function, shared, own, indices, deferred, of_figures)
+
+    def _per_row(self, function, shared, own, indices, deferred, of_figures=None, copies=1):
         values = lambda axes, name=self.head.axis_name: functools.partial(function, axes or name, axes)
         return per_row(
             values,
@@ -258,6 +285,7 @@ class LinearCategorical(Measure):
             parts=_axes_of_parts(self.head, deferred),
             size=self.head.batch_size,
             residual_bytes=self.head.residual_bytes,
+            copies=copies,
         )
 
 
@@ -413,8 +441,11 @@ def _check_same(x: Any, head: LinearSoftmax, what: str) -> None:
 def rows_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f dP for functions of Categorical(h @ weight), one number a row, from blocks of logits."""
     Q: Any = f.model
+    forms: Any = P.forms()
+    if _are_written(P, forms) and (value := by_members(lambda *of: integrate(*of).checked, P, f)) is not NotImplemented:
+        return value
     total: Any = None
-    for form in P.forms():
+    for form in forms:
         check_labels(form, Q.shape, Q.head.classes)
         against = target(form, Q.head.classes, "LinearSoftmax")
         if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
@@ -425,6 +456,11 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
         part = f.integrate_row(row)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
+
+
+def _are_written(P: Measure, forms: Any) -> bool:
+    """Whether forms are dense of a measure that is made of heads."""
+    return bool(deferred_families(P)) and any(form.dense is not None for form in forms)
 
 
 def _one_batch(pair: Any) -> bool:
@@ -496,6 +532,8 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
 def divergence_from_head(P: Measure, Q: LinearCategorical) -> Any:
     """KL(P‖Q), one number a row, from blocks of logits."""
     forms: Any = P.forms()
+    if _are_written(P, forms):
+        return by_members(lambda P, Q: divergence(P, Q).checked, P, Q)
     if len(forms) > 1 or jnp.broadcast_shapes(forms[0].family, Q.shape) != Q.shape:
         return divergence(P, Q.dense)
     against = _here(target(forms[0], Q.head.classes, "LinearSoftmax"), Q.head)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+import math
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
-from .._pytree import replaced
+from .._program import parts_of
+from .._pytree import pytree, replaced, static
 
 
 def without_null(node: Any, null: Bool[Array, "*family"]) -> Any:
@@ -31,6 +35,87 @@ def without_null(node: Any, null: Bool[Array, "*family"]) -> Any:
         return _with_stand_ins(field, null, events[name]) if own else without_null(field, null)
 
     return replaced(node, **{name: changed(name, field) for name, field in node.__dict__.items()})
+
+
+def by_members(function: Callable, *nodes: Any) -> Any:
+    """``function(*nodes)``, a value for each member, of a family whose dense form exists a block of members at a time.
+
+    Nodes are measures and functions of them, or arrays, with the family's axes in front or shared by all. Families that exist
+    in blocks have ``in_blocks(function, others, own, shared)``: ``function(dense, own, shared)`` of every member, of the dense
+    forms of this family and the others, arrays with a row for each member, and arrays that all share. NotImplemented where
+    there is none among the nodes, or members cannot be told apart.
+    """
+    deferred = deferred_families(nodes)
+    if not deferred:
+        return NotImplemented
+    family = deferred[0].shape
+    shapes = [node.shape for node in nodes if dataclasses.is_dataclass(type(node)) and hasattr(node, "shape")]  # type: ignore
+    if any(Q.shape != family for Q in deferred) or jnp.broadcast_shapes(family, *shapes) != family:
+        return NotImplemented
+    own: list[Any] = []
+    is_row = lambda x: isinstance(x, jax.Array | np.ndarray) and x.shape[: len(family)] == family != ()
+    template = [_own(node, own) if is_row(node) else _template(node, deferred, family, own) for node in nodes]
+    shared, make = parts_of(template)
+    shared = list(map(jnp.asarray, shared))
+    nodes_of = lambda dense, own, shared: _filled(make(shared), dense, own)
+    return deferred[0].in_blocks(lambda *of: function(*nodes_of(*of)), deferred[1:], own, shared)
+
+
+@pytree
+class _Place:
+    """Stands for a family of the list, or for an array of a member."""
+
+    kind: str = static()
+    index: int = static()
+
+
+def deferred_families(nodes: Any) -> list[Any]:
+    """The families among the nodes that exist in blocks, each once."""
+    found = [node for node in jax.tree.leaves(nodes, is_leaf=_is_deferred) if _is_deferred(node)]
+    return list({_identity(node): node for node in found}.values())
+
+
+def _is_deferred(node: Any) -> bool:
+    return hasattr(node, "in_blocks")
+
+
+def _identity(node: Any) -> Any:
+    leaves, tree = jax.tree.flatten(node)
+    return tree, *map(id, leaves)
+
+
+def _template(node: Any, deferred: list[Any], family: tuple[int, ...], own: list[Any]) -> Any:
+    """The node with places for what is a member's, whose arrays are put in a list."""
+    if _is_deferred(node):
+        return _Place("family", [_identity(Q) for Q in deferred].index(_identity(node)))
+    if isinstance(node, tuple | list | dict):
+        inner = lambda child: _template(child, deferred, family, own)
+        return jax.tree.map(inner, node, is_leaf=lambda child: child is not node)
+    if not dataclasses.is_dataclass(node):
+        return node
+    events = _event_ranks(type(node))
+
+    def changed(name: str, field: Any) -> Any:
+        if not isinstance(field, jax.Array | np.ndarray) or name not in events:
+            return _template(field, deferred, family, own)
+        lead = field.ndim - events[name]
+        event = field.shape[lead:]
+        if math.prod(field.shape[:lead]) == 1:
+            return field.reshape(event)
+        return _own(jnp.broadcast_to(field, (*family, *event)), own)
+
+    return replaced(node, **{name: changed(name, field) for name, field in node.__dict__.items()})
+
+
+def _own(x: Any, own: list[Any]) -> _Place:
+    own.append(jnp.asarray(x))
+    return _Place("array", len(own) - 1)
+
+
+def _filled(template: Any, dense: list[Any], own: list[Any]) -> Any:
+    is_place = lambda node: isinstance(node, _Place)
+    fill = lambda node: {"family": dense, "array": own}[node.kind][node.index] if is_place(node) else node
+    return jax.tree.map(fill, template, is_leaf=is_place)
 
 
 @functools.cache

@@ -15,9 +15,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from .. import generators
-from .._forms.members import without_null
+from .._forms.members import by_members, without_null
 from .._forms.null_rows import factors_at
-from .._integrands.density import RatioFunction, log
+from .._integrands.density import Perspective, RatioFunction, log
 from .._integrands.integrand import Integrand, as_integrand
 from .._kernels.checks import check_values, real_array
 from .._kernels.null import nan_where
@@ -58,11 +58,7 @@ def f_divergence(
     if f is generators.kl or f is generators.reverse_kl:  # there are rules for them
         return kl_divergence(*((P, Q) if f is generators.kl else (Q, P)), method=method)
     generator = f if isinstance(f, Generator) else generators.from_function(f, slope)
-    return (P + Q).expect(RatioFunction(P, Q, Partial(_of_ratio, generator)), method=method)
-
-
-def _of_ratio(generator: Generator, ratio: Ratio) -> Array:
-    return generator.of(ratio)
+    return (P + Q).expect(Perspective(P, Q, generator), method=method)
 
 
 @functional(r"\mathrm{TV}(P, Q) = \tfrac{1}{2} \int |dP - dQ|")
@@ -157,12 +153,20 @@ def jensen_shannon(
     # The grouping property: what tells the next one from the mixture M of those before it, whose weights have that total.
     for w, R in rest:
         both = total + w
-        share = total / jnp.where(both == 0, 1, both)
+        share = total / _or_one(both)
         value = value + both * f_divergence(M, R, generators.mixed(share), method=method)
         total, M = both, share * M + (1 - share) * R
+    if isinstance(total, float) and math.isclose(total, 1, abs_tol=1e-6):
+        return value
     # Weights of another sum W make KL(Pᵢ‖W M) of KL(Pᵢ‖M).
     unequal = total * (total - 1) - special.xlogy(total, total)
-    return value + unequal * M.mass
+    return value + unequal * sum(w * R.mass for w, R in zip(weights, measures, strict=True))
+
+
+def _or_one(total: Any) -> Any:
+    if isinstance(total, int | float):
+        return total or 1.0
+    return jnp.where(total == 0, 1, total)
 
 
 def _is_zero(weight: Any) -> bool:
@@ -353,6 +357,9 @@ def supremum(P: Measure, f: Any) -> Float[Array, "*family"]:
     if not enumerable(P):
         raise NotImplementedError(f"a supremum needs a list of atoms, which a {type(P).__name__} has not")
     f = as_integrand(f)
+    by_member = by_members(supremum, P, f)
+    if by_member is not NotImplemented:
+        return by_member
     parts = [part for form in P.forms() for part in form.with_family_rank(len(f.shape)).atom_lists()]
     greatest = lambda x, w, no_null_atoms: jnp.max(
         jnp.where(w == 0, -jnp.inf, factors_at(f, x, w, no_null_atoms)), axis=-1

@@ -269,6 +269,22 @@ class KullbackLeibler(OfDensities):
         return kl.of(ratio)
 
 
+@pytree
+class Perspective(OfDensities):
+    """x ↦ φ(p, q) / (p + q) with the perspective φ(p, q) = q f(p/q) of a generator: against P + Q the integral is D_f(P‖Q)."""
+
+    P: Any
+    Q: Any
+    generator: Any
+
+    @property
+    def dispatch_on(self):
+        return self, self.P, self.Q
+
+    def of(self, ratio):
+        return self.generator.of(ratio)
+
+
 def values_by_point(f, points, lead):
     """The values of a function that broadcasts its family against points by itself: all but the atoms' axis.
 

@@ -17,17 +17,19 @@ BLOCK_BYTES = 4 << 20
 SHORT_ROW = 32
 
 
-def in_row_blocks(f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (), shared: Any = ()) -> Any:
-    """``f(matrix, rows, shared)``, on a CPU, in blocks of rows where that is faster.
+def in_row_blocks(
+    f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (), shared: Any = (), size: int = BLOCK_BYTES
+) -> Any:
+    """``f(matrix, rows, shared)``, on a CPU, in blocks of rows, of so many bytes in float32, where that is faster.
 
     ``f`` maps each row by itself: every leaf of ``rows`` and of the result has ``matrix``'s leading axes.
     """
     shape = matrix.shape[:-1]
     count, columns = math.prod(shape), matrix.shape[-1]
-    size = max(1, BLOCK_BYTES // (4 * columns))
-    if not isinstance(count, int) or columns <= SHORT_ROW or count <= size:
+    some = max(1, size // (4 * columns))
+    if not isinstance(count, int) or columns <= SHORT_ROW or count <= some:
         return f(matrix, rows, shared)
-    return _blocked(f, shape, size, matrix, rows, shared)
+    return _blocked(f, shape, some, matrix, rows, shared)
 
 
 def _blocked(f, shape, size, matrix, rows, shared):

@@ -39,6 +39,7 @@ def per_row(
     parts: frozenset[str] = frozenset(),
     size: int | None = None,
     residual_bytes: int = 0,
+    copies: int = 1,
 ) -> PyTree[Float[Array, "*rows"]]:
     """``values(axis_name)(hidden @ weight, shared, rows, indices)`` of every row, a block at a time.
 
@@ -48,7 +49,8 @@ def per_row(
     points = jax.tree.map(jnp.asarray, Points(hidden, matrix.weight, epilogue, shared, rows, indices))
     points = _varied(points, parts)
     dims = Points.dims(hidden.ndim - 1, matrix.empty, epilogue, dimensions, indices)
-    function = HeadFunction(values, of_figures, matrix.empty, dims, size, of_each=True, residual_bytes=residual_bytes)
+    kept: Any = dict(residual_bytes=residual_bytes, copies=copies)
+    function = HeadFunction(values, of_figures, matrix.empty, dims, size, of_each=True, **kept)
     value = custom_jvp(_in_batches(function, HeadFunction.values_of_rows))
 
     def jvp(primals, tangents):

@@ -98,6 +98,7 @@ class HeadFunction:
     of_each: bool
     no_null_rows: bool = False
     residual_bytes: int = 0
+    copies: int = 1  # arrays like the logits that the values are made with
 
     @property
     def rank(self) -> int:
@@ -133,7 +134,7 @@ class HeadFunction:
             known = self.values(axis_name), self.of_figures, axis_name, self.matrix.of(points.weight)
             summand = Summand(*known, points.epilogue, points.shared, Nulls(self.no_null_rows), self.of_each)
             count = math.prod(lead)
-            sizes = block_rows(count, summand.matrix, self.size, summand.scales("tpu", wanted))
+            sizes = block_rows(count, summand.matrix, self.size, summand.scales("tpu", wanted), self.copies)
             if count * summand.matrix.classes < 1 << 31:  # beyond, a TPU writes logits that it need not
                 sizes |= dict.fromkeys(at_once, count)
             whole = all(count % size == 0 for size in sizes.values())  # padding has weight 0
@@ -257,7 +258,7 @@ class HeadFunction:
             def of_rows(hidden, weight, epilogue, shared, rows, indices):
                 lead = hidden.shape[:rank]
                 flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), (hidden, rows, indices))
-                sizes = block_rows(len(flat[0]), self.matrix.of(weight), self.size)
+                sizes = block_rows(len(flat[0]), self.matrix.of(weight), self.size, copies=self.copies)
                 out = _on_platform(blocked, sizes, weight, epilogue, shared, *flat)
                 return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
 

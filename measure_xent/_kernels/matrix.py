@@ -143,9 +143,11 @@ class Matrix(NamedTuple):
         return lax.dot_general(a, b, numbers, precision=self.precision, preferred_element_type=dtype)
 
 
-def block_rows(count: int, matrix: Matrix, requested: int | None = None, scaled: bool = False) -> dict[str, int]:
+def block_rows(
+    count: int, matrix: Matrix, requested: int | None = None, scaled: bool = False, copies: int = 1
+) -> dict[str, int]:
     """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model; ``scaled`` where
-    accelerators keep them as exponentials in the weight's dtype.
+    accelerators keep them as exponentials in the weight's dtype, ``copies`` where there are so many arrays like them.
 
     Blocks are equal where a divisor of ``count`` is near, else the last is padded.
     """
@@ -164,7 +166,7 @@ def block_rows(count: int, matrix: Matrix, requested: int | None = None, scaled:
         divisor = next((r for r in range(rows, rows // 2, -1) if count % r == 0), None)
         return divisor or -(-count // -(-count // rows))
 
-    return {platform: near(requested or size) for platform, size in rows.items()}
+    return {platform: near(requested or max(1, size // copies)) for platform, size in rows.items()}
 
 
 def kept_in(dtype: jnp.dtype) -> jnp.dtype:

@@ -63,10 +63,10 @@ def log_ratio_of_softmaxes(
     """log softmax(z) − log softmax(w), 0 at a class that neither has."""
     classes = classes or Classes.of(z)
     z, w = jnp.broadcast_arrays(z, w)
-    return _difference(classes, z, w, log_softmax(classes, z), log_softmax(classes, w))
+    return difference(classes, z, w, log_softmax(classes, z), log_softmax(classes, w))
 
 
-def _difference(classes: Classes, z: Array, w: Array, log_p: Array, log_q: Array) -> Array:
+def difference(classes: Classes, z: Array, w: Array, log_p: Array, log_q: Array) -> Array:
     """log p − log q, of near rows as the difference Δ of the logits, which has no rounding error, less log E_q[exp Δ], of a Δ
     that is shifted to be small."""
     both = jnp.isfinite(log_p) & jnp.isfinite(log_q)
@@ -100,7 +100,7 @@ def _of_softmaxes(z, w):
     classes = Classes.of(z)
     log_p, log_q = log_softmax(classes, z), log_softmax(classes, w)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
-    return p, q, jnp.where(p == 0, jnp.where(q == 0, 0, -jnp.inf), _difference(classes, z, w, log_p, log_q))
+    return p, q, jnp.where(p == 0, jnp.where(q == 0, 0, -jnp.inf), difference(classes, z, w, log_p, log_q))
 
 
 def _divergence_jvp(primals, tangents):

@@ -55,6 +55,11 @@ class ScaledNumber(NamedTuple):
         return ScaledNumber(self.log_scale + other.log_scale, self.factor * other.factor)
 
     @property
+    def value(self) -> Float[Array, "*family"]:
+        """As a number, which may underflow."""
+        return self.factor * jnp.exp(self.log_scale)
+
+    @property
     def log(self) -> Float[Array, "*family"]:
         """Its logarithm, NaN where the number is negative."""
         return jnp.where(self.factor < 0, jnp.nan, self.log_scale + jnp.log(jnp.abs(self.factor)))

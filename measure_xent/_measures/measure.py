@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 from .._forms.batches import in_batches
 from .._forms.form import Form, check_one_space
 from .._forms.law_form import LawForm
-from .._forms.members import without_null
+from .._forms.members import by_members, without_null
 from .._integrands.composites import Indicator
 from .._integrands.density import LogDensity, RadonNikodym, along_the_path, relative_to
 from .._integrands.integral import Integral
@@ -100,11 +100,15 @@ class Measure(abc.ABC):
 
     def log_density(self, *x: Any) -> Float[Array, "*family"]:
         """log of the density at x, that of ``scaled_density``, in nats: −inf off the support, NaN where it is negative."""
+        if (by_member := _log_density_by_members(self, *x)) is not NotImplemented:
+            return by_member
         return ScaledNumber(*self.scaled_density(*x)).log
 
     @property
     def mode(self) -> Shaped[Array, "*family"]:
         """The point of the greatest mass, the first of several: the least class, or the first in the list of atoms."""
+        if (by_member := by_members(lambda P: P.mode, self)) is not NotImplemented:
+            return by_member
         if not enumerable(self):
             raise NotImplementedError(f"{type(self).__name__} has no mode: measures made of atoms have")
         flat: Any = [flat for form in self.forms() for flat in form.flat()]
@@ -138,6 +142,8 @@ class Measure(abc.ABC):
             >>> float((3 * mx.Dirac(0) + 2 * mx.DiscreteUniform(10)).mass)
             5.0
         """
+        if (by_member := by_members(lambda P: P.mass, self)) is not NotImplemented:
+            return by_member
         return self._sum_over_devices(functools.reduce(jnp.add, [form.mass() for form in self.forms()]))
 
     def _sum_over_devices(self, share: Any) -> Any:
@@ -276,6 +282,17 @@ class Measure(abc.ABC):
 
     # NumPy scalars and arrays then leave c * P to P.
     __array_ufunc__ = None
+
+
+def _log_density_by_members(P: Measure, *x: Any) -> Any:
+    """Of a family that exists in blocks, whose axes are the last ones of the points."""
+    shape = jnp.broadcast_shapes(P.shape, *map(jnp.shape, x))
+    lead = len(shape) - len(P.shape)
+    if shape[lead:] != P.shape:
+        return NotImplemented
+    points = [jnp.moveaxis(jnp.broadcast_to(a, shape).reshape(-1, *P.shape), 0, -1) for a in x]
+    values = by_members(lambda P, *x: jax.vmap(P.log_density, -1, -1)(*x), P, *points)
+    return values if values is NotImplemented else jnp.moveaxis(values, -1, 0).reshape(shape)
 
 
 def by_forms(P: Measure, x: tuple) -> ScaledNumber:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._forms.form import Form, check_one_space
 from .._forms.law_form import LawForm
+from .._forms.members import by_members
 from .._forms.normal_form import NormalForm
 from .._integrands.density import LogDensity, LogRatio, log
 from .._integrands.integral import Integral, together
@@ -22,6 +23,9 @@ from .._measures.measure import Measure
 @rule(Measure, Integrand)
 def enumerate_atoms(P, f):
     """Σ_x P({x}) f(x), and ∫ f of each law in it."""
+    by_member = by_members(lambda P, f: integrate(P, f).checked, P, f)
+    if by_member is not NotImplemented:
+        return by_member
     alike: dict[Any, list[Form]] = {}
     for form in P.forms():
         alike.setdefault(_kind(form) or len(alike), []).append(form)

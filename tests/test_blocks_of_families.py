@@ -1,0 +1,273 @@
+"""Families of a head, Q(h): whatever is asked of them is made a block of rows at a time, and has the dense one's numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as S
+
+import measure_xent as mx
+from measure_xent import generators
+
+from .sweeps import sweep
+
+N, V, D, FORBIDDEN = 7, 13, 6, 4
+rng = np.random.default_rng(0)
+f32 = lambda x: np.asarray(x, np.float32)
+ARRAYS = {
+    "h": f32(rng.normal(size=(N, D))),
+    "w": f32(rng.normal(size=(D, V))),
+    "b": f32(np.where(np.arange(V) == FORBIDDEN, -np.inf, rng.normal(size=V))),
+    "g": f32(rng.normal(size=(N, D))),
+    "u": f32(rng.normal(size=(V, D))),
+}
+Y = np.array([0, 12, 3, 5, 7, 8, 1])
+ALLOWED = np.delete(np.arange(V), FORBIDDEN)
+TABLE = f32(rng.normal(size=V))
+COTANGENTS = f32(rng.normal(size=N))
+ORDERS = f32(rng.uniform(0.3, 3, size=N))
+TOP = np.array([[0, 1, 2], [3, 5, 12], [1, 9, 7], [2, 0, 3], [5, 6, 7], [10, 11, 12], [8, 2, 1]])
+IS_ODD = lambda y: y % 2 == 1
+
+
+def families(h, w, b, g, u, size=3):
+    return mx.LinearSoftmax(u, b, class_axis=0, batch_size=size)(g), mx.LinearSoftmax(w, b, batch_size=size)(h)
+
+
+def logarithms(h, w, b, g, u):
+    """log p and log q in float64, of the classes that there are."""
+    of = lambda z: jax.nn.log_softmax((z + b)[:, ALLOWED])
+    return of(g @ u.T), of(h @ w)
+
+
+def mean_log_ratio(parts, weights):
+    m = jnp.log(sum(w * jnp.exp(x) for w, x in zip(weights, parts, strict=True)))
+    return sum(w * (jnp.exp(x) * (x - m)).sum(-1) for w, x in zip(weights, parts, strict=True))
+
+
+def of_top(log_q):
+    """Jensen–Shannon of ⅓ at three classes each."""
+    p = (TOP[..., None] == ALLOWED).sum(1) / 3
+    q = jnp.exp(log_q)
+    m = jnp.log((p + q) / 2)
+    return (p * (np.log(np.where(p, p, 1)) - m) + q * (log_q - m)).sum(-1) / 2
+
+
+def restricted(log_q):
+    odd = np.where(IS_ODD(ALLOWED), 0, -np.inf)
+    return log_q + odd - jax.nn.logsumexp(log_q, axis=-1, keepdims=True, where=IS_ODD(ALLOWED))
+
+
+def at(log_q, y):
+    return jnp.take_along_axis(log_q, np.searchsorted(ALLOWED, y)[:, None], -1)[:, 0]
+
+
+total = lambda terms: terms.sum(-1)
+ODD = IS_ODD(ALLOWED)
+# (ours of P, Q, from log p and log q by the textbook)
+ASKED = {
+    "Jensen–Shannon": (mx.jensen_shannon, lambda p, q: mean_log_ratio((p, q), (0.5, 0.5))),
+    "with weights": (
+        lambda P, Q: mx.jensen_shannon(P, Q, weights=[0.1, 0.9]),
+        lambda p, q: mean_log_ratio((p, q), (0.1, 0.9)),
+    ),
+    "of three": (
+        lambda P, Q: mx.jensen_shannon(P, Q, mx.DiscreteUniform(V).restrict(lambda y: y != FORBIDDEN).normalize()),
+        lambda p, q: mean_log_ratio((p, q, jnp.full_like(p, -np.log(V - 1))), (1 / 3,) * 3),
+    ),
+    "of a few classes": (
+        lambda P, Q: mx.jensen_shannon(mx.Discrete(TOP, jnp.full((N, 3), 1 / 3)), Q),
+        lambda p, q: of_top(q),
+    ),
+    "total variation": (mx.total_variation, lambda p, q: total(jnp.abs(jnp.exp(p) - jnp.exp(q))) / 2),
+    "Hellinger": (mx.hellinger, lambda p, q: jnp.sqrt(total((jnp.exp(p / 2) - jnp.exp(q / 2)) ** 2) / 2)),
+    "χ²": (mx.chi2, lambda p, q: total(jnp.exp(2 * p - q)) - 1),
+    "Neyman": (
+        functools.partial(mx.f_divergence, f=generators.neyman),
+        lambda p, q: total(jnp.exp(2 * q - p)) - 1,
+    ),
+    "a user's f": (
+        lambda P, Q: mx.f_divergence(P, Q, lambda t: (t - 1) ** 2 / (1 + t), slope=1.0),
+        lambda p, q: total((jnp.exp(p) - jnp.exp(q)) ** 2 / (jnp.exp(p) + jnp.exp(q))),
+    ),
+    "KL of a mixture": (
+        lambda P, Q: mx.kl_divergence(P, 0.25 * P + 0.75 * Q),
+        lambda p, q: total(jnp.exp(p) * (p - jnp.log(0.25 * jnp.exp(p) + 0.75 * jnp.exp(q)))),
+    ),
+    "Rényi": (
+        lambda P, Q: mx.renyi_divergence(P, Q, 0.7),
+        lambda p, q: jnp.log(total(jnp.exp(0.7 * p + 0.3 * q))) / -0.3,
+    ),
+    "Rényi at ∞": (lambda P, Q: mx.renyi_divergence(P, Q, jnp.inf), lambda p, q: (p - q).max(-1)),
+    "Rényi's entropy": (lambda P, Q: mx.renyi_entropy(Q, 2), lambda p, q: -jnp.log(total(jnp.exp(2 * q)))),
+    "Tsallis, an order each": (
+        lambda P, Q: mx.tsallis_divergence(P, Q, ORDERS),
+        lambda p, q: (total(jnp.exp(ORDERS[:, None] * p + (1 - ORDERS[:, None]) * q)) - 1) / (ORDERS - 1),
+    ),
+    "Brier": (lambda P, Q: P.expect(mx.brier(Q)), lambda p, q: total(jnp.exp(2 * q)) - 2 * total(jnp.exp(p + q)) + 1),
+    "a table": (lambda P, Q: Q.expect(lambda y: jnp.asarray(TABLE)[y]), lambda p, q: jnp.exp(q) @ TABLE[ALLOWED]),
+    "mass of a set": (lambda P, Q: Q.restrict(IS_ODD).mass, lambda p, q: jnp.exp(q) @ ODD),
+    "log q where restricted": (
+        lambda P, Q: Q.restrict(IS_ODD).normalize().log_density(2 * (Y // 2) % (V - 1) + 1),
+        lambda p, q: at(restricted(q), 2 * (Y // 2) % (V - 1) + 1),
+    ),
+    "cross-entropy where restricted": (
+        lambda P, Q: mx.cross_entropy(P.restrict(IS_ODD).normalize(), Q),
+        lambda p, q: -total(jnp.where(ODD, jnp.exp(restricted(p)) * q, 0)),
+    ),
+    "KL where restricted": (
+        lambda P, Q: mx.kl_divergence(Q.restrict(IS_ODD).normalize(), Q),
+        lambda p, q: -jnp.log(jnp.exp(q) @ ODD),
+    ),
+    "entropy where restricted": (
+        lambda P, Q: mx.entropy(Q.restrict(IS_ODD).normalize()),
+        lambda p, q: -total(jnp.where(ODD, jnp.exp(restricted(q)) * jnp.where(ODD, restricted(q), 0), 0)),
+    ),
+}
+WEIGHTED = lambda value: jnp.sum(COTANGENTS * value)
+SMOOTH = ("h", "w", "g", "u")  # a bias of −inf has no neighbour
+
+
+def ours(name):
+    return lambda arrays: WEIGHTED(ASKED[name][0](*families(**{**ARRAYS, **arrays})))
+
+
+def exact(name):
+    return lambda arrays: WEIGHTED(ASKED[name][1](*logarithms(**{**ARRAYS, **arrays})))
+
+
+def along(arrays):
+    return jax.tree.map(jnp.cos, arrays)
+
+
+MODES = {
+    "reverse": lambda f: jax.value_and_grad(f),
+    "forward": lambda f: lambda x: jax.jvp(f, (x,), (along(x),)),
+    "forward over reverse": lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (along(x),)),
+    "vmap": lambda f: jax.vmap(lambda x: jax.grad(f)(x)),
+}
+
+
+@sweep("mode", MODES, 0.5)
+@sweep("name", ASKED, 0.25)
+def test_the_textbooks_numbers(name, mode):
+    if name.startswith("Rényi") and mode == "forward over reverse":
+        pytest.skip("several integrals and a maximum, that take minutes to compile")
+    arrays = {key: ARRAYS[key] for key in SMOOTH}
+    if mode == "vmap":
+        arrays = {key: np.stack([x, 0.5 * x]) for key, x in arrays.items()}
+    got = jax.jit(MODES[mode](ours(name)))(arrays)
+    with jax.enable_x64():
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), arrays)
+        expected = MODES[mode](exact(name))(wide)
+    for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        # Sums of 13 terms of float32, through a curvature where there are two derivatives.
+        np.testing.assert_allclose(a, e, rtol=2e-4, atol=5e-5 * max(1.0, np.abs(e).max()))
+
+
+def test_candidates_of_what_is_restricted():
+    """In front axes, in and out of the set."""
+    _, Q = families(**ARRAYS)
+    y = np.stack([Y, (Y + 1) % V, np.full(N, V)])
+    got = Q.restrict(IS_ODD).normalize().log_density(y)
+    _, log_q = logarithms(**{key: np.float64(x) for key, x in ARRAYS.items()})
+    full = np.full((N, V + 1), -np.inf)
+    full[:, ALLOWED] = restricted(log_q)
+    np.testing.assert_allclose(got, np.take_along_axis(full, y.T, -1).T, rtol=1e-5, atol=1e-6)
+
+
+def test_near_equality():
+    """Of rows that differ by 1e-4 a divergence is some 1e-9, with its digits."""
+    arrays = {**ARRAYS, "g": ARRAYS["h"] * np.float32(1 + 1e-4), "u": ARRAYS["w"].T}
+    with jax.enable_x64():
+        wide = {key: jnp.asarray(x, jnp.float64) for key, x in arrays.items()}
+        p, q = logarithms(**wide)
+        exact = mean_log_ratio((p, q), (0.5, 0.5))
+    # float32 logits round by some 1e-7 of themselves, where they differ by 1e-4: 1e-3 a class, twice that of a square.
+    np.testing.assert_allclose(jax.jit(lambda x: mx.jensen_shannon(*families(**x)))(arrays), exact, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["Jensen–Shannon", "log q where restricted"])
+def test_rows_without_a_cotangent(name):
+    """What is in them is in no gradient."""
+    some = np.arange(N) != 2
+    loss = lambda x: jnp.sum(jnp.where(some, ASKED[name][0](*families(**{**ARRAYS, **x})), 0))
+    arrays = {key: ARRAYS[key] for key in SMOOTH}
+    expected = jax.jit(jax.grad(loss))(arrays)
+    bad = {key: np.where(some[:, None], x, np.nan) if key in "hg" else x for key, x in arrays.items()}
+    got = jax.jit(jax.grad(loss))(bad)
+    for key in SMOOTH:
+        np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_lambda_of_points_asks():
+    """One h at a time, under vmap."""
+    Q, T = (mx.LinearSoftmax(ARRAYS["w"], batch_size=3), mx.LinearSoftmax(ARRAYS["u"], class_axis=0, batch_size=3))
+    h, g = ARRAYS["h"], ARRAYS["g"]
+    each = mx.jensen_shannon(T(g), Q(h))
+    mean = mx.Empirical((h, g)).normalize().expect(lambda h, g: mx.jensen_shannon(T(g), Q(h)))
+    np.testing.assert_allclose(mean, each.mean(), rtol=1e-6)
+
+
+@sweep(
+    "name", ["Jensen–Shannon", "a table", "entropy where restricted", "log q where restricted", "of a few classes"], 0.5
+)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh(kind, name):
+    """Rows and classes over devices."""
+    rows, classes = 8, 16
+    arrays = {
+        "h": f32(rng.normal(size=(rows, D))),
+        "w": f32(rng.normal(size=(D, classes))),
+        "g": f32(rng.normal(size=(rows, D))),
+        "u": f32(rng.normal(size=(D, classes))),
+    }
+    top, y = np.resize(TOP, (rows, 3)), np.resize(2 * (Y // 2) + 1, rows)
+    asked = {
+        "of a few classes": lambda P, Q: mx.jensen_shannon(mx.Discrete(top, jnp.full((rows, 3), 1 / 3)), Q),
+        "log q where restricted": lambda P, Q: Q.restrict(IS_ODD).normalize().log_density(y),
+        "a table": lambda P, Q: Q.expect(lambda y: jnp.sin(1.0 * y)),
+    }
+    function = asked.get(name, ASKED[name][0])
+    cotangents = jnp.cos(jnp.arange(1.0 * rows))
+
+    def loss(x):
+        P, Q = (mx.LinearSoftmax(x[w], batch_size=3)(x[h]) for h, w in ("gu", "hw"))
+        return jnp.sum(cotangents * function(P, Q))
+
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    spec = lambda key: S("data", None) if key in "hg" else S(None, "model")
+    placed = {key: jax.device_put(x, NamedSharding(mesh, spec(key))) for key, x in arrays.items()}
+    got, expected = (jax.jit(jax.value_and_grad(loss))(x) for x in (placed, arrays))
+    for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+
+
+BOUNDS = {  # MiB; the logits are 128
+    "Jensen–Shannon": 20,
+    "of a few classes": 20,
+    "a table": 12,
+    "log q where restricted": 18,
+    "entropy where restricted": 128,
+}
+
+
+@sweep("name", BOUNDS, 0.5)
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are of the blocks of CPUs")
+def test_memory(name):
+    n, classes, features = 2048, 16384, 64
+    arrays = {"h": (n, features), "w": (features, classes), "g": (n, features), "u": (features, classes)}
+    top, y = jnp.zeros((n, 3), int), jnp.zeros(n, int)
+    asked = {
+        "of a few classes": lambda P, Q: mx.jensen_shannon(mx.Discrete(top, jnp.full((n, 3), 1 / 3)), Q),
+        "log q where restricted": lambda P, Q: Q.restrict(IS_ODD).normalize().log_density(y),
+        "a table": lambda P, Q: Q.expect(lambda y: jnp.sin(1.0 * y)),
+    }
+    function = asked.get(name, ASKED[name][0])
+    loss = lambda x: function(*(mx.LinearSoftmax(x[w])(x[h]) for h, w in ("gu", "hw"))).sum()
+    shapes = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in arrays.items()}
+    compiled = jax.jit(jax.grad(loss)).lower(shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < BOUNDS[name] << 20
