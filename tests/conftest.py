@@ -26,8 +26,8 @@ OPTIMISED = {
     "test_bench",
     "test_cost",
     "test_digits",
-    "test_head",
     "test_lm",
+    "test_memory",
     "test_programs",
     "test_score",
 }

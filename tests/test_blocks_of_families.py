@@ -244,30 +244,3 @@ def test_on_a_mesh(kind, name):
     got, expected = (jax.jit(jax.value_and_grad(loss))(x) for x in (placed, arrays))
     for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
-
-
-BOUNDS = {  # MiB; the logits are 128
-    "Jensen–Shannon": 20,
-    "of a few classes": 20,
-    "a table": 12,
-    "log q where restricted": 18,
-    "entropy where restricted": 128,
-}
-
-
-@sweep("name", BOUNDS, 0.5)
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are of the blocks of CPUs")
-def test_memory(name):
-    n, classes, features = 2048, 16384, 64
-    arrays = {"h": (n, features), "w": (features, classes), "g": (n, features), "u": (features, classes)}
-    top, y = jnp.zeros((n, 3), int), jnp.zeros(n, int)
-    asked = {
-        "of a few classes": lambda P, Q: mx.jensen_shannon(mx.Discrete(top, jnp.full((n, 3), 1 / 3)), Q),
-        "log q where restricted": lambda P, Q: Q.restrict(IS_ODD).normalize().log_density(y),
-        "a table": lambda P, Q: Q.expect(lambda y: jnp.sin(1.0 * y)),
-    }
-    function = asked.get(name, ASKED[name][0])
-    loss = lambda x: function(*(mx.LinearSoftmax(x[w])(x[h]) for h, w in ("gu", "hw"))).sum()
-    shapes = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in arrays.items()}
-    compiled = jax.jit(jax.grad(loss)).lower(shapes).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < BOUNDS[name] << 20

@@ -196,7 +196,7 @@ def renyi_divergence(
         0.25
     """
 
-    def of(P, Q):
+    def of(alpha, P, Q):
         kl: Any = functools.partial(kl_divergence, P, Q, method=method)
         return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method)
 
@@ -216,7 +216,7 @@ def renyi_entropy(P: Measure, alpha: Any, *, base: float | None = None, method: 
         [1.585, 1.5, 1.415, 1.0]
     """
 
-    def of(P):
+    def of(alpha, P):
         mean: Any = functools.partial(P.expect, log(P), method=method)
         return -_renyi(P, log(P), alpha, mean, method)
 
@@ -279,10 +279,13 @@ def _renyi(P: Measure, log_ratio: Integrand, alpha: Any, mean: Callable[[], Any]
 
 def _of_present(of: Callable[..., Any], alpha: Any, P: Measure, *others: Measure) -> Any:
     """A functional of what is not null, 0 for null members of a family: a logarithm has no derivative there."""
+    by_member = by_members(functools.partial(_of_present, of), alpha, P, *others)  # all of its integrals at once
+    if by_member is not NotImplemented:
+        return by_member
     if not P.shape or static_mass(P) is not None or (isinstance(alpha, float) and math.isinf(alpha)):
-        return of(P, *others)
+        return of(alpha, P, *others)
     null = P.mass == 0
-    return jnp.where(null, 0, of(*(without_null(R, null) for R in (P, *others))))
+    return jnp.where(null, 0, of(alpha, *(without_null(R, null) for R in (P, *others))))
 
 
 def _order(alpha: Any) -> Any:
