@@ -17,7 +17,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.core
@@ -82,17 +82,22 @@ _SMALL: dict[Any, bool] = {}
 SMALL = 1 << 14  # numbers in each array of a program that a CPU runs in less time than LLVM takes to optimise it
 
 
-def parts_of(x: Any) -> tuple[list[Any], Callable[[Any], Any]]:
-    """The arrays that an object is made of, those that functions in it close over among them, and what makes it of others.
+class Parts(NamedTuple):
+    """What an object is made of: its arrays, those that functions in it close over among them, what makes it of others, and
+    whether there is a user's function in it."""
 
-    Where nobody can say what a function reads, those of its tree.
-    """
+    arrays: list[Any]
+    make: Callable[[Any], Any]
+    of_user: bool
+
+
+def parts_of(x: Any) -> Parts | None:
+    """The parts of an object, or None where nobody can say what a function in it reads."""
     walk = _Walk()
     try:
         at = walk(x)
     except (_Unknown, RecursionError):
-        leaves, tree = jax.tree.flatten(x)
-        return leaves, tree.unflatten
+        return None
     nodes = walk.nodes
 
     def make(operands: Any) -> Any:
@@ -101,7 +106,7 @@ def parts_of(x: Any) -> tuple[list[Any], Callable[[Any], Any]]:
             made.append(node.make(made, operands))
         return made[at]
 
-    return walk.operands, make
+    return Parts(list(map(jax.numpy.asarray, walk.operands)), make, walk.of_user)
 
 
 def _remember(known: dict, key: Any, value: bool) -> None:
@@ -222,6 +227,7 @@ class _Walk:
         self.open = 0  # how many objects it is in, of which those that are found again are numbered from −1 down
         self.fixed = 0  # in what cannot be made anew, as classes and modules, arrays are no operands
         self.codes: list[types.CodeType] = []  # of the functions that lead to where it is
+        self.of_user = False  # whether a function is a user's
         self.ours = False  # in a node of this package, numbers are operands, too
 
     def __call__(self, x: Any) -> int:
@@ -344,6 +350,7 @@ class _Walk:
 
     def function(self, f: types.FunctionType) -> int:
         installed = _is_installed(f)
+        self.of_user |= not installed
         if not installed and (_does_more(f.__code__) or set(vars(f)) - {"__wrapped__"}):
             raise _Unknown
         names = () if installed else [name for name in _globals_of(f.__code__) if name in f.__globals__]

@@ -244,3 +244,52 @@ def test_on_a_mesh(kind, name):
     got, expected = (jax.jit(jax.value_and_grad(loss))(x) for x in (placed, arrays))
     for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": mx.Quadrature(8)}, {"batch_size": 2}], ids=["", "method", "batches"]
+)
+def test_ranks_and_methods(rank, options):
+    """Of families with any number of axes, however they are to be integrated."""
+    hidden = f32(rng.normal(size=(2, 3, D)))[(0,) * (2 - rank)]
+    heads = [mx.LinearSoftmax(w, batch_size=2)(hidden) for w in (ARRAYS["w"], ARRAYS["w"][:, ::-1])]
+    dense = [mx.Categorical(Q.logits) for Q in heads]
+    asked = [lambda P, Q: (P + Q).expect(lambda y: 1.0 * y, **options)]
+    if "batch_size" not in options:
+        asked += [lambda P, Q: mx.jensen_shannon(P, Q, **options), lambda P, Q: mx.kl_divergence(P, Q, **options)]
+    for function in asked:
+        np.testing.assert_allclose(function(*heads), function(*dense), rtol=1e-5, atol=1e-6)
+
+
+class Holder:
+    """An object that nobody can tell what is read of."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+UNIFORM = mx.DiscreteUniform(V)
+ROWS = f32(rng.normal(size=N))
+OF_ARRAYS = {  # functions of a family and of an array [V] that is closed over
+    "a jitted function": lambda Q, t: Q.expect(jax.jit(lambda y: t[y])),
+    "an object": lambda Q, t: (lambda o: Q.expect(lambda y: o.x[y]))(Holder(t)),
+    "a density": lambda Q, t: Q.reweight(jax.jit(lambda y: jnp.exp(t[y]))).mass,
+    "a value for each member": lambda Q, t: Q.reweight(lambda y: ROWS**2 * jnp.exp(t[y])).mass,
+    "a set for each member": lambda Q, t: Q.restrict(lambda y: Q.log_density(y) > -2.5).mass * t.sum(),
+    "a probability": lambda Q, t: Q.expect(lambda y: y == 3) * t.sum(),
+    "an f": lambda Q, t: (lambda o: mx.f_divergence(Q, UNIFORM, lambda r: (r - 1) ** 2 / (o.x[0] ** 2 + r), slope=1.0))(
+        Holder(t)
+    ),
+}
+
+
+@sweep("name", OF_ARRAYS, 0.25)
+def test_what_functions_close_over(name):
+    """Whatever cannot be taken a block at a time is what it is of the dense family, and has its derivatives."""
+    function = OF_ARRAYS[name]
+    families = mx.LinearSoftmax(ARRAYS["w"], batch_size=3), lambda h: mx.Categorical(h @ ARRAYS["w"])
+    of = lambda Q: jax.value_and_grad(lambda h, t: WEIGHTED(function(Q(h), t)), (0, 1))
+    got, expected = (of(Q)(ARRAYS["h"], jnp.asarray(TABLE)) for Q in families)
+    for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)

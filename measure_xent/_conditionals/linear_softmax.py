@@ -441,6 +441,8 @@ def _check_same(x: Any, head: LinearSoftmax, what: str) -> None:
 def rows_of_head(P: Measure, f: Any) -> PyTree:
     """∫ f dP for functions of Categorical(h @ weight), one number a row, from blocks of logits."""
     Q: Any = f.model
+    if Q is None:
+        return NotImplemented
     forms: Any = P.forms()
     if _are_written(P, forms) and (value := by_members(lambda *of: integrate(*of).checked, P, f)) is not NotImplemented:
         return value

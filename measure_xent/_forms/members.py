@@ -50,15 +50,34 @@ def by_members(function: Callable, *nodes: Any) -> Any:
         return NotImplemented
     family = deferred[0].shape
     shapes = [node.shape for node in nodes if dataclasses.is_dataclass(type(node)) and hasattr(node, "shape")]  # type: ignore
-    if any(Q.shape != family for Q in deferred) or jnp.broadcast_shapes(family, *shapes) != family:
+    if any(Q.shape != family for Q in deferred) or jnp.broadcast_shapes(family, *shapes) != family or _has_forms(nodes):
         return NotImplemented
     own: list[Any] = []
     is_row = lambda x: isinstance(x, jax.Array | np.ndarray) and x.shape[: len(family)] == family != ()
     template = [_own(node, own) if is_row(node) else _template(node, deferred, family, own) for node in nodes]
-    shared, make = parts_of(template)
-    shared = list(map(jnp.asarray, shared))
-    nodes_of = lambda dense, own, shared: _filled(make(shared), dense, own)
-    return deferred[0].in_blocks(lambda *of: function(*nodes_of(*of)), deferred[1:], own, shared)
+    if (parts := parts_of(template)) is None:
+        return NotImplemented
+    of_block = lambda dense, own, shared: function(*_filled(parts.make(shared), dense, own))
+    # A user's function may have a value for each member, by arrays of its own.
+    if parts.of_user and not _takes_few(of_block, deferred, own, parts.arrays):
+        return NotImplemented
+    return deferred[0].in_blocks(of_block, deferred[1:], own, parts.arrays)
+
+
+def _takes_few(of_block: Callable, deferred: list[Any], own: list[Any], shared: list[Any], n: int = 1009) -> bool:
+    """Whether a function of so many members, as no family has them, has a value for each."""
+    lead, few = len(deferred[0].shape), lambda x, lead: jnp.zeros((n, *x.shape[lead:]), x.dtype)
+
+    def of_few(shared):
+        fields = [{name: few(getattr(Q, name), lead) for name in _event_ranks(type(Q))} for Q in deferred]
+        dense = [replaced(Q, **new).dense for Q, new in zip(deferred, fields, strict=True)]
+        return of_block(dense, [few(x, lead) for x in own], shared)
+
+    try:
+        values = jax.tree.leaves(jax.eval_shape(of_few, shared))
+    except Exception:  # whatever it is, the dense family has it too
+        return False
+    return all(x.shape[:1] == (n,) for x in values)
 
 
 @pytree
@@ -73,6 +92,11 @@ def deferred_families(nodes: Any) -> list[Any]:
     """The families among the nodes that exist in blocks, each once."""
     found = [node for node in jax.tree.leaves(nodes, is_leaf=_is_deferred) if _is_deferred(node)]
     return list({_identity(node): node for node in found}.values())
+
+
+def _has_forms(nodes: Any) -> bool:
+    """Whether a family is there by its forms already, whose parts have axes of their own."""
+    return any(getattr(x, "deferred", ()) for x in jax.tree.leaves(nodes, is_leaf=lambda x: hasattr(x, "deferred")))
 
 
 def _is_deferred(node: Any) -> bool:

@@ -95,7 +95,9 @@ def _null_atoms(function, weighed, order, weight, arguments):
     for _ in range(0 if function.for_reverse_mode_alone else order):
         function = functools.partial(_along, function, along)
         fit &= _finite(function(*arguments), weight.shape)
-    return (null & ~fit) | no, jax.tree.map(lambda v: jnp.where(jnp.isfinite(v) & ~no, v, 0), value)
+    return (null & ~fit) | no, jax.tree.map(
+        lambda v: jnp.where(jnp.isfinite(v) & ~no, v, jnp.zeros((), v.dtype)), value
+    )
 
 
 @functools.partial(_null_atoms.defjvp, symbolic_zeros=True)

@@ -134,7 +134,8 @@ def _logits_or_masses(P: Measure, classes: int) -> tuple[Array, bool, Array]:
 def _sum_of_perspectives(generator: Any, both: list[tuple[Array, bool, Array]], classes: Classes) -> Array:
     """Of two measures by (logits or masses, which of these they are, the mass on no class)."""
     rows, are_logits, outside = zip(*both, strict=True)
-    arrays, make = parts_of(generator)
+    parts = parts_of(generator)
+    arrays, make = ([], lambda _: generator) if parts is None else parts[:2]
 
     def of_rows(arrays, *rows):
         logs = [log_softmax_of_few(classes, z) if known else None for z, known in zip(rows, are_logits, strict=True)]
@@ -155,7 +156,9 @@ def _sum_of_perspectives(generator: Any, both: list[tuple[Array, bool, Array]], 
             of_class = jax.vmap(of_class, in_axes=-1, out_axes=-1)
         return classes.all_parts((weight * of_class(*ratio.shares, jnp.where(read, log, 0))).sum(-1))
 
-    total = rowwise(of_rows, arrays, *jnp.broadcast_arrays(*rows))
+    rows = jnp.broadcast_arrays(*rows)
+    # What closes over arrays that nobody knows of has no rule of its own.
+    total = of_rows(arrays, *rows) if parts is None else rowwise(of_rows, arrays, *rows)
     for mass, shares in zip(outside, ((1.0, 0.0), (0.0, 1.0)), strict=True):
         cost = generator.of(Ratio(jnp.zeros(()), *map(jnp.asarray, shares)))
         total = total + jnp.where(mass == 0, 0, mass * cost)
