@@ -193,8 +193,8 @@ class _JensenShannon:
     def __call__(self, p, q, u):
         a, b = self.a, 1 - self.a
         middle, (near, _) = a * p + b * q, _near(u)
-        # With t = p/q the larger of p and q is m / (a + b/t) or so, and the smaller one is 1/t of it: one exponential serves
-        # both, and where they are near, t − 1 has all digits too.
+        # log p/m is −log (1 + b (q/p − 1)). One exponential gives q/p − 1 and p/q − 1: as it is that of the smaller to the
+        # larger, and where they are near the other, too. Far apart, the smaller one's logarithm is the larger's less |u|.
         below = jnp.expm1(-jnp.abs(u))
         above = jnp.where(near, -below / jnp.where(near, 1 + below, 1), 0)
 

@@ -49,7 +49,8 @@ def by_members(function: Callable, *nodes: Any) -> Any:
     if not deferred:
         return NotImplemented
     family = deferred[0].shape
-    shapes = [node.shape for node in nodes if dataclasses.is_dataclass(type(node)) and hasattr(node, "shape")]  # type: ignore
+    measures: list[Any] = [node for node in nodes if dataclasses.is_dataclass(type(node))]
+    shapes = [node.shape for node in measures if hasattr(node, "shape")]
     if any(Q.shape != family for Q in deferred) or jnp.broadcast_shapes(family, *shapes) != family or _has_forms(nodes):
         return NotImplemented
     own: list[Any] = []

@@ -23,6 +23,7 @@ from .._kernels.checks import check_values, real_array
 from .._kernels.null import nan_where
 from .._kernels.ratio import excess
 from .._kernels.scaled import Ratio
+from .._measures import perspectives as perspectives  # their rule
 from .._measures.measure import Measure
 from .._measures.shapes import enumerable, static_mass
 from .._program import program

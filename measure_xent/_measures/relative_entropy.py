@@ -5,30 +5,26 @@ order, A(η′) − A(η) − ⟨∇A(η), η′ − η⟩, which as a differenc
 integral of A's curvature, or by eˣ − 1 − x, it has them all, and so have its derivatives, Fisher's information among them.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from .. import generators
 from .._forms.members import by_members
 from .._forms.normal_form import NormalForm
-from .._integrands.density import KullbackLeibler, Perspective, RatioFunction, log
+from .._integrands.density import KullbackLeibler, RatioFunction, log
 from .._integrands.rules import integrate, rule
 from .._kernels.classes import Classes, accumulator
 from .._kernels.null import where_supported
-from .._kernels.ratio import difference, divergence_of_softmaxes, excess, log_ratio, relative, valued
-from .._kernels.rowwise import rowwise
-from .._kernels.scaled import Ratio, ScaledNumber
-from .._kernels.softmax import log_softmax, log_softmax_of_few
+from .._kernels.ratio import divergence_of_softmaxes, excess, log_ratio, relative
+from .._kernels.scaled import Ratio
+from .._kernels.softmax import log_softmax
 from .._kernels.target import expand
-from .._program import parts_of
 from .categorical import Bernoulli, Categorical
 from .counts import Geometric, Poisson
 from .dirichlet import Dirichlet
@@ -50,14 +46,14 @@ def between(P: type, Q: type) -> Callable[[Callable], Callable]:
     def register(function: Callable) -> Callable:
         @rule(Sum, KullbackLeibler, P, Q)
         def known(S: Sum, f: Any) -> Any:
-            return function(f.P, f.Q) if _is_sum_of(S, f) else NotImplemented
+            return function(f.P, f.Q) if is_sum_of(S, f) else NotImplemented
 
         return function
 
     return register
 
 
-def _is_sum_of(S: Sum, f: Any) -> bool:
+def is_sum_of(S: Sum, f: Any) -> bool:
     """Whether S is P + Q."""
     both = (f.P + f.Q).terms
     return len(S.terms) == len(both) and all(a is b for a, b in zip(S.terms, both, strict=True))
@@ -77,15 +73,15 @@ def on_classes(P: Measure, Q: Measure) -> Any:
     if (value := by_members(lambda P, Q: divergence(P, Q).checked, P, Q)) is not NotImplemented:
         return value
     try:
-        classes = _common_classes(P, Q)
+        classes = common_classes(P, Q)
     except NotImplementedError:  # integrated by rules alone, which know logarithms
         return P.expect(log(P) - log(Q)) + Q.mass - P.mass
     if classes is None:
         return NotImplemented
-    logits: Any = _logits(P), _logits(Q)
+    logits: Any = logits_of(P), logits_of(Q)
     if not any(z is None for z in logits):
         return divergence_of_softmaxes(*jnp.broadcast_arrays(*logits))
-    (p, log_p, p_outside), (q, log_q, q_outside) = (_rows(R, classes) for R in (P, Q))
+    (p, log_p, p_outside), (q, log_q, q_outside) = (class_masses(R, classes) for R in (P, Q))
     if log_p is None and log_q is None:
         u = log_ratio(jnp.where(p == 0, 1, p), jnp.where(p == 0, 1, q))
     else:
@@ -94,7 +90,7 @@ def on_classes(P: Measure, Q: Measure) -> Any:
     return sum_over_classes(p, q, u, p_outside) + q_outside
 
 
-def _common_classes(P: Measure, Q: Measure) -> int | None:
+def common_classes(P: Measure, Q: Measure) -> int | None:
     """How many classes P and Q are on, and on nothing else but atoms of one of them; None if they are not."""
     forms: Any = [form for R in (P, Q) for form in R.forms()]
     if not all(isinstance(form, NormalForm) and not isinstance(form.points, tuple | dict | list) for form in forms):
@@ -108,73 +104,6 @@ def _common_classes(P: Measure, Q: Measure) -> int | None:
     return classes if classes and integers and not both_sparse else None
 
 
-@rule(Sum, Perspective, Measure, Measure)
-def perspective_on_classes(S: Sum, f: Any) -> Any:
-    """Σ φ(p, q) over the classes, if P and Q are on some."""
-    P, Q = f.P, f.Q
-    if not _is_sum_of(S, f):
-        return NotImplemented
-    by_member = lambda P, Q, generator: integrate(P + Q, Perspective(P, Q, generator)).checked
-    if (value := by_members(by_member, P, Q, f.generator)) is not NotImplemented:
-        return value
-    with contextlib.suppress(NotImplementedError):
-        if (classes := _common_classes(P, Q)) is not None:
-            both = [_logits_or_masses(R, classes) for R in (P, Q)]
-            return _sum_of_perspectives(f.generator, both, Classes(classes))
-    return NotImplemented
-
-
-def _logits_or_masses(P: Measure, classes: int) -> tuple[Array, bool, Array]:
-    if (z := _logits(P)) is not None:
-        return z, True, jnp.asarray(0.0)
-    masses, _, outside = _rows(P, classes)
-    return masses, False, outside
-
-
-def _sum_of_perspectives(generator: Any, both: list[tuple[Array, bool, Array]], classes: Classes) -> Array:
-    """Of two measures by (logits or masses, which of these they are, the mass on no class)."""
-    rows, are_logits, outside = zip(*both, strict=True)
-    parts = parts_of(generator)
-    arrays, make = ([], lambda _: generator) if parts is None else parts[:2]
-
-    def of_rows(arrays, *rows):
-        logs = [log_softmax_of_few(classes, z) if known else None for z, known in zip(rows, are_logits, strict=True)]
-        numbers = [
-            ScaledNumber.of(x) if log is None else ScaledNumber.exp(log) for x, log in zip(rows, logs, strict=True)
-        ]
-        weight = numbers[0].value + numbers[1].value
-        if all(are_logits):
-            ratio, log = _ratio_of_softmaxes(logs, lax.stop_gradient(difference(classes, *rows, *logs)))
-        else:
-            ratio = Ratio.of(*numbers)
-            log = ratio.log_inside
-        # Where neither has mass, or no more than rounds to 0, nothing is read.
-        read = weight != 0
-        ratio = Ratio(*(jnp.where(read, x, one) for one, x in zip((0, 1, 1), ratio, strict=True)))
-        of_class = make(arrays).of_shares
-        if any(map(jnp.ndim, arrays)):  # which are of the family
-            of_class = jax.vmap(of_class, in_axes=-1, out_axes=-1)
-        return classes.all_parts((weight * of_class(*ratio.shares, jnp.where(read, log, 0))).sum(-1))
-
-    rows = jnp.broadcast_arrays(*rows)
-    # What closes over arrays that nobody knows of has no rule of its own.
-    total = of_rows(arrays, *rows) if parts is None else rowwise(of_rows, arrays, *rows)
-    for mass, shares in zip(outside, ((1.0, 0.0), (0.0, 1.0)), strict=True):
-        cost = generator.of(Ratio(jnp.zeros(()), *map(jnp.asarray, shares)))
-        total = total + jnp.where(mass == 0, 0, mass * cost)
-    return total
-
-
-def _ratio_of_softmaxes(logs: list[Any], near: Array) -> tuple[Ratio, Array]:
-    """The ratio and its logarithm, which has a value that is better than the difference of theirs."""
-    log_p, log_q = logs
-    has_p, has_q = log_p > -jnp.inf, log_q > -jnp.inf
-    both = has_p & has_q
-    log = jnp.where(both, valued(near, jnp.where(both, log_p, 0) - jnp.where(both, log_q, 0), both), 0)
-    one = lambda has: has.astype(log.dtype)
-    return Ratio(log, one(has_p), one(has_q)), jnp.where(both, log, jnp.where(has_p, jnp.inf, -jnp.inf))
-
-
 def sum_over_classes(p: Array, q: Array, u: Array, outside: Array, classes: Classes | None = None) -> Array:
     """Σ p log(p/q) − p + q, of any u where p is 0; +inf where P has mass on no class, with no derivative."""
     u = jnp.where(p == 0, jnp.where(q == 0, 0, -jnp.inf), jnp.where(p * q < 0, jnp.nan, u))
@@ -183,14 +112,14 @@ def sum_over_classes(p: Array, q: Array, u: Array, outside: Array, classes: Clas
     return where_supported(outside == 0, total) + jnp.where(outside == 0, 0, jnp.inf)
 
 
-def _rows(P: Measure, classes: int) -> tuple[Array, Array | None, Array]:
+def class_masses(P: Measure, classes: int) -> tuple[Array, Array | None, Array]:
     """(masses, their logarithms where those are known better, the mass on no class)."""
     vector, outside = jnp.zeros(classes), jnp.asarray(0.0)
     for form in P.forms():
         target = materialised_target(form, classes, type(P).__name__)
         vector = vector + expand(Classes(classes), *target)[1]
         outside = outside + mass_outside(Classes(classes), target)
-    z = _logits(P)
+    z = logits_of(P)
     return vector, None if z is None else log_softmax(Classes.of(z), z), outside
 
 
@@ -201,7 +130,7 @@ def mass_outside(classes: Classes, target: Any) -> Array:
     return jnp.where(classes.excludes(target.indices), jnp.abs(target.weights), 0).sum(-1)
 
 
-def _logits(P: Measure) -> Array | None:
+def logits_of(P: Measure) -> Array | None:
     if not isinstance(P, Categorical | Bernoulli) or P.logits is None:
         return None
     z = P.logits.astype(accumulator(P.logits.dtype))
