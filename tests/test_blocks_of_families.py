@@ -212,9 +212,7 @@ def test_what_a_lambda_of_points_asks():
     np.testing.assert_allclose(mean, each.mean(), rtol=1e-6)
 
 
-@sweep(
-    "name", ["Jensen–Shannon", "a table", "entropy where restricted", "log q where restricted", "of a few classes"], 0.5
-)
+@sweep("name", ["Jensen–Shannon", "a table", "entropy where restricted", "log q where restricted", "of a few classes"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_on_a_mesh(kind, name):
     """Rows and classes over devices."""
@@ -246,10 +244,8 @@ def test_on_a_mesh(kind, name):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-@pytest.mark.parametrize(
-    "options", [{}, {"method": mx.Quadrature(8)}, {"batch_size": 2}], ids=["", "method", "batches"]
-)
+@sweep("rank", [0, 1, 2], 0.5)
+@sweep("options", [{}, {"method": mx.Quadrature(8)}, {"batch_size": 2}], 0.5, ids=["", "method", "batches"])
 def test_ranks_and_methods(rank, options):
     """Of families with any number of axes, however they are to be integrated."""
     hidden = f32(rng.normal(size=(2, 3, D)))[(0,) * (2 - rank)]
@@ -284,7 +280,7 @@ OF_ARRAYS = {  # functions of a family and of an array [V] that is closed over
 }
 
 
-@sweep("name", OF_ARRAYS, 0.25)
+@sweep("name", OF_ARRAYS, 0.5)
 def test_what_functions_close_over(name):
     """Whatever cannot be taken a block at a time is what it is of the dense family, and has its derivatives."""
     function = OF_ARRAYS[name]

@@ -474,9 +474,7 @@ def test_a_class_that_is_none_and_derivatives_of_candidates():
         np.testing.assert_allclose(derivative(total)(weight), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    "dtypes", ["bfloat16 bfloat16 bfloat16", "float32 float32 bfloat16", "float32 bfloat16 float16"]
-)
+@sweep("dtypes", ["bfloat16 bfloat16 bfloat16", "float32 float32 bfloat16", "float32 bfloat16 float16"])
 def test_gradients_have_their_arrays_dtypes(dtypes):
     """Hidden, weight and bias of several, for a loss a row, log q and the mean."""
     hidden, weight, bias, labels, _ = problem(9, 40)

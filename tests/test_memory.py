@@ -82,3 +82,9 @@ def test_families(name):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.int32 if i == 4 else jnp.float32) for i, shape in enumerate(shapes)]
     compiled = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*arrays).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < bound << 20
+
+
+def test_samples():
+    """Numbers for the noise beside the logits, of a block of rows."""
+    draw = lambda h, w, y: mx.LinearSoftmax(w)(h).sample(jax.random.key(0), 2)
+    assert temporaries(draw, 2048, 16384, 64) < 8

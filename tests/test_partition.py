@@ -191,7 +191,7 @@ FUNCTIONALS = {
 }
 
 
-@sweep("name", FUNCTIONALS, cost=0.5)
+@sweep("name", FUNCTIONALS)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_functionals_of_logits_whose_classes_are_sharded(kind, name):
     def function(z, dense, cotangents, labels):

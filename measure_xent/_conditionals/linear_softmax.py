@@ -19,6 +19,7 @@ from .._integrands.rules import integrate, rule
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.exponentials import MOST_ATOMS
+from .._kernels.gumbel import Keys, draws
 from .._kernels.head import integral, per_row
 from .._kernels.head_function import Dimensions
 from .._kernels.layout import CLASSES, rows_of
@@ -34,6 +35,7 @@ from .._measures.measure import Measure
 from .._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
 from .._measures.shapes import sample_axes
 from .._measures.target import check_labels, materialised_target, target
+from .._program import program
 from .._pytree import pytree, replaced, set_fields, static
 from .conditional import AbstractConditional
 
@@ -231,6 +233,16 @@ class LinearCategorical(Measure):
         of_figures = _of_figures(against, (), lambda figures, *_: figures.surprisals, self.head.axis_name)
         values = self.per_row(_surprisals, against, (), of_figures)
         return -jnp.moveaxis(values, -1, 0).reshape(shape)
+
+    @program
+    def sample(self, key, shape=()):
+        keys, count = Keys.of(key, self.shape), math.prod(shape)
+
+        def of_block(axis_name, axes, logits, shared, own, words):
+            return draws(Classes.of(logits, axis_name), logits, keys._replace(words=words), count)
+
+        at = self._per_row(of_block, (), (), keys.words, (), copies=8)
+        return jnp.moveaxis(at, -1, 0).reshape(*shape, *self.shape)
 
     def row(self, against: Target, row_statistics: tuple[str, ...] = (), deferred: tuple = ()) -> Row:
         """Every row's figures against its target, of the classes here; the targets' family is this one's."""

@@ -69,10 +69,12 @@ class Disintegration(Form):
         return replaced(self, target=self.target.using(method))
 
     def draw(self, stream: Any) -> tuple[Any, Float[Array, "*family"]]:
-        i, weight = stream.choose(self.weights)
+        masses = self.target.proposed()
+        i, weight = stream.choose(null_safe_product(self.weights, masses))
         one = lambda a: pick(a, i, self.weights.ndim - 1)
         y, inner = self.target.map_family(one).draw(stream)
-        return (*jax.tree.map(one, self.points), *as_tuple(y)), weight * inner
+        mass = one(jnp.broadcast_to(masses, jnp.broadcast_shapes(masses.shape, self.weights.shape)))
+        return (*jax.tree.map(one, self.points), *as_tuple(y)), weight * inner / jnp.where(mass == 0, 1, mass)
 
     def map_family(self, g: Callable) -> "Disintegration":
         points, weights = jax.tree.map(g, (self.points, self.weights))
@@ -81,6 +83,9 @@ class Disintegration(Form):
     def mass(self) -> Float[Array, "*family"]:
         mass = self.target.mass()
         return null_safe_product(self.weights, mass).sum(-1)
+
+    def proposed(self) -> Float[Array, "*family"]:
+        return null_safe_product(self.weights, self.target.proposed()).sum(-1)
 
     def mass_and_error(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         mass, error = self.target.mass_and_error()

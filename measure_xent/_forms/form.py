@@ -51,6 +51,10 @@ class Form(abc.ABC):
     def mass_and_error(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         """The mass, and what it may be off by where parts of both signs cancel."""
 
+    def proposed(self) -> Float[Array, "*family"]:
+        """The mass of what is drawn from, before the functions that weigh the draws."""
+        return self.mass()
+
     @property
     @abc.abstractmethod
     def at_atoms(self) -> tuple[bool, ...]:

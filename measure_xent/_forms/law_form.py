@@ -56,6 +56,10 @@ class LawForm(Form):
             return jnp.broadcast_to(self.c * self.law.mass, self.family)
         return self.integrate(as_integrand(1.0)).checked
 
+    def proposed(self) -> Float[Array, "*family"]:
+        mass = self.law.proposed() if hasattr(self.law, "proposed") else self.law.mass
+        return jnp.broadcast_to(self.c * mass, self.family)
+
     def mass_and_error(self) -> tuple[Float[Array, "*family"], Float[Array, "*family"]]:
         if not self.factors:
             return (mass := self.mass()), rounding(jnp.abs(mass))

@@ -1,6 +1,7 @@
 """Laws on classes by logits or probabilities, and integrals against them."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ from .._integrands.rules import rule
 from .._kernels import sigmoid
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
+from .._kernels.gumbel import Keys, draws
 from .._kernels.null import values_at, where_supported
 from .._kernels.ratio import log_ratio_of_softmaxes
 from .._kernels.scaled import Ratio, ScaledNumber
 from .._kernels.softmax import Rows, cross_entropy, log_softmax, rows, softmax
 from .._kernels.target import Target, mass, mass_at
+from .._program import program
 from .._pytree import pytree, set_fields
 from .measure import Measure
 from .target import check_labels, masses, materialised_target, outcomes
@@ -90,6 +93,12 @@ class Categorical(Measure):
     def mode(self) -> Int[Array, "*family"]:
         """The most probable class, the first of several."""
         return jnp.argmax(self._parameter, axis=-1).astype(jnp.int32)
+
+    @program
+    def sample(self, key, shape=()):
+        z = self.logits if self.logits is not None else jnp.log(self.probs)
+        at = draws(Classes.of(z), z, Keys.of(key, self.shape), math.prod(shape))
+        return jnp.moveaxis(at, -1, 0).reshape(*shape, *self.shape)
 
     def forms(self):
         parameter = self._parameter.astype(accumulator(self._parameter.dtype))

@@ -25,7 +25,7 @@ from .._kernels.scaled import Ratio, ScaledNumber
 from .._kernels.target import Target, expand
 from .._program import program
 from .._pytree import pytree, set_fields
-from .shapes import arity, atom_axes, check_families, enumerable, family_of, sample_axes, shapes_of, static_mass
+from .shapes import arity, atom_axes, check_families, drawn, enumerable, family_of, sample_axes, shapes_of, static_mass
 
 _PROGRAMS = {"mass", "mode", "log_partition", "log_density"}  # beside the integrals
 
@@ -39,6 +39,22 @@ def _compile(cls: type) -> None:
             setattr(cls, name, property(program(getter, numbers=True), doc=member.__doc__))
         else:
             setattr(cls, name, program(member, numbers=True))
+    if "sample" in vars(cls):
+        cls.sample = _sampler(cls.sample)
+
+
+def _sampler(sample: Callable) -> Callable:
+    """Takes 3 for the shape (3,), and says what is no key."""
+
+    @functools.wraps(sample)
+    def checked(self, key, shape=()):
+        try:
+            jax.eval_shape(jax.random.split, key)
+        except (TypeError, ValueError):
+            raise TypeError(f"sample(key): a jax.random.key(seed), got {type(key).__name__}") from None
+        return sample(self, key, (shape,) if isinstance(shape, int) else tuple(shape))
+
+    return checked
 
 
 class Measure(abc.ABC):
@@ -210,6 +226,32 @@ class Measure(abc.ABC):
             one = lambda form: batch(form) if isinstance(form, LawForm) else in_batches(batch, form, batch_size)
             total = functools.reduce(Integral.__add__, map(one, self.forms()))
         return self._sum_over_devices(total)
+
+    @program
+    def sample(self, key: Array, shape: int | tuple[int, ...] = ()) -> PyTree[Shaped[Array, "..."]]:
+        """Independent points of P / P.mass, each of the whole family: [*shape, *family, …], a tuple of coordinates on tuples.
+
+        A restricted law is drawn from by rejection. Where there is nothing to draw, because a member is null, has negative
+        mass, or a restriction leaves next to nothing of it, points are NaN, and −1 if they are integers.
+
+        Args:
+            key: a jax.random.key.
+            shape: how many, () for one.
+
+        Raises:
+            TypeError: key is none.
+            NotImplementedError: P is a law that a density weighs, or is summed over devices.
+
+        Examples:
+            >>> import jax, jax.numpy as jnp, measure_xent as mx
+            >>> P = mx.joint(mx.Normal(0., 1.), mx.Conditional(lambda x: mx.Normal(x, 0.1)))
+            >>> x, y = P.sample(jax.random.key(0), 1000)
+            >>> x.shape, jnp.std(y - x).item()
+            ((1000,), 0.1)
+            >>> mx.DiscreteUniform(6).restrict(lambda face: face > 2).sample(jax.random.key(0), (2, 8)).min().item()
+            3
+        """
+        return drawn(self, key, shape)
 
     def reweight(self, f: Callable | Integrand) -> "Measure":
         """f · P, the measure with density f against P. Source: dν = f dμ.

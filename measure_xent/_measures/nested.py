@@ -31,6 +31,13 @@ class Nested(Law):
             return jnp.broadcast_to(self.outer.mass() * self.K.Q.mass, self.shape)
         return self.outer.integrate(MassOf(self.K)).checked
 
+    def proposed(self) -> Any:
+        """The mass of what is drawn from; of the measures given x it is taken to be 1."""
+        given = 1.0
+        if isinstance(self.K, ConstantKernel):
+            given = functools.reduce(jnp.add, [form.proposed() for form in self.K.Q.forms()])
+        return jnp.broadcast_to(self.outer.proposed() * given, self.shape)
+
     def parts(self):
         return {(False,) * arity(self): self}
 
@@ -125,7 +132,7 @@ def draw_of(P: Measure, stream: Any) -> tuple[Any, Array]:
     forms = P.forms()
     if len(forms) == 1:
         return forms[0].draw(stream)
-    masses = jnp.stack(jnp.broadcast_arrays(*(form.mass() for form in forms)), axis=-1)
+    masses = jnp.stack(jnp.broadcast_arrays(*(form.proposed() for form in forms)), axis=-1)
     i, weight = stream.choose(masses)
     points, weights = zip(*(form.draw(stream) for form in forms), strict=True)
     own = [w / jnp.where(m == 0, 1, m) for w, m in zip(weights, jnp.moveaxis(masses, -1, 0), strict=True)]

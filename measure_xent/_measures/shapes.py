@@ -1,4 +1,4 @@
-"""What the shapes of a measure tell: functions, most with a case a type of measure."""
+"""Functions with a case a type of measure: most of what its shapes tell."""
 
 import functools
 from collections.abc import Callable
@@ -45,6 +45,12 @@ def static_mass(P: Any) -> int | None:
     """The mass where the shapes alone say it, so that normalising makes no atom null."""
     del P
     return None
+
+
+@functools.singledispatch
+def drawn(P: Any, key: Any, shape: tuple[int, ...]) -> Any:
+    """Independent points of P."""
+    raise NotImplementedError(f"{type(P).__name__} has no sample")
 
 
 def enumerable(P: Any) -> bool:

@@ -215,6 +215,9 @@ class Mixture(Continuous):
     def mass(self):
         return self.nested.mass
 
+    def proposed(self) -> Array:
+        return self.nested.proposed()
+
     @property
     def support(self):
         return self.low, self.high

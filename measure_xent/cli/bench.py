@@ -12,11 +12,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from .contestants import HEAD_OPERATIONS, OPERATIONS, Case
+from . import grid
+from .contestants import HEAD_OPERATIONS, OPERATIONS, Case, Figure
 from .target import TARGETS, compile_for
 from .target import versions as versions_of
 from .terminal import CommandError, positive
@@ -37,6 +38,7 @@ TABLES: dict[tuple[str, str], tuple[list[str], list[str], list[str]]] = {
 BOUNDS = {"float32": (1e-3, 1e-2), "bfloat16": (1e-2, 2e-2), "float16": (1e-2, 1e-2)}
 EPILOG = f"""
 "rows" are losses of logits that exist, "head" those of hidden @ weight, whose logits need not; without either both are timed.
+"rows --grid" has many shapes, short and long, odd and prime, and prints ratios to optax alone; its plot is a heat map.
 "touch" is what a notebook feels: the first call outside of jit, the next ones, and what compiling a step takes.
 "head --target" runs nothing: it is what the compiler of an accelerator says that need not be there: temporaries, the peak, and
 on TPUs its estimate of cycles, loops as often as they run, without a head's fallbacks. For TPUs pip install libtpu, for GPUs
@@ -55,23 +57,11 @@ examples:
   measure-xent bench
   measure-xent bench rows --shapes 4096x50257 --dtypes bfloat16 --operations value gradient --json
   measure-xent bench head --shapes 1024x512x50257 --plot bench.png
+  measure-xent bench rows --grid --plot grid.png
   measure-xent bench --device gpu
   measure-xent bench head --target v5e v6e --operations gradient
   measure-xent bench touch
 """
-
-
-class Figure(NamedTuple):
-    """One row of the table: milliseconds, temporaries and peak memory in MiB by contestant, and ours' errors."""
-
-    operation: str
-    shape: str
-    dtype: str
-    milliseconds: dict[str, float]
-    temporaries: dict[str, float]
-    peak: dict[str, float]
-    loss_error: float
-    gradient_error: float
 
 
 def add_parser(commands: Any) -> None:
@@ -93,6 +83,7 @@ def add_parser(commands: Any) -> None:
         help=f"compile a head for {', '.join(TARGETS)}, run nothing",
     )
     add("--shapes", nargs="+", type=_shape, metavar="SHAPE", help="ROWSxCLASSES, of the head TOKENSxFEATURESxCLASSES")
+    add("--grid", action="store_true", help="rows of many shapes, ratios to optax alone")
     add("--dtypes", nargs="+", choices=list(BOUNDS), help="(float32, on a GPU bfloat16)")
     add("--operations", nargs="+", choices=OPERATIONS | HEAD_OPERATIONS, help="some of those named below")
     add("--repeats", type=positive(int), default=7, help="counted runs of each contestant, in turn (%(default)s)")
@@ -115,6 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.what == "touch":
         with jax.default_device(device):
             return touch(arguments, device)
+    if arguments.grid and (arguments.what != "rows" or arguments.shapes):
+        raise CommandError("--grid: bench rows --grid, without --shapes, which the grid names")
     cases = _cases(arguments, device.platform)
     figures = []
     with Progress(console=console) as progress, jax.default_device(device):
@@ -135,12 +128,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"versions": versions, "figures": [figure._asdict() for figure in figures]}, indent=1))
     else:
-        print_table(figures, versions)
+        (grid.print_grid if arguments.grid else print_table)(figures, versions)
     if arguments.plot:
-        from .figures import bench_report
+        from .figures import bench_report, grid_report
 
         try:
-            bench_report(arguments.plot, figures, versions)
+            (grid_report if arguments.grid else bench_report)(arguments.plot, figures, versions)
         except (OSError, ValueError) as error:
             raise CommandError(f"--plot {arguments.plot}: cannot be written: {error}") from None
     return 0
@@ -242,6 +235,8 @@ def _cases(arguments: argparse.Namespace, platform: str) -> list[Case]:
         known = HEAD_OPERATIONS if kind == "head" else OPERATIONS
         if arguments.shapes:
             shapes = [s for s in arguments.shapes if (s.count("x") == 2) == (kind == "head")]
+        if arguments.grid:
+            shapes, operations = grid.SHAPES, grid.OPERATIONS
         if arguments.operations:
             operations = [o for o in arguments.operations if o in known]
         cases += [Case(o, s, d) for o in operations for s in shapes for d in arguments.dtypes or dtypes]
@@ -292,8 +287,9 @@ def measure(case: Case, repeats: int, platform: str = "cpu") -> Figure:
     else:
         wait = lambda _: None
     calls |= {name: (call, wait) for name, call in on_torch.items()}
-    # A queue of calls hides what it takes to start one: the time is the device's.
-    times = race(calls, repeats, in_a_row=5 if platform == "gpu" else 1)
+    # A queue of calls hides what it takes to start one: the time is the device's. Short ones are nothing to a clock.
+    short = 10**6 // (case.sizes[0] * case.sizes[-1])
+    times = race(calls, repeats, in_a_row=5 if platform == "gpu" else min(max(short, 1), 100))
     return Figure(*case, times, temporaries, peak, *off)
 
 

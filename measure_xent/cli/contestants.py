@@ -89,6 +89,19 @@ class Case(NamedTuple):
         return float(off), float(max(relative, default=0.0))
 
 
+class Figure(NamedTuple):
+    """One row of the table: milliseconds, temporaries and peak memory in MiB by contestant, and ours' errors."""
+
+    operation: str
+    shape: str
+    dtype: str
+    milliseconds: dict[str, float]
+    temporaries: dict[str, float]
+    peak: dict[str, float]
+    loss_error: float
+    gradient_error: float
+
+
 def cotangent(n: int) -> jax.Array:
     """Of a loss a token: neither 1 nor alike."""
     return jnp.linspace(-1, 1, n)

@@ -12,9 +12,11 @@ from jaxtyping import Float, Int
 import measure_xent as mx
 
 from .._functionals.calibration import BLUE, GREY, Reliability
+from . import grid
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patheffects import withStroke
 
 ORANGE = "#d9772b"
@@ -116,6 +118,32 @@ def loss_curves(axes: Any, train: list[float], held_out: dict[int, float]) -> No
         axes.set_ylim(bottom=max(min(positive), 1e-4))
     axes.set(title="Cross-entropy while training", xlabel="step", ylabel="nats")
     axes.legend(frameon=False)
+
+
+def grid_report(path: Path, figures: list[Any], versions: dict[str, str]) -> None:
+    """Ours over optax by rows and classes, a map for each operation and dtype; blue is faster, orange slower."""
+    panels = grid.panels(figures)
+    shown = LinearSegmentedColormap.from_list("ratio", [BLUE, "white", ORANGE])
+    with plt.rc_context({"font.size": 10}):
+        size = (max(8, 5 * len(panels)), 7.5)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, constrained_layout=True)
+        for ax, ((operation, dtype), panel) in zip(axes[0], panels.items(), strict=True):
+            ratios = np.array(
+                [[grid.ratio(panel[n, v]) if (n, v) in panel else np.nan for n in grid.ROWS] for v in grid.CLASSES]
+            )
+            ax.imshow(np.log2(ratios), cmap=shown, vmin=-1.5, vmax=1.5, aspect="auto")
+            for (i, j), r in np.ndenumerate(ratios):
+                if np.isfinite(r):
+                    ax.text(j, i, f"{r:.2f}", ha="center", va="center", fontsize=9)
+            ax.set(title=f"{operation}, {dtype}", xlabel="rows")
+            ax.set_xticks(range(len(grid.ROWS)), grid.ROWS)
+            ax.set_yticks(range(len(grid.CLASSES)), grid.CLASSES)
+        axes[0, 0].set_ylabel("classes")
+        figure.suptitle(
+            "Time of ours / optax: under 1 is faster\n" + ", ".join(f"{k} {v}" for k, v in versions.items())
+        )
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
 
 
 def confusion(axes: Any, predicted: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: int) -> None:

@@ -347,8 +347,7 @@ def sample(parameters: Parameters, tokenizer: Any, prompt: str, settings: Settin
 
     def draw(parameters, tokens, length, key):
         hidden = hidden_states(parameters, tokens[None], settings.heads)[0, length - 1]
-        Q: Any = head(parameters)(hidden)
-        return jax.random.categorical(key, Q.logits / TEMPERATURE)
+        return head(parameters)(hidden / TEMPERATURE).sample(key)
 
     next_token = jax.jit(functools.partial(devices.automatic, draw, jax.P()))
     tokens = tokenizer.encode(prompt).ids
