@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import measure_xent as mx
-from measure_xent._kernels import log_sum, softmax
+from measure_xent._kernels import blocks, log_sum, softmax
 from measure_xent._kernels.classes import Classes
 
 from .sweeps import sweep
@@ -58,7 +58,15 @@ def rows(classes, rng):
 @pytest.mark.sweep(0.2)
 @sweep("classes", CLASSES, cost=0.2)
 @sweep("dtype", ["float32", "bfloat16", "float16"])
-def test_loss_and_gradient_to_the_ulp(classes, dtype):
+@sweep("how", ["cpu", "few logits", "many odd rows", "elsewhere"])
+def test_loss_and_gradient_to_the_ulp(how, classes, dtype, monkeypatch):
+    """On CPUs, where there are few logits, and many rows of few, and on other platforms."""
+    if how == "few logits":
+        monkeypatch.setattr(softmax, "FEW_LOGITS", 1 << 30)
+    if how == "many odd rows":
+        monkeypatch.setattr(blocks, "MANY_ROWS", 0)
+    if how == "elsewhere":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
     rng = np.random.default_rng(classes)
     eps = float(jnp.finfo(jnp.float32).eps)
     _, logits, labels = zip(*rows(classes, rng), strict=True)

@@ -56,3 +56,28 @@ def _blocked(f, shape, size, matrix, rows, shared):
 
     out = lax.fori_loop(0, -(-count // size), step, out)
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
+
+
+LANES, MANY_ROWS = 8, 1 << 8
+
+
+def is_odd(matrix: Shaped[Array, "*rows V"]) -> bool:
+    """Whether rows are many, short, and in a number that XLA's CPU compiler makes no vectors of: what is done once a row then
+    takes it seven times as long."""
+    count = math.prod(matrix.shape[:-1])
+    return matrix.shape[-1] <= 2 * SHORT_ROW and isinstance(count, int) and count > MANY_ROWS and count % LANES > 0
+
+
+def in_even_rows(f: Callable) -> Callable:
+    """``f(matrix, rows, shared)`` as ``in_row_blocks`` takes it, with a few rows more."""
+
+    def padded(matrix, rows, shared):
+        lead = matrix.shape[:-1]
+        count = math.prod(lead)
+        flat = lambda x: x.reshape(count, *x.shape[len(lead) :])
+        pad = lambda x: jnp.pad(flat(x), [(0, -count % LANES), *[(0, 0)] * (x.ndim - len(lead))], mode="edge")
+        padded = lax.optimization_barrier((pad(matrix), jax.tree.map(pad, rows)))
+        out = lax.optimization_barrier(f(*padded, shared))
+        return jax.tree.map(lambda x: x[:count].reshape(*lead, *x.shape[1:]), out)
+
+    return padded

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from .classes import Classes, out_of_range, take
+from .classes import Classes, entry, out_of_range, take
 from .fallback import unless
 from .layout import CLASSES, Dims
 from .log_sum import above, distance
@@ -52,7 +52,7 @@ class Atoms(NamedTuple):
         k = jnp.broadcast_shapes(indices.shape, weights.shape)[-1]
         indices, weights = (jnp.broadcast_to(x, (rows, k)) for x in (indices, weights))
         pivot = jnp.argmax(jnp.abs(weights), axis=-1)
-        return cls(indices, jnp.take_along_axis(indices, pivot[:, None], axis=-1)[:, 0])
+        return cls(indices, entry(indices, pivot[:, None])[:, 0])
 
 
 class Figures(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from .classes import Classes
+from .classes import Classes, entry
 
 # Measured on an H200: half precision waits for arithmetic as much as for memory, and from here on one reduction is faster than
 # a maximum and a sum. Merging two partial results costs more than adding a term to one, so each takes a class from every part.
@@ -76,7 +76,7 @@ def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"])
 
     The sum overflows where the class is too far below the maximum, or −inf.
     """
-    logit = jnp.take_along_axis(z, at, axis=-1)
+    logit = entry(z, at)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
     lower = materialise_row(logit - 16)
     larger = materialise_row(sum_in_parts(lambda c, z: jnp.exp(z - lower) * all_but(c, at), z))

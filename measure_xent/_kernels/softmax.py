@@ -29,9 +29,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .._strict import custom_jvp
-from .blocks import SHORT_ROW, in_row_blocks
-from .classes import Classes, accumulator, class_index, first_maximum, part_size
+from .blocks import SHORT_ROW, in_even_rows, in_row_blocks, is_odd
+from .classes import Classes, accumulator, class_index, entry, first_maximum, part_size
 from .fallback import unless
+from .labels import LARGE, labels
 from .layout import CLASSES, rows_of
 from .linear import Linear
 from .log_sum import (
@@ -51,7 +52,8 @@ from .partition import explicit_mesh, partitioned
 from .target import Target, expand, is_null, join, split_by_row
 
 # Of so few the quick pass would save 30 µs, measured on x86 CPUs, and take 0.2 s to compile beside the one it is tried before.
-FEW_LOGITS = 1 << 15
+FEW_LOGITS = 1 << 16
+FEW_CLASSES = 4  # measured on the same: rows of so few are quicker written out column by column
 
 
 class Rows(NamedTuple):
@@ -215,7 +217,7 @@ def _probabilities_jvp(classes, primals, tangents):
 def _pivot(indices, weights, classes):
     """The heaviest atom."""
     if indices.shape[-1] > 1:
-        indices = jnp.take_along_axis(indices, jnp.argmax(jnp.abs(weights), axis=-1, keepdims=True), axis=-1)
+        indices = entry(indices, jnp.argmax(jnp.abs(weights), axis=-1, keepdims=True))
     return jnp.clip(indices, 0, classes - 1)
 
 
@@ -236,7 +238,10 @@ def _by_rows(local, z, target):
     of_rows = rows_of(z.ndim - 1)
     own, shared = split_by_row(target, z.shape[:-1])
     dims = (*of_rows, CLASSES), own.dims(len(of_rows)), shared.dims(0)
-    out_dims = functools.partial(jax.tree.map, lambda x: (*of_rows, *(None,) * (x.ndim - len(of_rows))))
+    tail = lambda x: (
+        (CLASSES,) if x.shape[len(of_rows) :] == z.shape[-1:] != (1,) else (None,) * (x.ndim - len(of_rows))
+    )
+    out_dims = functools.partial(jax.tree.map, lambda x: (*of_rows, *tail(x)))
     return partitioned(local, (z, own, shared), dims, out_dims)
 
 
@@ -245,8 +250,13 @@ def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
     classes = Classes.of(z, axis_name)
     on = lambda platform: functools.partial(_pass, classes=classes, row_statistics=row_statistics, platform=platform)
     operands = z, own, shared
+    if axis_name is None and _is_stored(z) and not row_statistics and _is_of_labels(z, join(own, shared)):
+        stored = in_even_rows(_scaled_rows) if is_odd(z) else _scaled_rows
+        return lax.platform_dependent(*operands, cpu=lambda *of: stored(*of)[0], default=on("default"))
     if z.shape[-1] <= SHORT_ROW or z.size <= FEW_LOGITS:
-        return on("default")(*operands)
+        if not is_odd(z):
+            return on("default")(*operands)
+        return lax.platform_dependent(*operands, cpu=in_even_rows(on("default")), default=on("default"))
     cpu = functools.partial(in_row_blocks, on("cpu"))
     platforms = {"default": on("default")}
     if axis_name is None:
@@ -338,10 +348,73 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
     return out
 
 
+def _is_of_labels(z, target):
+    """Whether the target is one atom a row, of classes that are more than a few."""
+    k = 0 if target.indices is None else target.indices.shape[-1]
+    alone = k == 1 and target.background is None and target.dense is None
+    return (
+        alone
+        and z.dtype.itemsize >= 4
+        and (z.shape[-1] > FEW_CLASSES or is_odd(z))
+        and _family(z, *target) == z.shape[:-1]
+    )
+
+
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
+def _rows_and_residual(classes, z, indices, weights) -> tuple[Rows, Array]:
+    """The rows of labels with their gradient in the logits."""
+    indices, weights = jnp.broadcast_arrays(indices, weights)
+    local = lambda axes: functools.partial(_part_of_rows_and_residual, axes.get(CLASSES) or classes.axis_name)
+    return _by_rows(local, z, Target(indices, weights))
+
+
+def _part_of_rows_and_residual(axis_name, z, own, shared):
+    """On CPUs from one exponential a logit, stored where the gradient goes. Elsewhere it would be one more matrix."""
+
+    def plain(z, own, shared):
+        out = _part_of_rows((), axis_name, z, own, shared)
+        return out, _residual(Classes.of(z, axis_name), z, *join(own, shared), out.reference, out.log_sum)
+
+    if axis_name is not None:
+        return plain(z, own, shared)
+    cpu = in_even_rows(_scaled_rows) if is_odd(z) else _scaled_rows
+    return lax.platform_dependent(z, own, shared, cpu=cpu, default=plain)
+
+
+def _is_stored(z):
+    """Whether a loss alone is quicker by stored exponentials: few logits, or rows that are too long to be summed in a pass."""
+    v = z.shape[-1]
+    return is_odd(z) or (v > SHORT_ROW and (z.size <= FEW_LOGITS or (v > LONGEST_SUM and z.size <= LARGE)))
+
+
+def _scaled_rows(z, own, shared):
+    indices, weights, *_ = join(own, shared)
+    column = lambda x: jnp.broadcast_to(x, (*z.shape[:-1], 1)).reshape(-1, 1)
+    flat = labels(z.reshape(-1, z.shape[-1]), column(indices), column(weights))
+    value, reference, log_sum, residual = (x.reshape(*z.shape[:-1], -1) for x in flat)
+    return Rows(value[..., 0], reference, log_sum), residual
+
+
+def _rows_and_residual_jvp(classes, primals, tangents):
+    dz, none, dweights = tangents
+    out, residual = _rows_and_residual(classes, *primals)
+    _, d_out = _rows_jvp((), classes, (*primals, None, None), (*tangents, None, None))
+    known = *primals, None, None, out.reference, out.log_sum
+    _, d_residual = _residual_jvp(classes, known, (dz, none, dweights, None, None, None, None))
+    return (out, residual), (d_out, d_residual)
+
+
+_rows_and_residual.defjvp(_rows_and_residual_jvp, symbolic_zeros=True)
+
+
 def _rows_jvp(row_statistics, classes, primals, tangents):
     z, indices, weights, background, dense = primals
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
-    out = _rows(row_statistics, classes, *primals)
+    of_labels = dz is not None and not row_statistics and _is_of_labels(z, Target(*primals[1:]))
+    if of_labels:
+        out, residual = _rows_and_residual(classes, z, indices, weights)
+    else:
+        out, residual = _rows(row_statistics, classes, *primals), None
     tangent = jnp.zeros((), out.cross_entropy.dtype)
     undefined = jnp.isnan(out.log_sum) & is_null(classes, weights, background, dense)
     # lse = reference + log_sum: all of its derivative is put on log_sum, for nobody outside reads the two apart.
@@ -349,7 +422,9 @@ def _rows_jvp(row_statistics, classes, primals, tangents):
     if dz is not None:
         dz = dz.astype(tangent.dtype)
         along = lambda gradient: _inner(classes, gradient, dz)[..., 0]
-        slope = along(_residual(classes, *primals, out.reference, out.log_sum))
+        if residual is None:
+            residual = _residual(classes, *primals, out.reference, out.log_sum)
+        slope = along(residual)
         if weights is not None:
             # NaN in the gradient and not in what comes after; by arithmetic, where it is used: a NaN among what is kept for a
             # gradient would be reported by jax_debug_nans even of rows that are stood in for.

@@ -96,7 +96,7 @@ class Categorical(Measure):
 
     @program
     def sample(self, key, shape=()):
-        z = self.logits if self.logits is not None else jnp.log(self.probs)
+        z = self._parameter if self.probs is None else jnp.log(self.probs)
         at = draws(Classes.of(z), z, Keys.of(key, self.shape), math.prod(shape))
         return jnp.moveaxis(at, -1, 0).reshape(*shape, *self.shape)
 

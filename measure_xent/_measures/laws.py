@@ -84,7 +84,7 @@ class Law(Measure):
         return jnp.exp(self.log_density_of(x))
 
     @abc.abstractmethod
-    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+    def sample(self, key: Array, shape: Any = ()) -> Float[Array, "..."]:
         """Independent draws, each of the whole family."""
 
     def transport(self, u: Float[Array, "dimension"]) -> Float[Array, "*family"]:

@@ -228,7 +228,7 @@ class Measure(abc.ABC):
         return self._sum_over_devices(total)
 
     @program
-    def sample(self, key: Array, shape: int | tuple[int, ...] = ()) -> PyTree[Shaped[Array, "..."]]:
+    def sample(self, key: Array, shape: Any = ()) -> PyTree[Shaped[Array, "..."]]:
         """Independent points of P / P.mass, each of the whole family: [*shape, *family, …], a tuple of coordinates on tuples.
 
         A restricted law is drawn from by rejection. Where there is nothing to draw, because a member is null, has negative
@@ -236,7 +236,7 @@ class Measure(abc.ABC):
 
         Args:
             key: a jax.random.key.
-            shape: how many, () for one.
+            shape: how many, such as 3 or (2, 3); () for one.
 
         Raises:
             TypeError: key is none.

@@ -75,7 +75,8 @@ class Uniforms(Draws):
         self.at += law.dimension
         return law.transport(self.u[self.at - law.dimension : self.at])
 
-    def uniform(self):
+    def uniform(self, family):
+        del family
         self.at += 1
         return self.u[self.at - 1]
 
