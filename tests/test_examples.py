@@ -71,3 +71,11 @@ def test_numpyro():
     assert figures["LogNormal"]["bits"] < figures["Normal"]["bits"] - 0.05
     for of_law in figures.values():
         assert of_law["log-likelihood"] == pytest.approx(-169 * of_law["bits"] * np.log(2), rel=1e-5)
+
+
+@pytest.mark.slow("trains a model")
+def test_policy_gradient():
+    """Towards the best policy, by draws alone."""
+    namespace = example("policy_gradient")
+    history = namespace["train"](steps=60)
+    assert history[0][1] < 0.3 < namespace["most"].mean() - 0.1 < history[-1][1] < namespace["most"].mean()
