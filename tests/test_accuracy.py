@@ -399,3 +399,17 @@ def test_one_target_for_all_rows(classes):
     for P, expected in cases:
         Q = mx.Categorical(jnp.asarray(z, jnp.float32))
         np.testing.assert_allclose(jax.jit(mx.cross_entropy)(P, Q), -expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [5, 40, 1001])
+def test_a_nan_anywhere_makes_all_of_its_row_nan(classes):
+    """In the first, the last and the label's column, whatever a compiler's maximum makes of it."""
+    columns, y = np.array([0, classes - 1, 3, 1, classes // 2]), np.full(5, 3)
+    z = np.random.default_rng(0).normal(size=(5, classes)).astype(np.float32)
+    z[np.arange(5), columns] = np.nan
+    weights = jnp.array([1.0, 1.0, 1.0, 0.0, 1.0])
+    loss = lambda z: (weights * mx.cross_entropy(weights * mx.Dirac(y), mx.Categorical(z))).sum()
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(z))
+    assert np.isnan(value)
+    np.testing.assert_array_equal(np.isnan(gradient), np.repeat(np.asarray(weights)[:, None] != 0, classes, axis=1))
+    assert not np.asarray(gradient[3]).any()

@@ -1,6 +1,7 @@
 """Families of a head, Q(h): whatever is asked of them is made a block of rows at a time, and has the dense one's numbers."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,22 @@ def test_on_a_mesh(kind, name):
     got, expected = (jax.jit(jax.value_and_grad(loss))(x) for x in (placed, arrays))
     for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_parts_of_the_classes_tell_a_few_numbers_a_row(kind):
+    """Devices that have a part of the classes each, of both heads: no logits travel."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind,) * 2)
+    rows, classes = S("data", None), S(None, "model")
+    shapes = [((8, D), rows), ((D, 512), classes)] * 2
+    arrays = [jax.ShapeDtypeStruct(x, jnp.float32, sharding=NamedSharding(mesh, spec)) for x, spec in shapes]
+    divergence = lambda h, w, g, u: mx.jensen_shannon(mx.LinearSoftmax(u)(g), mx.LinearSoftmax(w)(h)).sum()
+    text = jax.jit(jax.value_and_grad(divergence, (0, 1, 2, 3))).lower(*arrays).compile().as_text()
+    shape = r"\w+\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)"
+    sizes = [np.prod([int(n) for n in found.split(",") if n]) for found in re.findall(shape, str(text))]
+    assert sizes
+    of_weights = D * 512 // 4  # over the rows' axis a part of the gradient in a weight adds up
+    assert max(n for n in sizes if n != of_weights) <= 8 * D
 
 
 @sweep("rank", [0, 1, 2], 0.5)

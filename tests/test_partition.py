@@ -255,6 +255,17 @@ def test_plain_functions_at_atoms_that_are_sharded(kind):
 AUTO = lambda **sizes: jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_weights_of_labels_that_are_sharded(kind):
+    """A mask times a family of point masses, each spread as the logits' rows are."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    z, y, w = rng.normal(size=(16, 40)).astype(np.float32), rng.integers(40, size=16), np.arange(16.0, dtype=np.float32)
+    loss = lambda z, y, w: mx.cross_entropy(w * mx.Dirac(y), mx.Categorical(z)).sum()
+    placed = [jax.device_put(x, NamedSharding(mesh, S("data"))) for x in (z, y, w)]
+    for f in (loss, jax.grad(loss), jax.grad(loss, 2)):
+        np.testing.assert_allclose(jax.jit(f)(*placed), jax.jit(f)(z, y, w), rtol=1e-5, atol=1e-6)
+
+
 def test_where_shardings_are_named_later():
     """By in_shardings, by a constraint, outside of jit, under set_mesh."""
     mesh, arrays = AUTO(data=8), [jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels")]

@@ -84,6 +84,12 @@ def test_what_a_sample_is_made_of():
     for measure in (P, mx.Normal(0.0, 1.0), mx.Categorical(jnp.zeros(3))):
         with pytest.raises(TypeError, match=r"sample\(key\): a jax.random.key\(seed\), got int"):
             measure.sample(0)
+        with pytest.raises(TypeError, match=r"got keys of shape \(2,\)"):
+            measure.sample(jax.random.split(KEY))
+        for shape in (-1, (2, -1), (2, "a")):
+            with pytest.raises(ValueError, match=r"sample\(shape\): a number of points"):
+                measure.sample(KEY, shape)
+        assert jax.tree.leaves(measure.sample(KEY, np.int64(2)))[0].shape[:1] == (2,)
     K = mx.Conditional(lambda x: (1 + x**2) * mx.Normal(x, 1.0))
     assert np.isnan(mx.bind(mx.Normal(0.0, 1.0), K).sample(KEY, 5)).all()  # of no mass that is known
     two = jnp.array([0.0, 1.0]) * mx.Normal(0.0, 1.0)
@@ -93,6 +99,36 @@ def test_what_a_sample_is_made_of():
         draws = mx.Normal(np.float64(0), np.float64(1)).restrict(lambda x: x > 1).sample(KEY, DRAWS)
         assert draws.dtype == np.float64
         assert stats.kstest(draws, stats.truncnorm(1, np.inf).cdf).pvalue > LEVEL
+
+
+def test_restrictions():
+    """Of kernels, of what a map shows, of coordinates behind atoms: by rejection, which has no derivative."""
+    K = mx.Conditional(lambda x: mx.Normal(x, 1.0))
+    positive = mx.Conditional(lambda x: mx.Normal(x, 1.0).restrict(lambda y: y > 0).normalize())
+    x, y = mx.joint(mx.Normal(0.0, 1.0), positive).sample(KEY, DRAWS)
+    assert stats.kstest(x, stats.norm.cdf).pvalue > LEVEL
+    assert y.min() > 0
+    three = mx.Empirical(jnp.arange(3.0))
+    masses = stats.norm.cdf(np.arange(3))
+    x, y = mx.joint(three, K).restrict(lambda x, y: y > 0).sample(KEY, DRAWS)
+    check_frequencies(np.asarray(x, int), masses)
+    assert y.min() > 0
+    mixture = mx.bind(three, K).restrict(lambda y: y > 0).sample(KEY, DRAWS)
+    cdf = lambda t: sum(stats.norm.cdf(t, i) - stats.norm.cdf(-i) for i in range(3)) / masses.sum()
+    assert stats.kstest(mixture, cdf).pvalue > LEVEL
+    square = mx.pushforward(jnp.square, mx.Normal(0.0, 1.0)).restrict(lambda x: x > 1).sample(KEY, DRAWS)
+    assert stats.kstest(square, lambda t: 1 - stats.chi2.sf(t, 1) / stats.chi2.sf(1, 1)).pvalue > LEVEL
+    restricted = lambda m: mx.Normal(m, 1.0).restrict(lambda x: x > 0).sample(KEY, 3).sum()
+    for derivative in (jax.grad, jax.jacfwd):
+        with pytest.raises(NotImplementedError, match="drawn by rejection has no derivative"):
+            derivative(restricted)(0.0)
+    np.testing.assert_allclose(jax.grad(lambda m: mx.Normal(m, 1.0).sample(KEY, 3).sum())(0.0), 3)
+
+
+@pytest.mark.parametrize("unit", [1e-37, 1e-24, 1.0, 1e30])
+def test_tiny_and_huge_masses(unit):
+    for P in (unit * mx.Dirac(0) + 3 * unit * mx.Dirac(1), mx.Discrete(weights=unit * jnp.array([1.0, 3.0]))):
+        check_frequencies(P.sample(KEY, DRAWS), [1, 3])
 
 
 def test_atoms_given_which_the_mass_differs():

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from .._forms.disintegration import Disintegration, disintegrate
 from .._forms.members import by_members, deferred_families
 from .._forms.normal_form import NormalForm
-from .._integrands.density import LogDensity
+from .._integrands.density import LogDensity, Perspective
 from .._integrands.integrand import Integrand, with_model
 from .._integrands.rules import integrate, rule
 from .._kernels.checks import check_values, real_array
@@ -31,11 +31,12 @@ from .._kernels.softmax import log_softmax, rows, softmax, surprisals
 from .._kernels.summand import OfFigures, is_smooth
 from .._kernels.target import Target, expand, join, split_by_row
 from .._measures.categorical import Categorical, Row
-from .._measures.measure import Measure
-from .._measures.relative_entropy import between, divergence, mass_outside, sum_over_classes
+from .._measures.measure import Measure, Sum
+from .._measures.perspectives import sum_of_perspectives
+from .._measures.relative_entropy import between, divergence, is_sum_of, mass_outside, sum_over_classes
 from .._measures.shapes import sample_axes
 from .._measures.target import check_labels, materialised_target, target
-from .._program import program
+from .._program import parts_of, program
 from .._pytree import pytree, replaced, set_fields, static
 from .conditional import AbstractConditional
 
@@ -257,19 +258,29 @@ class LinearCategorical(Measure):
 
     def in_blocks(self, function: Callable, others: list[Any], own: list[Array], shared: list[Array]) -> Any:
         """``function(dense, own, shared)`` of every member, in blocks: of the Categoricals of this family and the others."""
+
+        def of_parts(parts, logits, own, shared):
+            whole = [part.gather(z) for part, z in zip(parts, logits, strict=True)]
+            return function(list(map(Categorical, whole)), own, shared)
+
+        return self.in_parts(of_parts, others, own, shared)
+
+    def in_parts(self, function: Callable, others: list[Any], own: list[Array], shared: list[Array]) -> Any:
+        """``function(parts, logits, own, shared)`` of every member, in blocks: of the logits of this family and the others, of
+        which each device may have a part of the classes."""
         kinds = [not is_smooth(x) for x in own]  # 0 for what has derivatives
         smooth, fixed = ([x for x, kind in zip(own, kinds, strict=True) if kind == k] for k in (0, 1))
 
         def values(axis_name, axes, logits, shared, own, indices):
             (heads, shared), (hidden, smooth, present) = shared, own
             heads = heads if axes is None else [replaced(head, axis_name=axes) for head in heads]
-            dense = [Classes.of(logits, axis_name).gather(logits)]
-            dense += [head.parts.gather(_logits_of(h, head)) for h, head in zip(hidden, heads, strict=True)]
+            parts = [Classes.of(logits, axis_name), *(head.parts for head in heads)]
+            each = [logits, *(_logits_of(h, head) for h, head in zip(hidden, heads, strict=True))]
             # A null row, or one that fills a block, may be where the function has no derivative: none of its is taken.
             known = lambda x: jnp.where(present.reshape(-1, *(1,) * (x.ndim - 1)) != 0, x, lax.stop_gradient(x))
-            dense, smooth = jax.tree.map(known, (dense, smooth))
+            each, smooth = jax.tree.map(known, (each, smooth))
             arrays = iter(smooth), iter(indices)
-            return function(list(map(Categorical, dense)), [next(arrays[kind]) for kind in kinds], shared)
+            return function(parts, each, [next(arrays[kind]) for kind in kinds], shared)
 
         # Traced once for all that it is looked at for: values, gradients, shapes.
         values = jax.jit(values, static_argnums=(0, 1))
@@ -564,3 +575,19 @@ def _divergence(
     p, q = jnp.broadcast_arrays(expand(classes, *against)[1], jnp.exp(log_q))
     u = jnp.log(jnp.where(p == 0, 1, p)) - jnp.where(p == 0, 0, log_q)
     return sum_over_classes(p, q, u, mass_outside(classes, against), classes)
+
+
+@rule(Sum, Perspective, LinearCategorical, LinearCategorical)
+def perspective_of_heads(S: Sum, f: Any) -> Any:
+    """An f-divergence of two heads: where their classes are spread over devices, by sums of each one's."""
+    P, Q = f.P, f.Q
+    known = parts_of(f.generator)
+    alike = P.shape == Q.shape and P.classes == Q.classes and P.head.axis_name == Q.head.axis_name
+    if not alike or not is_sum_of(S, f) or known is None or any(map(jnp.ndim, known.arrays)):
+        return NotImplemented
+
+    def of_block(parts, logits, own, arrays):
+        z, w = ((x, True, jnp.asarray(0.0)) for x in logits)
+        return sum_of_perspectives(known.make(arrays), [w, z], parts[0])
+
+    return Q.in_parts(of_block, [P], [], known.arrays)

@@ -74,7 +74,8 @@ class Disintegration(Form):
         one = lambda a: pick(a, i, self.weights.ndim - 1)
         y, inner = self.target.map_family(one).draw(stream)
         mass = one(jnp.broadcast_to(masses, jnp.broadcast_shapes(masses.shape, self.weights.shape)))
-        return (*jax.tree.map(one, self.points), *as_tuple(y)), weight * inner / jnp.where(mass == 0, 1, mass)
+        point = (*jax.tree.map(one, self.points), *as_tuple(y)) if self.points else y
+        return point, weight * inner / jnp.where(mass == 0, 1, mass)
 
     def map_family(self, g: Callable) -> "Disintegration":
         points, weights = jax.tree.map(g, (self.points, self.weights))

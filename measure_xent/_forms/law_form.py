@@ -112,11 +112,18 @@ class LawForm(Form):
 
     def map_family(self, g: Any) -> "LawForm":
         """g over the leading axes of every part of a form ``with_family_rank``."""
-        if any(f.shape for f in (*self.factors, *([] if self.transform is None else [self.transform]))):
+
+        def mapped(f):
+            if f is None or not f.shape:
+                return f
+            if isinstance(f, Section) and not f.f.shape:
+                return replaced(f, x=jax.tree.map(g, f.x), like=g(f.like))
             raise NotImplementedError(
                 f"joint and product: {type(self.law).__name__} with a family of functions against it; give a Conditional"
             )
-        return replaced(self, law=jax.tree.map(g, self.law), c=g(self.c))
+
+        changed = dict(factors=tuple(map(mapped, self.factors)), transform=mapped(self.transform))
+        return replaced(self, law=jax.tree.map(g, self.law), c=g(self.c), **changed)
 
     def density(self, *x: Any, mesh_axes: frozenset[str] = frozenset()) -> Float[Array, "*family"]:
         raise NotImplementedError(f"the density of a measure made of {type(self.law).__name__} laws is not known here")

@@ -33,11 +33,14 @@ def labels(
         others = jnp.where(is_label(), 0, others)
     else:
         others = others.at[jnp.arange(len(z))[:, None], y].set(0, unique_indices=True, mode="promise_in_bounds")
-    tail, label, nothing = jnp.sum(others, axis=-1, keepdims=True), jnp.exp(above(top, own)), top == -jnp.inf
-    log_sum = jnp.where(tail <= label, jnp.log1p(tail), jnp.log(tail + label))
+    tail, label = jnp.sum(others, axis=-1, keepdims=True), jnp.exp(above(top, own))
+    total = tail + label
+    # XLA's maximum passes over a NaN, and of a row without mass it is −inf.
+    nothing = (top == -jnp.inf) & ~jnp.isnan(total)
+    log_sum = jnp.where(tail <= label, jnp.log1p(tail), jnp.log(total))
     log_sum = jnp.where(nothing, jnp.inf, log_sum)
     loss = jnp.where(infeasible, jnp.inf, distance(top, own) + log_sum)
-    scale = jnp.where(nothing, 0, w / (tail + label))
+    scale = jnp.where(nothing, 0, w / total)
     # Once a row: a compiler that fuses these with what follows computes them again for every class.
     scale, at_label, null = lax.optimization_barrier((scale, jnp.where(nothing, -w, -scale * tail), w == 0))
     gradient = jnp.where(null, 0, jnp.where(is_label(), at_label, scale * others))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, PyTree, Shaped
 from .._program import equations
 from .._strict import custom_jvp
 from .mesh import vary, varying, zeros
-from .partition import explicit_mesh
+from .partition import explicit_mesh, placed_as
 
 
 def null_safe_product(weight: Shaped[Array, "..."], value: Shaped[Array, "..."]) -> Array:
@@ -78,9 +78,14 @@ def _with_arguments(function: Callable, *points: PyTree) -> tuple[Callable, list
 
 def without(absent: Bool[Array, "*atoms"], values: PyTree, held: PyTree) -> PyTree:
     """The values, those of absent atoms replaced by what they held: their derivative in the weight, and no other."""
-    expand = lambda value: absent.reshape(absent.shape + (1,) * max(0, jnp.ndim(value) - absent.ndim))
 
-    return jax.tree.map(lambda value, held: jnp.where(expand(value), held, value), values, held)
+    def one(value, held):
+        which = absent.reshape(absent.shape + (1,) * max(0, jnp.ndim(value) - absent.ndim))
+        # A selection wants all where the atoms are, along explicit axes.
+        place = lambda x: placed_as(x, which) if jnp.shape(x) == which.shape else x
+        return jnp.where(which, place(held), place(value))
+
+    return jax.tree.map(one, values, held)
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0, 1, 2))

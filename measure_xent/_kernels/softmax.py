@@ -391,7 +391,7 @@ def _scaled_rows(z, own, shared):
     indices, weights, *_ = join(own, shared)
     column = lambda x: jnp.broadcast_to(x, (*z.shape[:-1], 1)).reshape(-1, 1)
     flat = labels(z.reshape(-1, z.shape[-1]), column(indices), column(weights))
-    value, reference, log_sum, residual = (x.reshape(*z.shape[:-1], -1) for x in flat)
+    value, reference, log_sum, residual = (x.reshape(*z.shape[:-1], x.shape[-1]) for x in flat)
     return Rows(value[..., 0], reference, log_sum), residual
 
 

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,8 +52,16 @@ def _sampler(sample: Callable) -> Callable:
         try:
             jax.eval_shape(jax.random.split, key)
         except (TypeError, ValueError):
-            raise TypeError(f"sample(key): a jax.random.key(seed), got {type(key).__name__}") from None
-        return sample(self, key, (shape,) if isinstance(shape, int) else tuple(shape))
+            got = f"keys of shape {key.shape}" if hasattr(key, "shape") else type(key).__name__
+            raise TypeError(f"sample(key): a jax.random.key(seed), got {got}") from None
+        sizes = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+        try:
+            sizes = tuple(map(operator.index, sizes))
+        except TypeError:
+            sizes = (-1,)
+        if any(n < 0 for n in sizes):
+            raise ValueError(f"sample(shape): a number of points, or a tuple of such, got {shape!r}")
+        return sample(self, key, sizes)
 
     return checked
 
@@ -231,7 +240,8 @@ class Measure(abc.ABC):
     def sample(self, key: Array, shape: Any = ()) -> PyTree[Shaped[Array, "..."]]:
         """Independent points of P / P.mass, each of the whole family: [*shape, *family, …], a tuple of coordinates on tuples.
 
-        A restricted law is drawn from by rejection. Where there is nothing to draw, because a member is null, has negative
+        What members have in common, such as one law under a factor each, is drawn once for all of them. A restricted law is
+        drawn from by rejection, without a derivative. Where there is nothing to draw, because a member is null, has negative
         mass, or a restriction leaves next to nothing of it, points are NaN, and −1 if they are integers.
 
         Args:

@@ -51,7 +51,7 @@ class Nested(Law):
         """A point and its weight."""
         x, weight = self.outer.draw(stream)
         x = as_tuple(x)
-        y, inner = draw_of(self.K.family(x, jnp.ndim(weight)), stream)
+        y, inner = stream.given(self.K.family(x, jnp.ndim(weight)))
         y, total = as_tuple(y), weight * inner
         spread = lambda w: (
             lambda a: jnp.broadcast_to(
@@ -114,6 +114,9 @@ class DimensionCounter:
             return law.draw(self)
         self.laws, self.uniforms = self.laws + law.dimension, self.uniforms + law.dimension
         return jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), law.one_point()), jnp.ones(law.shape)
+
+    def given(self, P: Measure) -> tuple[Any, Array]:
+        return draw_of(P, self)
 
     def choose(self, weights: Array) -> tuple[Array, Array]:
         self.uniforms += 1

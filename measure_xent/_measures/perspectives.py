@@ -33,7 +33,7 @@ def perspective_on_classes(S: Sum, f: Any) -> Any:
     with contextlib.suppress(NotImplementedError):
         if (classes := common_classes(P, Q)) is not None:
             both = [_logits_or_masses(R, classes) for R in (P, Q)]
-            return _sum_of_perspectives(f.generator, both, Classes(classes))
+            return sum_of_perspectives(f.generator, both, Classes(classes))
     return NotImplemented
 
 
@@ -44,8 +44,8 @@ def _logits_or_masses(P: Measure, classes: int) -> tuple[Array, bool, Array]:
     return masses, False, outside
 
 
-def _sum_of_perspectives(generator: Any, both: list[tuple[Array, bool, Array]], classes: Classes) -> Array:
-    """Of two measures by (logits or masses, which of these they are, the mass on no class)."""
+def sum_of_perspectives(generator: Any, both: list[tuple[Array, bool, Array]], classes: Classes) -> Array:
+    """Of two measures by (logits or masses of the classes here, which of these they are, the mass on no class)."""
     rows, are_logits, outside = zip(*both, strict=True)
     parts = parts_of(generator)
     arrays, make = ([], lambda _: generator) if parts is None else parts[:2]

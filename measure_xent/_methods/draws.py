@@ -11,12 +11,13 @@ from jaxtyping import Array, Float
 from .._forms.disintegration import Disintegration
 from .._forms.law_form import LawForm, score_weight
 from .._forms.members import by_members
-from .._integrands.composites import Indicator
+from .._integrands.composites import Indicator, Pullback, Section
 from .._kernels.gumbel import Keys
 from .._measures.laws import Law
 from .._measures.measure import Measure
 from .._measures.nested import ConstantKernel, Nested, draw_of
 from .._measures.shapes import drawn
+from .._strict import custom_jvp
 
 
 class Draws:
@@ -59,7 +60,11 @@ class Draws:
         u = jnp.broadcast_to((1 - self.uniform(p.shape[:-1])) * total, total.shape)
         i = jax.vmap(jnp.searchsorted)(edges.reshape(-1, p.shape[-1]), u.reshape(-1)).reshape(u.shape)
         at = lambda a: jnp.take_along_axis(a, i[..., None], axis=-1)[..., 0]
-        return i, at(weights) * total / jnp.where(at(p) == 0, 1, at(p))
+        return i, at(weights) / jnp.where(at(p) == 0, 1, at(p)) * total
+
+    def given(self, P: Measure) -> tuple[Any, Float[Array, "*family"]]:
+        """A point of a measure that depends on the points before, and its weight."""
+        return draw_of(P, self)
 
 
 class Uniforms(Draws):
@@ -103,17 +108,26 @@ def _drawn(P: Measure, key: Array, shape: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x, range(n, n + lead), range(lead)), found)
 
 
+class Points(Draws):
+    """A stream of draws as they are: outside of a restriction they are drawn again."""
+
+    def given(self, P):
+        factors = [f for form in P.forms() for f in _factors(form)]
+        if not all(map(_is_restriction, factors)):
+            raise NotImplementedError(
+                "sample: a law that a density weighs is not drawn from; its integrals are, with method=MonteCarlo(key, n)"
+            )
+        if not factors:
+            return draw_of(P, self)
+        point, weight = _until_inside(lambda key: draw_of(P, Points(key, None)), self.next())
+        return jax.tree.map(_without_derivative, point), jnp.where(weight == 0, 0, P.mass)
+
+
 def _of_forms(P: Measure, key: Array, shape: tuple[int, ...]) -> Any:
-    factors = [f for form in P.forms() for f in _factors(form)]
-    if any(not isinstance(f, Indicator) for f in factors):
-        raise NotImplementedError(
-            "sample: a law that a density weighs is not drawn from; its integrals are, with method=MonteCarlo(key, n)"
-        )
-    attempt = lambda key: draw_of(P, Draws(key, None))
-    one = (lambda key: _until_inside(attempt, key)) if factors else attempt
-    points, weights = jax.vmap(one)(jax.random.split(key, math.prod(shape)))
+    keys = jax.random.split(key, math.prod(shape))
+    points, weights = jax.vmap(lambda key: Points(key, None).given(P))(keys)
     # Nothing negative is drawn, nothing of no mass, and what K gives in bind(P, K) is of mass 1.
-    mass = sum(form.proposed() for form in P.forms())
+    mass = P.mass if any(_factors(form) for form in P.forms()) else sum(form.proposed() for form in P.forms())
     fine = (mass > 0) & (jnp.abs(weights - mass) <= 1e-3 * mass)
 
     def marked(x):
@@ -122,6 +136,23 @@ def _of_forms(P: Measure, key: Array, shape: tuple[int, ...]) -> Any:
         return x.reshape(*shape, *x.shape[1:])
 
     return jax.tree.map(marked, points)
+
+
+@custom_jvp
+def _without_derivative(x):
+    return x
+
+
+@_without_derivative.defjvp
+def _no_derivative(primals, tangents):
+    raise NotImplementedError(
+        "sample: what is drawn by rejection has no derivative; of truncate(P, low, high) a draw has"
+    )
+
+
+def _is_restriction(f: Any) -> bool:
+    """Whether a function is an indicator, perhaps seen through a map or given the coordinates before."""
+    return isinstance(f, Indicator) or (isinstance(f, Pullback | Section) and _is_restriction(f.f))
 
 
 def _factors(form: Any) -> list[Any]:
