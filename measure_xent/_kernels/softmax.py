@@ -32,7 +32,7 @@ from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_even_rows, in_row_blocks, is_odd
 from .classes import Classes, accumulator, class_index, entry, first_maximum, part_size
 from .fallback import unless
-from .labels import LARGE, labels
+from .labels import LARGE, SCATTERED, labels
 from .layout import CLASSES, rows_of
 from .linear import Linear
 from .log_sum import (
@@ -411,6 +411,8 @@ def _rows_jvp(row_statistics, classes, primals, tangents):
     z, indices, weights, background, dense = primals
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
     of_labels = dz is not None and not row_statistics and _is_of_labels(z, Target(*primals[1:]))
+    # Where memory is waited for, two exponentials read and write less than one that is stored.
+    of_labels &= z.size <= LARGE or not SCATTERED < z.shape[-1] <= LONGEST_SUM
     if of_labels:
         out, residual = _rows_and_residual(classes, z, indices, weights)
     else:
