@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from measure_xent._kernels.blocks import BLOCK_BYTES
-from measure_xent.cli import main
-from measure_xent.cli.contestants import HEAD_OPERATIONS, OPERATIONS, Case
+from measure_xent.cli import grid, main
+from measure_xent.cli.contestants import HEAD_OPERATIONS, OPERATIONS, Case, Figure
 
 
 @pytest.mark.slow("compiles every contestant")
@@ -49,6 +49,24 @@ def test_head(capsys):
         assert {"ours", "optax", "limit"} <= set(figure["milliseconds"])
     assert main(["bench", "head", "--shapes", "17x6x40", "--operations", "each", "--repeats", "1"]) == 0
     assert "17x6x40" in capsys.readouterr().out
+
+
+@pytest.mark.slow("compiles every contestant")
+def test_grid(capsys, tmp_path, monkeypatch):
+    """Ratios by rows and classes, their picture, and how near shapes compare."""
+    for name, value in dict(ROWS=(8, 9), CLASSES=(40, 41), SHAPES=["8x40", "8x41", "9x40"]).items():
+        monkeypatch.setattr(grid, name, value)
+    flags = ["bench", "rows", "--grid", "--repeats", "1"]
+    assert main([*flags, "--plot", str(tmp_path / "a.png")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "gradient, float32: ours / optax" in out
+    assert "of 3 shapes" in out
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*flags, "--shapes", "8x40"]) == 1
+    assert "--grid: bench rows --grid, without --shapes" in capsys.readouterr().err
+    times = {(8, 40): 4.0, (8, 41): 8.2, (9, 40): 1.0}
+    panel = {shape: Figure("value", "", "", {"ours": t}, {}, {}, 0, 0) for shape, t in times.items()}
+    np.testing.assert_allclose(grid.cliff(panel), 2)
 
 
 @pytest.mark.slow("compiles each of nine calls, and its peer's, twice")
