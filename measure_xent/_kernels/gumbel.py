@@ -1,5 +1,5 @@
 """Draws of classes: argmax_c (z_c + g_c) is class c with probability softmax(z)_c, g standard Gumbel (Gumbel 1954, *Statistical
-theory of extreme values*; Maddison, Tarlow & Minka 2014, *A\\* sampling*, §2)."""
+theory of extreme values*; Maddison, Tarlow & Minka 2014, "A* Sampling", §2)."""
 
 from typing import Any, NamedTuple
 
