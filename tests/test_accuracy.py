@@ -413,3 +413,16 @@ def test_a_nan_anywhere_makes_all_of_its_row_nan(classes):
     assert np.isnan(value)
     np.testing.assert_array_equal(np.isnan(gradient), np.repeat(np.asarray(weights)[:, None] != 0, classes, axis=1))
     assert not np.asarray(gradient[3]).any()
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((257,), 40), ((7, 43), 3)])
+def test_many_rows_in_an_odd_number(shape, classes):
+    """Each row's own, whatever a few more are computed beside them."""
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(*shape, classes)).astype(np.float32), rng.integers(classes, size=shape)
+    loss = lambda z: mx.cross_entropy(mx.Dirac(y), mx.Categorical(z))
+    values, gradients = jax.jit(lambda z: (loss(z), jax.grad(lambda z: loss(z).sum())(z)))(z)
+    for index in np.ndindex(shape):
+        expected, gradient = exact(z[index], y[index])
+        np.testing.assert_allclose(values[index], expected, rtol=1e-5)
+        np.testing.assert_allclose(gradients[index], gradient, rtol=1e-5, atol=1e-7)
