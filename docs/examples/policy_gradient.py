@@ -64,8 +64,8 @@ def draw(history, path):
 
     rewards, objectives = zip(*history, strict=True)
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    axes.axhline(most.mean().item(), ls=":", c="grey", label="of the best policy")
     axes.plot(objectives, label="reward − β·KL(π‖reference)")
+    axes.axhline(most.mean().item(), ls=":", c="grey", label="the same, of the best policy")
     axes.plot(rewards, lw=0.8, alpha=0.7, label="mean reward of the draws")
     axes.set(xlabel="step of 64 prompts × 16 draws", ylabel="reward")
     axes.spines[["top", "right"]].set_visible(False)
