@@ -382,15 +382,23 @@ def test_products_of_another_dtype(each, dtype):
 )
 def test_rows_of_a_block(features, classes, cpu, default):
     """Equal blocks: on CPUs that fit the cache, on accelerators of 2048 rows, or as many as make 256 MiB of logits. Of scaled
-    exponentials on TPUs 8192, or all where these are no larger than a block's and a sum of the weight's gradient."""
+    exponentials on TPUs 8192 and by a kernel 4096, or all where these are no larger than a block's and a sum of the weight's
+    gradient beside it."""
     matrix = Matrix(jax.ShapeDtypeStruct((features, classes), jnp.bfloat16), 1, None)
+    scaled = frozenset({"tpu", "cuda"})
+    rows = {"cpu": cpu, "default": default, "tpu": max(8192, default), "cuda": max(4096, default)}
     assert block_rows(1 << 18, matrix) == {"cpu": cpu, "default": default, "tpu": default}
-    assert block_rows(1 << 18, matrix, scaled=True) == {"cpu": cpu, "default": default, "tpu": 8192}
-    assert set(block_rows(1 << 18, matrix, 512, scaled=True).values()) == {512}
+    assert block_rows(1 << 18, matrix, scaled=scaled) == rows
+    assert set(block_rows(1 << 18, matrix, 512, scaled=scaled).values()) == {512}
     assert max(block_rows(10, matrix).values()) == 10
-    whole = 8192 + 2 * features
-    assert block_rows(whole, matrix, scaled=True)["tpu"] == whole
-    assert block_rows(whole + 1, matrix, scaled=True)["tpu"] <= 8192
+    assert block_rows(10, matrix, scaled=scaled)["cuda"] == 16
+    for platform in scaled if default == 2048 else ():
+        whole = rows[platform] + 2 * features
+        assert block_rows(whole, matrix, scaled=scaled)[platform] == whole
+        assert block_rows(whole + 1, matrix, scaled=scaled)[platform] <= rows[platform] + 8
+        # There the sum is the gradient itself, or a term of it.
+        assert block_rows(whole, matrix._replace(dtype=jnp.bfloat16), scaled=scaled)[platform] <= rows[platform]
+        assert block_rows(whole, matrix, scaled=scaled, alone=False)[platform] <= rows[platform]
 
 
 def at_candidates(Q, how):

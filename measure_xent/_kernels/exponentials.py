@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from . import hopper
+from .blocks import in_row_blocks
 from .classes import Classes, entry, out_of_range, take
 from .fallback import unless
 from .layout import CLASSES, Dims
@@ -38,6 +40,8 @@ LARGEST = 60.0
 FEW_ATOMS = 4
 # Atoms are compared in pairs. Targets with more of them are not for this schedule.
 MOST_ATOMS = 64
+# Rows of logits at a time where a kernel has made none.
+AGAIN = 1024
 
 
 class Atoms(NamedTuple):
@@ -165,7 +169,7 @@ def exponentials(
     """Of a block of rows; with the sums over all classes if ``total``, and with E in the weight's dtype if ``keep``."""
     few = platform == "tpu" and atoms is not None and atoms.indices.shape[-1] <= FEW_ATOMS
 
-    def made(hidden, reference, exponent, gap):
+    def made(hidden, atoms, reference, exponent, gap):
         z = epilogue.logits(matrix.logits(hidden))
         r, c = reference[:, None], classes.first + lax.broadcasted_iota(jnp.int32, z.shape, 1)
         e = jnp.exp(exponent(r, z))
@@ -178,16 +182,27 @@ def exponentials(
             here = atoms.indices - classes.first
             at = jnp.where(out_of_range(here, classes.here), 0, take(z, here))
         gaps = jnp.sum(gap(r, z), axis=-1) if total else None
-        sum_, at, gaps = classes.all_parts((jnp.sum(e, axis=-1), at, gaps))
-        if atoms is not None:
-            at = jnp.where(classes.excludes(atoms.indices), jnp.inf, gap(r, at))
         kept = (e * epilogue.slope(z)).astype(matrix.weight.dtype) if keep else None
+        return of_all_parts(atoms, reference, gap, kept, hopper.Sums(jnp.sum(e, axis=-1), at, gaps))
+
+    def made_by_kernel(hidden, atoms, reference, _, gap):
+        here = lambda c: jnp.where(out_of_range(c - classes.first, classes.here), -1, c - classes.first)
+        indices, pivot = (None, None) if atoms is None else (here(c).astype(jnp.int32) for c in atoms)
+        rows = matrix.rounded_hidden(hidden), reference, pivot, indices
+        made = hopper.exponentials(*rows, matrix, epilogue.bias, total=total, keep=keep)
+        return of_all_parts(atoms, reference, gap, *made)
+
+    def of_all_parts(atoms, reference, gap, kept, sums):
+        sum_, at, gaps = classes.all_parts(tuple(sums))
+        if atoms is not None:
+            at = jnp.where(classes.excludes(atoms.indices), jnp.inf, gap(reference[:, None], at))
         return Exponentials(reference, sum_, at, gaps, kept)
 
     largest = lambda z: classes.largest(jnp.max(z, axis=-1))
     sample, its_epilogue = matrix.part(SAMPLE, epilogue)
     reference = largest(its_epilogue.logits(sample.logits(hidden)))
-    first = made(hidden, reference, lambda r, z: z - r, lambda r, z: r - z)
+    by_kernel = platform == "cuda"
+    first = (made_by_kernel if by_kernel else made)(hidden, atoms, reference, lambda r, z: z - r, lambda r, z: r - z)
     if classes.axis_name is None:
         # Else the branch below would get the logits, to take from them what it alone reads; sums over devices stay where they
         # are, and JAX 0.10 would have all of these vary as E does.
@@ -200,7 +215,7 @@ def exponentials(
         failed = jnp.sum(jnp.where(fine, 0, 1))
         fine = sum_over(failed, varying(failed)) == 0
 
-    def again():
+    def again(hidden, atoms, _):
         # The logits are made twice, one after the other: to share them would be to write them.
         top = largest(epilogue.logits(matrix.logits(hidden)))
         if classes.axis_name is None:
@@ -208,9 +223,11 @@ def exponentials(
         else:
             after = lax.optimization_barrier(hidden)
         # Of nothing but −inf there is no mass, and no E.
-        return made(after, jnp.where(top == -jnp.inf, jnp.inf, top), above, distance)
+        return made(after, atoms, jnp.where(top == -jnp.inf, jnp.inf, top), above, distance)
 
-    return unless(fine, first, again)
+    # The kernel's block is larger than one of logits is to be.
+    rows = AGAIN if by_kernel else len(hidden)
+    return unless(fine, first, lambda: in_row_blocks(again, hidden, atoms, size=4 * hidden.shape[1] * rows))
 
 
 def _with_atoms(matrix, indices, at, classes, in_place):

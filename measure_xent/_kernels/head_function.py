@@ -132,11 +132,13 @@ class HeadFunction:
             of_rows = jax.tree.map(flatten, (points.hidden, weights, points.rows, points.indices, kept))
             axis_name = axes.get(CLASSES) or None
             known = self.values(axis_name), self.of_figures, axis_name, self.matrix.of(points.weight)
-            summand = Summand(*known, points.epilogue, points.shared, Nulls(self.no_null_rows), self.of_each)
+            nulls, alone = Nulls(self.no_null_rows), not any(axes.values())
+            summand = Summand(*known, points.epilogue, points.shared, nulls, alone, self.of_each)
             count = math.prod(lead)
-            sizes = block_rows(count, summand.matrix, self.size, summand.scales("tpu", wanted), self.copies)
+            scaled = summand.without_logits(wanted, count, points.rows, points.indices)
+            sizes = block_rows(count, summand.matrix, self.size, scaled, self.copies, alone)
             if count * summand.matrix.classes < 1 << 31:  # beyond, a TPU writes logits that it need not
-                sizes |= dict.fromkeys(at_once, count)
+                sizes |= dict.fromkeys(sizes.keys() & at_once, count)
             whole = all(count % size == 0 for size in sizes.values())  # padding has weight 0
             summand = summand._replace(nulls=Nulls(weights is None or (self.no_null_rows and whole)))
             # What a branch closes over is one of its operands.
@@ -167,7 +169,7 @@ class HeadFunction:
     def keeps(self, wanted: Gradient, points: Points) -> bool:
         """Whether there is room for that. One row alone is likely one of a batch, and how many there are is not known."""
         matrix = self.matrix.of(points.weight)
-        summand = Summand(self.values, self.of_figures, None, matrix, points.epilogue, points.shared, Nulls(True))
+        summand = Summand(self.values, self.of_figures, None, matrix, points.epilogue, points.shared, Nulls(True), True)
         rows = math.prod(points.hidden.shape[:-1])
         room = rows * matrix.classes * matrix.weight.dtype.itemsize <= self.residual_bytes
         return self.rank > 0 and room and summand.can_scale(wanted)

@@ -16,8 +16,8 @@ from .layout import CLASSES
 # of its three matrix products: with F operations and B bytes a second, the share of that is 4/3 · F/B / R, whatever D and V
 # are. F/B is near 7 on CPUs, where these rows keep the share below a tenth, and 250 on accelerators in bf16, where the sum is
 # part of the product: on an H200 4096 rows are 1 % faster than 2048, and take twice the memory. A TPU that keeps no logits in
-# float32 has room for more.
-ROWS = {"cpu": 256, "default": 2048, "tpu": 8192}
+# float32 has room for more; so has a kernel that writes none.
+ROWS = {"cpu": 256, "default": 2048, "cuda": 4096, "tpu": 8192}
 PLATFORMS = tuple(ROWS)
 # On CPUs the block of logits, R·V numbers, is not to be what fills the memory: at most the weight gradient's size, or this.
 # Accelerators have more rows where the block stays below this, else starting kernels would take longer than they run.
@@ -64,6 +64,12 @@ class Matrix(NamedTuple):
         return self.weight.shape[self.class_axis]
 
     @property
+    def rounds(self) -> bool:
+        """Whether the gradient in the weight, a sum in float32, is rounded in the end."""
+        dtype = self.weight.dtype
+        return self.dtype is None and accumulator(dtype) != dtype == kept_in(dtype)
+
+    @property
     def empty(self) -> "Matrix":
         """The same without its weight, for rules of derivatives, which JAX keeps longer than arrays of a trace."""
         return self._replace(weight=None)  # type: ignore[arg-type]
@@ -107,15 +113,23 @@ class Matrix(NamedTuple):
         return self._dot(residual, self.weight, (1, self.class_axis))
 
     def add_weight_gradient(
-        self, total: Array | None, hidden: Float[Array, "R D"], residual: Float[Array, "R V"], scale: Callable
+        self,
+        total: Array | None,
+        hidden: Float[Array, "R D"],
+        residual: Float[Array, "R V"],
+        scale: Callable,
+        rounded: bool = False,
     ) -> Array:
         """total + scale(hiddenᵀ residual), [D, V] or [V, D], the total none yet; on CPUs in blocks of classes, for there the
-        product is an array first."""
+        product is an array first; ``rounded`` to the weight's dtype if it is all there is."""
         features, classes = hidden.shape[1], residual.shape[1]
         hidden = hidden.astype(self.weight.dtype)
-        product = lambda residual: scale(
-            self._dot(*((hidden, residual) if self.class_axis else (residual, hidden)), (0, 0))
-        )
+        dtype = self.weight.dtype if rounded and self.rounds else None
+
+        def product(residual):
+            operands = (hidden, residual) if self.class_axis else (residual, hidden)
+            return scale(self._dot(*operands, (0, 0), dtype).astype(accumulator(self.weight.dtype)))
+
         if total is None:
             return product(residual)
         size = max(1, BLOCK_BYTES // (4 * features))
@@ -137,17 +151,23 @@ class Matrix(NamedTuple):
             return at_once(total, residual)
         return lax.platform_dependent(total, residual, cpu=in_blocks, default=at_once)
 
-    def _dot(self, a, b, axes):
-        dtype = accumulator(jnp.result_type(a, b))
+    def _dot(self, a, b, axes, dtype=None):
+        dtype = dtype or accumulator(jnp.result_type(a, b))
         numbers = (((axes[0],), (axes[1],)), ((), ()))
         return lax.dot_general(a, b, numbers, precision=self.precision, preferred_element_type=dtype)
 
 
 def block_rows(
-    count: int, matrix: Matrix, requested: int | None = None, scaled: bool = False, copies: int = 1
+    count: int,
+    matrix: Matrix,
+    requested: int | None = None,
+    scaled: frozenset[str] = frozenset(),
+    copies: int = 1,
+    alone: bool = True,
 ) -> dict[str, int]:
-    """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model; ``scaled`` where
-    accelerators keep them as exponentials in the weight's dtype, ``copies`` where there are so many arrays like them.
+    """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model; ``scaled`` are those
+    that keep none but exponentials in the weight's dtype, ``copies`` where there are so many arrays like them, ``alone`` where
+    no other device has more rows.
 
     Blocks are equal where a divisor of ``count`` is near, else the last is padded.
     """
@@ -156,17 +176,21 @@ def block_rows(
     room = {p: size // (wide * matrix.classes) for p, size in LOGITS_BYTES.items()}
     rows = {"cpu": min(ROWS["cpu"], max(features, room["cpu"], 1)), "default": max(ROWS["default"], room["default"])}
     rows["tpu"] = rows["default"]
-    if scaled:
-        # All rows at once where what is kept of them is no larger than a block's and a sum of the weight's gradient.
-        whole = ROWS["tpu"] + features * wide // dtype.itemsize
-        rows["tpu"] = whole if count <= whole else ROWS["tpu"]
+    for platform in scaled:
+        # All rows at once where what is kept of them is no larger than a block's and the sum that rounding then needs not.
+        most = max(ROWS[platform], room["default"])
+        whole = most + (features * wide // dtype.itemsize if alone and matrix.rounds else 0)
+        rows[platform] = whole if count <= whole else most
 
     def near(rows):
         rows = min(rows, count)
         divisor = next((r for r in range(rows, rows // 2, -1) if count % r == 0), None)
         return divisor or -(-count // -(-count // rows))
 
-    return {platform: near(requested or max(1, size // copies)) for platform, size in rows.items()}
+    sizes = {platform: near(requested or max(1, size // copies)) for platform, size in rows.items()}
+    if "cuda" in sizes:
+        sizes["cuda"] += -sizes["cuda"] % 8  # its arrays are copied in tiles
+    return sizes
 
 
 def kept_in(dtype: jnp.dtype) -> jnp.dtype:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from . import hopper
 from .classes import Classes, accumulator
 from .exponentials import Atoms, Exponentials, Slope, exponentials
 from .matrix import Epilogue, Matrix, kept_in
@@ -16,7 +17,7 @@ from .mesh import AxisName, sum_over, varying, zeros
 
 # Platforms where scaled exponentials are faster. On CPUs, where a block of logits stays in the cache, they were measured not to
 # be, and E beside the logits is as much memory again.
-SCALED = {"tpu", "default"}
+SCALED = {"tpu", "cuda", "default"}
 
 
 class OfFigures(NamedTuple):
@@ -92,6 +93,7 @@ class Summand(NamedTuple):
     epilogue: Epilogue
     shared: PyTree[Array]
     nulls: Nulls
+    alone: bool  # no other device has rows or classes
     of_each: bool = (
         False  # not summed: the weights are cotangents of the smooth values, a list, None where there are none
     )
@@ -109,6 +111,15 @@ class Summand(NamedTuple):
         held = wanted.weights and not self.nulls.none
         dtype = self.matrix.weight.dtype
         return kept_in(dtype) == dtype and not bent and not held
+
+    def without_logits(self, wanted: Gradient, count: int, rows: PyTree, indices: PyTree) -> frozenset[str]:
+        """The platforms where no logits of so many rows are written, beside their exponentials."""
+        if not self.can_scale(wanted):
+            return frozenset()
+        atoms = jax.eval_shape(self.of_figures.atoms, self.shared, rows, indices)  # type: ignore[union-attr]
+        few = atoms is None or jnp.broadcast_shapes(*(x.shape for x in atoms))[-1] <= hopper.MOST_ATOMS
+        by_kernel = few and hopper.takes(count, self.matrix, self.epilogue)
+        return frozenset({"tpu", "cuda"} if by_kernel else {"tpu"})
 
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
         return self.epilogue.logits(self.matrix.logits(hidden))
@@ -257,6 +268,11 @@ def total_and_gradients(
     matrix = summand.matrix
     weight = matrix.weight
     hidden, *_, kept = of_rows
+    blocks = in_blocks(size, of_rows)
+    first = jax.tree.map(lambda x: x[0], blocks)
+    one_block = len(jax.tree.leaves(blocks)[0]) == 1
+    # One block on one device makes the weight's gradient itself, which GPUs' compilers would write in float32 first.
+    whole = one_block and platform in SCALED and summand.alone and not varying(of_rows)
     columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
     scaled = kept is not None or summand.scales(platform, wanted)
     if scaled and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
@@ -280,7 +296,9 @@ def total_and_gradients(
             dw = over_classes = db = None
             if wanted.weight:
                 scaled = hidden if slope.scale is None else slope.scale[:, None] * hidden
-                dw = matrix.add_weight_gradient(sum_.weight, scaled, slope.matrix, unscaled)
+                dw = matrix.add_weight_gradient(
+                    sum_.weight, scaled, slope.matrix, unscaled, rounded=whole and slope.everywhere is None
+                )
                 over_classes = None if slope.everywhere is None else slope.everywhere @ hidden.astype(wide)
             if new.epilogue is None and wanted.epilogue and summand.epilogue.bias is not None:
                 db = jnp.sum(slope.scale[:, None] * slope.matrix.astype(wide), axis=0)  # type: ignore[index]
@@ -295,9 +313,7 @@ def total_and_gradients(
         value, sums, by_row = step(carry[1], block)
         return (jax.tree.map(jnp.add, carry[0], value), sums), by_row
 
-    blocks = in_blocks(size, of_rows)
-    first = jax.tree.map(lambda x: x[0], blocks)
-    if len(jax.tree.leaves(blocks)[0]) == 1:
+    if one_block:
         value, sums, by_row = step(None, first)
     else:
         value, sums, _ = jax.eval_shape(functools.partial(step, None), first)
