@@ -127,6 +127,40 @@ def test_a_head(above, of, target, dtype, monkeypatch):
     assert [g.dtype for g in gradients] == [h.dtype, master.dtype, b.dtype]
 
 
+EDGES = {  # (logit, at) of the bias, the label of all rows, the loss of a row of zeros
+    "a confident row": ((80.0, 5), 5, 319 * np.exp(-80)),
+    "a label far below": ((-1e4, 5), 5, 1e4 + np.log(319)),
+    "a label of no mass": ((-np.inf, 5), 5, np.inf),
+    "a label of all mass": ((np.inf, 5), 5, 0),
+    "another of all mass": ((np.inf, 5), 6, np.inf),
+    "none where the reference is": ((-np.inf, slice(96, 224)), 6, np.log(192)),
+    "no mass at all": ((-np.inf, slice(None)), 6, np.inf),
+    "a label out of range": ((0.0, 5), 320, np.inf),
+    "not a number": ((np.nan, 5), 6, np.nan),
+}
+
+
+@sweep("edge", EDGES, 4)
+def test_edges(edge):
+    """Of the written contract, by the kernel or what is done where it fails; masked rows hold NaN."""
+    (logit, at), label, expected = EDGES[edge]
+    mask = jnp.arange(128) < 100
+    hidden = jnp.where(mask[:, None], 0, jnp.nan).astype(jnp.bfloat16) * jnp.ones((1, 64), jnp.bfloat16)
+    bias = jnp.zeros(320).at[at].set(logit)
+
+    @jax.jit
+    def loss(h, b):
+        P = mx.Empirical((h, jnp.full(128, label)), weights=mask.astype(jnp.float32))
+        return mx.cross_entropy(P, mx.LinearSoftmax(bfloat16(64, 320), b))
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(hidden, bias)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    if not np.isnan(expected):
+        np.testing.assert_array_equal(gradients[0][100:], 0)
+    if np.isfinite(expected) and np.isfinite(logit):
+        np.testing.assert_allclose(gradients[1][label], np.expm1(-expected), rtol=2**-8)  # rounded, as E is
+
+
 def test_where_it_is_used(monkeypatch):
     """On Hopper GPUs, for bfloat16 heads whose arrays are in whole tiles, unless a setting says no."""
     head = lambda rows=256, features=128, classes=512, dtype=jnp.bfloat16, cap=None: hopper.takes(
