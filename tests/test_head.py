@@ -378,7 +378,7 @@ def test_products_of_another_dtype(each, dtype):
 
 @pytest.mark.parametrize(
     ("features", "classes", "cpu", "default"),
-    [(2560, 128_256, 256, 2048), (64, 128_256, 64, 2048), (256, 1000, 256, 65536), (4096, 32_000, 256, 2048)],
+    [(2560, 128_256, 256, 2048), (64, 128_256, 128, 2048), (256, 1000, 256, 65536), (4096, 32_000, 256, 2048)],
 )
 def test_rows_of_a_block(features, classes, cpu, default):
     """Equal blocks: on CPUs that fit the cache, on accelerators of 2048 rows, or as many as make 256 MiB of logits. Of scaled

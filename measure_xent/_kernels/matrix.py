@@ -19,7 +19,7 @@ from .layout import CLASSES
 # float32 has room for more; so has a kernel that writes none.
 ROWS = {"cpu": 256, "default": 2048, "cuda": 4096, "tpu": 8192}
 PLATFORMS = tuple(ROWS)
-# On CPUs the block of logits, R·V numbers, is not to be what fills the memory: at most the weight gradient's size, or this.
+# On CPUs the block of logits, R·V numbers, is not to fill the memory: at most twice the weight gradient's size, or this.
 # Accelerators have more rows where the block stays below this, else starting kernels would take longer than they run.
 LOGITS_BYTES = {"cpu": 8 << 20, "default": 256 << 20}
 
@@ -174,7 +174,10 @@ def block_rows(
     dtype = matrix.weight.dtype
     features, wide = matrix.weight.size // matrix.classes, accumulator(dtype).itemsize
     room = {p: size // (wide * matrix.classes) for p, size in LOGITS_BYTES.items()}
-    rows = {"cpu": min(ROWS["cpu"], max(features, room["cpu"], 1)), "default": max(ROWS["default"], room["default"])}
+    rows = {
+        "cpu": min(ROWS["cpu"], max(2 * features, room["cpu"], 1)),
+        "default": max(ROWS["default"], room["default"]),
+    }
     rows["tpu"] = rows["default"]
     for platform in scaled:
         # All rows at once where what is kept of them is no larger than a block's and the sum that rounding then needs not.
