@@ -81,3 +81,16 @@ def in_even_rows(f: Callable) -> Callable:
         return jax.tree.map(lambda x: x[:count].reshape(*lead, *x.shape[1:]), out)
 
     return padded
+
+
+def in_float32(f: Callable) -> Callable:
+    """``f(matrix, rows, shared)`` of the matrix in float32, some rows at a time: the columns of short rows are read one by one,
+    and XLA's CPU compiler would convert a number as often as it is read, which takes five times as long."""
+    wide = lambda matrix, rows, shared: f(lax.optimization_barrier(matrix.astype(jnp.float32)), rows, shared)
+
+    def blocked(matrix, rows, shared):
+        lead, size = matrix.shape[:-1], BLOCK_BYTES // matrix.shape[-1]
+        at_once = math.prod(lead) <= size
+        return wide(matrix, rows, shared) if at_once else _blocked(wide, lead, size, matrix, rows, shared)
+
+    return blocked

@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .._strict import custom_jvp
-from .blocks import SHORT_ROW, in_even_rows, in_row_blocks, is_odd
+from .blocks import SHORT_ROW, in_even_rows, in_float32, in_row_blocks, is_odd
 from .classes import Classes, accumulator, class_index, entry, first_maximum, part_size
 from .fallback import unless
 from .labels import LARGE, SCATTERED, labels
@@ -254,9 +254,11 @@ def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
         stored = in_even_rows(_scaled_rows) if is_odd(z) else _scaled_rows
         return lax.platform_dependent(*operands, cpu=lambda *of: stored(*of)[0], default=on("default"))
     if z.shape[-1] <= SHORT_ROW or z.size <= FEW_LOGITS:
-        if not is_odd(z):
+        half = z.dtype.itemsize == 2 and z.shape[-1] <= SHORT_ROW
+        if not (half or is_odd(z)):
             return on("default")(*operands)
-        return lax.platform_dependent(*operands, cpu=in_even_rows(on("default")), default=on("default"))
+        cpu = in_even_rows(on("default")) if is_odd(z) else on("default")
+        return lax.platform_dependent(*operands, cpu=in_float32(cpu) if half else cpu, default=on("default"))
     cpu = functools.partial(in_row_blocks, on("cpu"))
     platforms = {"default": on("default")}
     if axis_name is None:
@@ -354,7 +356,7 @@ def _is_of_labels(z, target):
     alone = k == 1 and target.background is None and target.dense is None
     return (
         alone
-        and z.dtype.itemsize >= 4
+        and (z.dtype.itemsize >= 4 or (z.shape[-1] <= SHORT_ROW and z.size <= LARGE))
         and (z.shape[-1] > FEW_CLASSES or is_odd(z))
         and _family(z, *target) == z.shape[:-1]
     )
@@ -390,6 +392,8 @@ def _is_stored(z):
 def _scaled_rows(z, own, shared):
     indices, weights, *_ = join(own, shared)
     column = lambda x: jnp.broadcast_to(x, (*z.shape[:-1], 1)).reshape(-1, 1)
+    if z.dtype.itemsize == 2:
+        z = lax.optimization_barrier(z.astype(jnp.float32))  # once, and not where it is read
     flat = labels(z.reshape(-1, z.shape[-1]), column(indices), column(weights))
     value, reference, log_sum, residual = (x.reshape(*z.shape[:-1], x.shape[-1]) for x in flat)
     return Rows(value[..., 0], reference, log_sum), residual
