@@ -271,8 +271,8 @@ def total_and_gradients(
     blocks = in_blocks(size, of_rows)
     first = jax.tree.map(lambda x: x[0], blocks)
     one_block = len(jax.tree.leaves(blocks)[0]) == 1
-    # One block on one device makes the weight's gradient itself, which GPUs' compilers would write in float32 first.
-    whole = one_block and platform in SCALED and summand.alone and not varying(of_rows)
+    # One block on one device makes the weight's gradient itself. A GPU's compiler was seen to write it in float32 first.
+    whole = one_block and platform == "cuda" and summand.alone and not varying(of_rows)
     columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
     scaled = kept is not None or summand.scales(platform, wanted)
     if scaled and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
