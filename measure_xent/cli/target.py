@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from .._kernels import hopper
 from .contestants import Case
 from .terminal import CommandError
 
@@ -107,6 +108,10 @@ def _device(target: str) -> tuple[Any, dict[str, Any]]:
     else:
         if _cuda_plugin() is None:
             raise CommandError(f"--target {target}: the GPU's compiler is not installed: pip install 'jax[cuda13]'")
+        if hopper.SETTING == "1" and GPUS[target].capability != 9:
+            raise CommandError(
+                f"--target {target}: MEASURE_XENT_MOSAIC_GPU=1 asks for a kernel that is Hopper's, h100 and h200"
+            )
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
         known = dict(target_config=GPUS[target].description, topology="1x1x1")
         topology = topologies.get_topology_desc("", "cuda", **known)
