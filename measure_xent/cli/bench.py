@@ -42,7 +42,7 @@ EPILOG = f"""
 "touch" is what a notebook feels: the first call outside of jit, the next ones, and what compiling a step takes.
 "head --target" runs nothing: it is what the compiler of an accelerator says that need not be there: temporaries, the peak, and
 on TPUs its estimate of cycles, loops as often as they run, without a head's fallbacks. For TPUs pip install libtpu, for GPUs
-'jax[cuda13]'.
+'jax[cuda13]'; there MEASURE_XENT_MOSAIC_GPU=1 in the environment is with the kernel for Hopper GPUs.
 Ratios are ours over theirs, of medians of interleaved runs: under 1 is faster than the peer. The limit is a pure read of the
 logits for a value, a read and a write for a gradient, three matmuls for the matmul and the head (one for its value).
 Temporaries are the compiler's own count, what the program needs beside its arguments and results; peak is all three together.
