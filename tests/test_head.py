@@ -396,9 +396,7 @@ def test_rows_of_a_block(features, classes, cpu, default):
         whole = rows[platform] + 2 * features
         assert block_rows(whole, matrix, scaled=scaled)[platform] == whole
         assert block_rows(whole + 1, matrix, scaled=scaled)[platform] <= rows[platform] + 8
-        # There the sum is the gradient itself, or a term of it.
-        assert block_rows(whole, matrix._replace(dtype=jnp.bfloat16), scaled=scaled)[platform] <= rows[platform]
-        assert block_rows(whole, matrix, scaled=scaled, alone=False)[platform] <= rows[platform]
+        assert block_rows(whole, matrix, scaled=scaled, rounds=False)[platform] <= rows[platform]
 
 
 def at_candidates(Q, how):

@@ -89,10 +89,13 @@ MASK = np.where(np.arange(144) % 5 == 2, 0, rng.uniform(0.5, 1.5, 144)).astype(n
 @sweep("of", ["the mean", "each"])
 @sweep("target", ["labels", "smoothed", "two"])
 @sweep("dtype", [None, jnp.bfloat16])
-def test_a_head(above, of, target, dtype, monkeypatch):
+@sweep("rows", [144, 131])
+@sweep("options", [{}, {"batch_size": 50}, {"residual_bytes": 1 << 20}])
+def test_a_head(above, of, target, dtype, rows, options, monkeypatch):
     """Value and gradients by the kernel; where a logit is far above the reference, by what is done then, in blocks."""
     monkeypatch.setattr(exponentials, "AGAIN", 40)
-    rows, features, classes = 144, 64, 320
+    features, classes = 64, 320
+    mask = MASK[:rows]
     h, w = bfloat16(rows, features), bfloat16(features, classes, scale=0.3)
     b = jnp.asarray(rng.normal(size=classes), jnp.float32).at[5].add(above).at[9].set(-jnp.inf)
     y, other = (10 + rng.integers(classes - 10, size=rows) for _ in range(2))
@@ -107,10 +110,10 @@ def test_a_head(above, of, target, dtype, monkeypatch):
         b = b.at[9].set(0)
 
     def loss(h, w, b):
-        Q = mx.LinearSoftmax(w, b, dtype=dtype)
+        Q = mx.LinearSoftmax(w, b, dtype=dtype, **options)
         if of == "each":
-            return -2.5 * jnp.vdot(MASK, measure.expect(mx.log(Q(h))))
-        return -2.5 * mx.joint(mx.Atoms(h, weights=MASK), measure).expect(mx.log(Q))
+            return -2.5 * jnp.vdot(mask, measure.expect(mx.log(Q(h))))
+        return -2.5 * mx.joint(mx.Atoms(h, weights=mask), measure).expect(mx.log(Q))
 
     master = w if dtype is None else w.astype(jnp.float32)
     value, gradients = jax.value_and_grad(loss, (0, 1, 2))(h, master, b)
@@ -118,9 +121,9 @@ def test_a_head(above, of, target, dtype, monkeypatch):
     log_q = z - z.max(1, keepdims=True)
     log_q -= np.log(np.exp(log_q).sum(1, keepdims=True))
     np.testing.assert_allclose(
-        value, -2.5 * MASK @ np.where(dense == 0, 0, dense * np.where(dense == 0, 0, log_q)).sum(1), rtol=1e-5
+        value, -2.5 * mask @ np.where(dense == 0, 0, dense * np.where(dense == 0, 0, log_q)).sum(1), rtol=1e-5
     )
-    slope = 2.5 * MASK[:, None] * (np.exp(log_q) - dense)
+    slope = 2.5 * mask[:, None] * (np.exp(log_q) - dense)
     for got, exact in zip(gradients, (slope @ wide(w).T, wide(h).T @ slope, slope.sum(0)), strict=True):
         # E and the rows' weights are rounded to bfloat16, and so is the gradient.
         np.testing.assert_allclose(wide(got), exact, atol=1.2e-2 * np.abs(exact).max())
@@ -163,12 +166,16 @@ def test_edges(edge):
 
 def test_where_it_is_used(monkeypatch):
     """On Hopper GPUs, for bfloat16 heads whose arrays are in whole tiles, unless a setting says no."""
-    head = lambda rows=256, features=128, classes=512, dtype=jnp.bfloat16, cap=None: hopper.takes(
-        rows, Matrix(jax.ShapeDtypeStruct((features, classes), dtype), 1, None), Epilogue(softcap=cap)
-    )
+    array, half = jax.ShapeDtypeStruct, jnp.bfloat16
+
+    def head(rows=256, features=128, classes=512, dtype=half, cap=None, hidden=half, products=None):
+        matrix = Matrix(array((features, classes), dtype), 1, None, products)
+        return hopper.takes(array((rows, features), hidden), matrix, Epilogue(softcap=cap))
+
     assert head()
+    assert head(hidden=jnp.float32, products=half)
     others = dict(rows=100), dict(features=96), dict(classes=500), dict(dtype=jnp.float32), dict(cap=jnp.float32(3))
-    assert not any(head(**other) for other in others)
+    assert not any(head(**other) for other in (*others, dict(hidden=jnp.float32), dict(hidden=jnp.float16)))
     monkeypatch.setattr(hopper, "SETTING", "0")
     assert not head()
     monkeypatch.setattr(hopper, "SETTING", "")

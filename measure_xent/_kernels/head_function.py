@@ -135,8 +135,9 @@ class HeadFunction:
             nulls, alone = Nulls(self.no_null_rows), not any(axes.values())
             summand = Summand(*known, points.epilogue, points.shared, nulls, alone, self.of_each)
             count = math.prod(lead)
-            scaled = summand.without_logits(wanted, count, points.rows, points.indices)
-            sizes = block_rows(count, summand.matrix, self.size, scaled, self.copies, alone)
+            scaled = summand.without_logits(wanted, of_rows[0], *of_rows[2:4])
+            rounds = bool(scaled) and summand.rounds(wanted)
+            sizes = block_rows(count, summand.matrix, self.size, scaled, self.copies, rounds)
             if count * summand.matrix.classes < 1 << 31:  # beyond, a TPU writes logits that it need not
                 sizes |= dict.fromkeys(sizes.keys() & at_once, count)
             whole = all(count % size == 0 for size in sizes.values())  # padding has weight 0

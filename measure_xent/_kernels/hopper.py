@@ -40,15 +40,14 @@ class Tiles(NamedTuple):
 TILES = Tiles()
 
 
-def takes(rows: int, matrix: Matrix, epilogue: Epilogue) -> bool:
-    """Whether the kernel is for so many rows of such a head, on the GPUs of this process."""
-    features = matrix.weight.size // matrix.classes
+def takes(hidden: Float[Array, "R D"], matrix: Matrix, epilogue: Epilogue) -> bool:
+    """Whether the kernel is for such rows of such a head, on the GPUs of this process."""
+    rows, features = hidden.shape
     # Arrays are copied in tiles of 8 rows of 128 bytes.
     fits = features % 64 == 0 and matrix.classes % 64 == 0
     large = rows >= TILES.rows and matrix.classes >= TILES.classes
-    return (
-        fits and large and matrix.weight.dtype == jnp.bfloat16 and epilogue.softcap is None and _is_used(rows, features)
-    )
+    half = (matrix.dtype or hidden.dtype) == matrix.weight.dtype == jnp.bfloat16
+    return fits and large and half and epilogue.softcap is None and _is_used(rows, features)
 
 
 def _is_used(rows, features):

@@ -163,11 +163,11 @@ def block_rows(
     requested: int | None = None,
     scaled: frozenset[str] = frozenset(),
     copies: int = 1,
-    alone: bool = True,
+    rounds: bool = True,
 ) -> dict[str, int]:
     """How many of ``count`` rows of logits to hold at a time, by platform: as asked, or by the cost model; ``scaled`` are those
-    that keep none but exponentials in the weight's dtype, ``copies`` where there are so many arrays like them, ``alone`` where
-    no other device has more rows.
+    that keep none but exponentials in the weight's dtype, ``copies`` where there are so many arrays like them, ``rounds`` where
+    one block makes the weight's gradient without a sum in float32.
 
     Blocks are equal where a divisor of ``count`` is near, else the last is padded.
     """
@@ -182,7 +182,7 @@ def block_rows(
     for platform in scaled:
         # All rows at once where what is kept of them is no larger than a block's and the sum that rounding then needs not.
         most = max(ROWS[platform], room["default"])
-        whole = most + (features * wide // dtype.itemsize if alone and matrix.rounds else 0)
+        whole = most + (features * wide // dtype.itemsize if rounds else 0)
         rows[platform] = whole if count <= whole else most
 
     def near(rows):

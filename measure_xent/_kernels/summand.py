@@ -112,14 +112,20 @@ class Summand(NamedTuple):
         dtype = self.matrix.weight.dtype
         return kept_in(dtype) == dtype and not bent and not held
 
-    def without_logits(self, wanted: Gradient, count: int, rows: PyTree, indices: PyTree) -> frozenset[str]:
-        """The platforms where no logits of so many rows are written, beside their exponentials."""
+    def without_logits(
+        self, wanted: Gradient, hidden: Float[Array, "R D"], rows: PyTree, indices: PyTree
+    ) -> frozenset[str]:
+        """The platforms where no logits of the rows are written, beside their exponentials."""
         if not self.can_scale(wanted):
             return frozenset()
         atoms = jax.eval_shape(self.of_figures.atoms, self.shared, rows, indices)  # type: ignore[union-attr]
         few = atoms is None or jnp.broadcast_shapes(*(x.shape for x in atoms))[-1] <= hopper.MOST_ATOMS
-        by_kernel = few and hopper.takes(count, self.matrix, self.epilogue)
+        by_kernel = few and hopper.takes(hidden, self.matrix, self.epilogue)
         return frozenset({"tpu", "cuda"} if by_kernel else {"tpu"})
+
+    def rounds(self, wanted: Gradient) -> bool:
+        """Whether one block of all rows makes the gradient in the weight itself, which several add up in float32 and round."""
+        return bool(wanted.weight) and self.alone and self.matrix.rounds and not self.of_figures.total  # type: ignore[union-attr]
 
     def logits(self, hidden: Float[Array, "R D"]) -> Float[Array, "R V"]:
         return self.epilogue.logits(self.matrix.logits(hidden))
@@ -240,11 +246,11 @@ def each(keep: bool, summand: Summand, platform: str, size: int, of_rows: Any) -
         kept = summand.exponentials(platform, hidden, rows, indices, keep=True)
         return summand.value(platform, hidden, weights, rows, indices, kept), kept
 
-    blocks = in_blocks(size, of_rows)
+    blocks, count = in_blocks(size, of_rows), len(of_rows[0])
     if len(blocks[0]) == 1:
-        return block(*jax.tree.map(lambda x: x[0], blocks)), []
+        return jax.tree.map(lambda x: x[:count], block(*jax.tree.map(lambda x: x[0], blocks))), []
     values = lax.scan(lambda _, xs: (None, block(*xs)), None, blocks)[1]
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(of_rows[0])], values), []
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], values), []
 
 
 class _Sums(NamedTuple):
@@ -271,10 +277,10 @@ def total_and_gradients(
     blocks = in_blocks(size, of_rows)
     first = jax.tree.map(lambda x: x[0], blocks)
     one_block = len(jax.tree.leaves(blocks)[0]) == 1
-    # One block on one device makes the weight's gradient itself. A GPU's compiler was seen to write it in float32 first.
-    whole = one_block and platform == "cuda" and summand.alone and not varying(of_rows)
     columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
     scaled = kept is not None or summand.scales(platform, wanted)
+    # One block on one device makes the weight's gradient itself. A GPU's compiler was seen to write it in float32 first.
+    whole = one_block and platform == "cuda" and scaled and summand.rounds(wanted) and not varying(of_rows)
     if scaled and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
         columns()  # once, and not in the loop
 
@@ -296,9 +302,7 @@ def total_and_gradients(
             dw = over_classes = db = None
             if wanted.weight:
                 scaled = hidden if slope.scale is None else slope.scale[:, None] * hidden
-                dw = matrix.add_weight_gradient(
-                    sum_.weight, scaled, slope.matrix, unscaled, rounded=whole and slope.everywhere is None
-                )
+                dw = matrix.add_weight_gradient(sum_.weight, scaled, slope.matrix, unscaled, rounded=whole)
                 over_classes = None if slope.everywhere is None else slope.everywhere @ hidden.astype(wide)
             if new.epilogue is None and wanted.epilogue and summand.epilogue.bias is not None:
                 db = jnp.sum(slope.scale[:, None] * slope.matrix.astype(wide), axis=0)  # type: ignore[index]
@@ -315,6 +319,7 @@ def total_and_gradients(
 
     if one_block:
         value, sums, by_row = step(None, first)
+        by_row = jax.tree.map(lambda x: x[: len(hidden)], by_row)
     else:
         value, sums, _ = jax.eval_shape(functools.partial(step, None), first)
         wide = lambda x: zeros(x, x.shape, accumulator(x.dtype))
