@@ -112,14 +112,18 @@ class Panels:
         self.forward, back = tanh_sinh_map(*map(fixed, (*support, P.width)))
         self.tip = end_of(self.dtype)
         place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.tip, self.tip))
-        self.kinks = [place(x) for x in kinks]
+        # All at once: an inverse hyperbolic sine takes the compiler as long as a few panels do.
+        known = place(jnp.concatenate([self.spread(x) for x in (*kinks, *marks)], axis=-1))
+        self.kinks = [known[..., i : i + 1] for i in range(len(kinks))]
         self.ends = self._ends(support, P.width, place)
         self.movable = [i for i, end in enumerate(filter(finite, support)) if not isinstance(end, float)]
         layers = [place(self.origin + self.ends[i].edge) for i in self.movable]
-        grid = self.spread(jnp.linspace(-self.tip, self.tip, PANELS + 1))
-        cuts = [stop(x) for x in (grid, *self.kinks, *layers, *map(place, marks))]
+        grid = self.spread(np.linspace(-self.tip, self.tip, PANELS + 1))
+        cuts = [stop(x) for x in (grid, known, *layers)]
         edges = jnp.sort(jnp.concatenate(cuts, axis=-1), axis=-1)
         self.start = edges[..., :-1], edges[..., 1:]
+        # Inside, where nothing is known to happen.
+        self.elsewhere = self.forward(jnp.asarray(0.0137, self.dtype))[0] if self.ends else None
         self.watched = self._watched()
         values = jax.eval_shape(lambda u: f.values(self.origin + u, self.rank + 1), self.spread(np.zeros(1)))
         values = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
@@ -168,12 +172,11 @@ class Panels:
         """Looks at f at the nodes where there is mass, of those that are allowed, and at the last few as they are. In a final
         look, all that is seen has derivatives."""
         n, u = nodes.u.shape[-1], nodes.u
-        elsewhere = self.forward(jnp.asarray(0.0137, self.dtype))[0]  # inside, where nothing is known to happen
         beside = list(zip(self.ends, tails, strict=True))
         depths = [tail.depth(end, nodes) for end, tail in beside]
         for (end, tail), depth in zip(beside, depths, strict=True):
             u = tail.place(end, u, nodes, depth)
-        probes = [self.spread(tail.probes(end, elsewhere)) for end, tail in beside]
+        probes = [self.spread(tail.probes(end, self.elsewhere)) for end, tail in beside]
         with_probes = lambda u: jnp.concatenate([u, *probes], axis=-1)
         apart = lambda x: [x[..., :n], *jnp.split(x[..., n:], max(1, len(probes)), axis=-1)[: len(probes)]]
 
