@@ -275,6 +275,33 @@ def test_ranks_and_methods(rank, options):
         np.testing.assert_allclose(function(*heads), function(*dense), rtol=1e-5, atol=1e-6)
 
 
+def test_where_all_logits_would_be():
+    """What cannot be made in blocks is an error for who wants one, and nothing else is."""
+    head = mx.LinearSoftmax(ARRAYS["w"], batch_size=3, allow_dense=False)
+    Q = head(ARRAYS["h"])
+    known = mx.LinearSoftmax(ARRAYS["w"], batch_size=3)(ARRAYS["h"])
+    blocks = [
+        lambda Q: Q.log_density(Y),
+        lambda Q: Q.restrict(IS_ODD).normalize().log_density(2 * (Y // 2) + 1),
+        lambda Q: Q.reweight(lambda y: jnp.asarray(TABLE)[y] ** 2).mass,
+        lambda Q: mx.entropy(Q),
+    ]
+    values = jax.jit(lambda Q: [function(Q) for function in blocks])
+    jax.tree.map(np.testing.assert_array_equal, values(Q), values(known))
+    scale = Holder(2.0)
+    taken = [
+        lambda Q: Q.logits,
+        lambda Q: Q.expect(lambda y: scale.x * y),
+        lambda Q: Q.scaled_density(jnp.asarray(Y)),
+        lambda Q: mx.cross_entropy(mx.Dirac(jnp.asarray([Y, Y])), Q),
+    ]
+    for function in taken:
+        with pytest.raises(ValueError, match=r"allow_dense=False\): .* all logits at once, of shape \(7, 13\)"):
+            jax.jit(lambda function=function: function(Q))()
+    with pytest.raises(ValueError, match=r"allow_dense\): True or False, got 1"):
+        mx.LinearSoftmax(ARRAYS["w"], allow_dense=1)
+
+
 class Holder:
     """An object that nobody can tell what is read of."""
 

@@ -520,28 +520,6 @@ def test_no_candidates():
     assert mx.LinearSoftmax(weight)(hidden).log_density(jnp.zeros((0, 7), int)).shape == (0, 7)
 
 
-def test_any_function_of_log_q_in_blocks():
-    """A clipped ratio of points (h, y, advantage, old): plain code, the logits in none of it."""
-    clipped = lambda log_q, advantage, old: jnp.minimum(
-        jnp.exp(log_q - old) * advantage, jnp.clip(jnp.exp(log_q - old), 0.8, 1.2) * advantage
-    )
-
-    def ours(h, w, y, advantage, old):
-        Q = mx.LinearSoftmax(w)
-        P = mx.Empirical((h, y, advantage, old))
-        return -P.expect(lambda h, y, advantage, old: clipped(log(Q)(h, y), advantage, old))
-
-    def dense(h, w, y, advantage, old):
-        return -jnp.mean(clipped(jax.nn.log_softmax(h @ w)[jnp.arange(len(y)), y], advantage, old))
-
-    n, classes = 64, 1009
-    h, w, _, y, _ = problem(n, classes)
-    points = h, w, y, f32(rng.normal(size=n)), f32(rng.normal(size=n) - 7)
-    got, expected = (jax.jit(jax.value_and_grad(f, (0, 1, 3, 4)))(*points) for f in (ours, dense))
-    for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-5 * np.abs(e).max())
-
-
 def test_errors():
     weight = jnp.zeros((3, 5))
     with pytest.raises(ValueError, match=r"class_axis\): 1 for a weight \[D, V\], 0 for \[V, D\], got 2"):

@@ -31,7 +31,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(hopper, "_multiprocessors", lambda: 2)
     monkeypatch.setattr(head_function, "_on_platform", lambda f, sizes, *operands: f("cuda", sizes["cuda"], *operands))
     # What is interpreted has effects in an order, which no partitioner takes.
-    monkeypatch.setattr(partition, "_may_be_spread", lambda arrays: False)
+    monkeypatch.setattr(partition, "may_be_spread", lambda arrays: False)
     races = gpu.InterpretGPUParams(detect_races=True, out_of_bounds_reads="uninitialized")
     with gpu.force_gpu_interpret_mode(races):
         yield

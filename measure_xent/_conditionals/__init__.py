@@ -1,1 +1,3 @@
 """Measures that depend on a point, and what is made of them: joints, mixtures, posteriors; heads. Knows methods."""
+
+from . import calls as calls

@@ -1,13 +1,16 @@
 """The linear head: softmax measures whose matrix of logits never exists."""
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float, PyTree
 
 from .._forms.disintegration import Disintegration, disintegrate
@@ -66,11 +69,13 @@ class LinearSoftmax(AbstractConditional):
         residual_bytes: how much a loss for each row of ``Q(hidden)`` may keep for its gradient, none by default. Where a number
             for each logit, N · V in the dtype of the products, is no more, it is kept, and a gradient is three products and not
             four. Under ``vmap`` that is each member's.
+        allow_dense: whether all rows' logits may exist at once, where something is asked that cannot be made in blocks. With
+            False that is an error which says so.
 
     Raises:
         TypeError: dtype is no floating dtype.
         ValueError: the shapes of weight and bias, or of h, do not match; axis_name is of no axis that weight varies over;
-            batch_size or residual_bytes is no such number.
+            batch_size or residual_bytes is no such number; all logits are needed, and allow_dense is False.
 
     Examples:
         >>> import jax.numpy as jnp, measure_xent as mx
@@ -92,6 +97,7 @@ class LinearSoftmax(AbstractConditional):
     axis_name: AxisName | None = static(default=None)
     dtype: Any = static(default=None)
     residual_bytes: int = static(default=0)
+    allow_dense: bool = static(default=True)
 
     def __post_init__(self):
         weight = real_array("LinearSoftmax(weight)", self.weight, floating=True)
@@ -130,6 +136,8 @@ class LinearSoftmax(AbstractConditional):
         kept = self.residual_bytes
         if not isinstance(kept, int) or isinstance(kept, bool) or kept < 0:
             raise ValueError(f"LinearSoftmax(residual_bytes): a number of bytes, an int of at least 0, got {kept!r}")
+        if not isinstance(self.allow_dense, bool):
+            raise ValueError(f"LinearSoftmax(allow_dense): True or False, got {self.allow_dense!r}")
 
     @property
     def classes(self) -> int:
@@ -150,6 +158,12 @@ class LinearSoftmax(AbstractConditional):
     def epilogue(self) -> Epilogue:
         """What makes logits of the product, as wide as they are."""
         return jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), Epilogue(self.bias, self.softcap))
+
+    def check_dense(self, family: tuple[int, ...]) -> None:
+        if not self.allow_dense:
+            raise ValueError(
+                f"LinearSoftmax(allow_dense=False): what is asked takes all logits at once, of shape {(*family, self.classes)}"
+            )
 
     def __call__(self, *x):
         if len(x) != 1:
@@ -190,7 +204,12 @@ class LinearCategorical(Measure):
     @property
     def dense(self) -> Categorical:
         """The same measures, with all their logits."""
+        self.head.check_dense(self.shape)
         return Categorical(self.head.parts.gather(_logits_of(self.hidden, self.head)))
+
+    def dense_like(self, n: int) -> Categorical:
+        """As many such measures with all their logits."""
+        return Categorical(jnp.zeros((n, self.classes), accumulator(self.head.weight.dtype)))
 
     @property
     def classes(self) -> int:
@@ -294,6 +313,13 @@ class LinearCategorical(Measure):
         return self._per_row(function, shared, own, indices, deferred, of_figures)
 
     def _per_row(self, function, shared, own, indices, deferred, of_figures=None, copies=1):
+        made = functools.partial(self._made, function, shared, own, indices, deferred, of_figures, copies)
+        if (calls := _calls.get()) is None or self.shape or deferred:
+            return made()
+        operands = Operands(self.hidden, self.head, shared, own, indices)
+        return calls.recorded(Call(function, of_figures, copies), operands, made)
+
+    def _made(self, function, shared, own, indices, deferred, of_figures, copies):
         values = lambda axes, name=self.head.axis_name: functools.partial(function, axes or name, axes)
         return per_row(
             values,
@@ -310,6 +336,54 @@ class LinearCategorical(Measure):
             residual_bytes=self.head.residual_bytes,
             copies=copies,
         )
+
+
+class Call(NamedTuple):
+    """A function of a row of logits that was asked for at one point."""
+
+    function: Callable  # as ``per_row`` takes it
+    of_figures: OfFigures | None
+    copies: int
+
+
+class Operands(NamedTuple):
+    """What it was asked of."""
+
+    hidden: Float[Array, "D"]
+    head: LinearSoftmax
+    shared: Any
+    own: Any
+    indices: Any
+
+
+class _Calls(NamedTuple):
+    which: set[int] | None
+    trace: Any
+    seen: list[tuple[Call, Operands, Any] | None]
+
+    def recorded(self, call: Call, operands: Operands, made: Callable) -> Any:
+        if get_opaque_trace_state() != self.trace:  # inside of a vmap, or another transformation, of the user's
+            return made()
+        if self.which is not None and len(self.seen) not in self.which:
+            self.seen.append(None)
+            return made()
+        # One of the program's variables, which nothing else is.
+        stand_in = jax.tree.map(lambda x: lax.optimization_barrier(jnp.zeros(x.shape, x.dtype)), jax.eval_shape(made))
+        self.seen.append((call, operands, stand_in))
+        return stand_in
+
+
+_calls: contextvars.ContextVar[_Calls | None] = contextvars.ContextVar("calls", default=None)
+
+
+@contextlib.contextmanager
+def recorded(which: set[int] | None) -> Iterator[list]:
+    """Of single rows, what is asked in the meantime, in order, and stand-ins for the answers; of ``which`` alone, or all."""
+    token = _calls.set(_Calls(which, get_opaque_trace_state(), []))
+    try:
+        yield _calls.get().seen  # type: ignore[union-attr]
+    finally:
+        _calls.reset(token)
 
 
 @pytree
@@ -335,6 +409,7 @@ class DeferredSoftmax:
 
     def dense(self) -> Float[Array, "*family V"]:
         (hidden, c), head = self.split(self.family)
+        head.check_dense(self.family)
         return _written(hidden, c, head, Classes(head.classes))
 
 
@@ -504,15 +579,10 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
     # −f is integrated: the cotangent of −P.expect(log(Q)) is 1 then, and the gradient [D, V] is not copied to change its sign.
     sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
 
-    name = Q.axis_name
-
-    def values(axes):
-        def on_rows(logits, shared, own, indices):
-            function, shared = shared
-            value = function.integrate_row(_row(axes or name, axes, logits, shared, own, indices, row_statistics))
-            return jax.tree.map(lambda v: sign * v, value)
-
-        return on_rows
+    def values(axis_name, axes, logits, shared, own, indices):
+        function, shared = shared
+        value = function.integrate_row(_row(axis_name, axes, logits, shared, own, indices, row_statistics))
+        return jax.tree.map(lambda v: sign * v, value)
 
     def of_figures(figures, classes, shared, own, indices):
         function, against = shared[0], _sparse(shared[1], own, indices)
@@ -522,35 +592,57 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
     def one(pair):
         (hidden,) = jax.tree.leaves(pair.points)
         hidden = Q(hidden).hidden  # checked
-        _check_same(pair.weights, Q, "weights")
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
         shared = function, shared
-        read = _of_figures(against, pair.target.deferred, of_figures, name, at=lambda shared: shared[1])
-        # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
-        batch = sample_axes(P)
-        if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:
-            batch = pair.weights.shape
-        rows = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), (hidden, pair.weights, own, indices))
-        hidden, weights, own, indices = rows
-        return integral(
-            values,
-            hidden,
-            Q.matrix,
-            Q.epilogue,
-            weights,
-            shared,
-            own,
-            indices,
-            Dimensions(_dims(shared, 0), _dims(own, len(batch))),
-            of_figures=None if row_statistics else read,
-            no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms,
-            parts=_axes_of_parts(Q, pair.target.deferred),
-            size=Q.batch_size,
-        )
+        read = _of_figures(against, pair.target.deferred, of_figures, Q.axis_name, at=lambda shared: shared[1])
+        how = dict(no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms, deferred=pair.target.deferred)
+        read = None if row_statistics else read
+        return over_rows(P, values, Q, hidden, pair.weights, shared, own, indices, read, **how)
 
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), map(one, pairs))
     return jax.tree.map(lambda v: sign * v, total)
+
+
+def over_rows(
+    P: Measure,
+    values: Callable,
+    Q: LinearSoftmax,
+    hidden: Float[Array, "N D"],
+    weights: Float[Array, "N"],
+    shared: Any,
+    own: Any,
+    indices: Any,
+    of_figures: OfFigures | None,
+    *,
+    no_null_rows: bool,
+    deferred: tuple = (),
+    copies: int = 1,
+) -> Any:
+    """The integral of ``values(axis_name, axes, logits, shared, own, indices)`` over the rows of a batch P."""
+    _check_same(weights, Q, "weights")
+    # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
+    batch = sample_axes(P)
+    if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:
+        batch = weights.shape
+    rows = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), (hidden, weights, own, indices))
+    hidden, weights, own, indices = rows
+    return integral(
+        lambda axes: functools.partial(values, axes or Q.axis_name, axes),
+        hidden,
+        Q.matrix,
+        Q.epilogue,
+        weights,
+        shared,
+        own,
+        indices,
+        Dimensions(_dims(shared, 0), _dims(own, len(batch))),
+        of_figures=of_figures,
+        no_null_rows=no_null_rows,
+        parts=_axes_of_parts(Q, deferred),
+        size=Q.batch_size,
+        copies=copies,
+    )
 
 
 @between(Measure, LinearCategorical)

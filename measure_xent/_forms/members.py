@@ -42,8 +42,8 @@ def by_members(function: Callable, *nodes: Any) -> Any:
 
     Nodes are measures and functions of them, or arrays, with the family's axes in front or shared by all. Families that exist
     in blocks have ``in_blocks(function, others, own, shared)``: ``function(dense, own, shared)`` of every member, of the dense
-    forms of this family and the others, arrays with a row for each member, and arrays that all share. NotImplemented where
-    there is none among the nodes, or members cannot be told apart.
+    forms of this family and the others, arrays with a row for each member, and arrays that all share; and ``dense_like(n)``, a
+    dense family of n. NotImplemented where there is none among the nodes, or members cannot be told apart.
     """
     deferred = deferred_families(nodes)
     if not deferred:
@@ -70,9 +70,7 @@ def _takes_few(of_block: Callable, deferred: list[Any], own: list[Any], shared: 
     lead, few = len(deferred[0].shape), lambda x, lead: jnp.zeros((n, *x.shape[lead:]), x.dtype)
 
     def of_few(shared):
-        fields = [{name: few(getattr(Q, name), lead) for name in _event_ranks(type(Q))} for Q in deferred]
-        dense = [replaced(Q, **new).dense for Q, new in zip(deferred, fields, strict=True)]
-        return of_block(dense, [few(x, lead) for x in own], shared)
+        return of_block([Q.dense_like(n) for Q in deferred], [few(x, lead) for x in own], shared)
 
     try:
         values = jax.tree.leaves(jax.eval_shape(of_few, shared))

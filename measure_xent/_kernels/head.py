@@ -149,6 +149,7 @@ def integral(
     no_null_rows: bool = False,
     parts: frozenset[str] = frozenset(),
     size: int | None = None,
+    copies: int = 1,
 ) -> PyTree[Float[Array, ""]]:
     """Σᵢ weightsᵢ · valuesᵢ, and with it, where it is differentiated, its gradient: three matrix products.
 
@@ -159,7 +160,8 @@ def integral(
     points = Points(hidden, matrix.weight, epilogue, shared, rows, indices)
     weights, *points = _varied((weights, *points), parts)
     dims = Points.dims(weights.ndim, matrix.empty, epilogue, dimensions, indices)
-    function = HeadFunction(values, of_figures, matrix.empty, dims, size, of_each=False, no_null_rows=no_null_rows)
+    how: Any = dict(of_each=False, no_null_rows=no_null_rows, copies=copies)
+    function = HeadFunction(values, of_figures, matrix.empty, dims, size, **how)
     value = custom_jvp(function.integral)
 
     def jvp(primals, tangents):

@@ -128,7 +128,7 @@ def _ones(x):
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return np.zeros(x.shape, jax.dtypes.float0)
-    return vary(jnp.ones(x.shape, x.dtype), varying(x))
+    return zeros(jax.typeof(x)) + jnp.ones((), x.dtype)
 
 
 def _finite(values, shape):

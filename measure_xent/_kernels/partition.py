@@ -44,7 +44,7 @@ def partitioned(local: Local, operands: PyTree[Array], dims: PyTree, out_dims: C
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, operands))
     mesh = explicit_mesh(leaves)  # of one device, too, whose types are no others
-    if mesh is None and (jax.sharding.get_abstract_mesh().manual_axes or not _may_be_spread(leaves)):
+    if mesh is None and (jax.sharding.get_abstract_mesh().manual_axes or not may_be_spread(leaves)):
         return local({})(*operands)
 
     def flat(axes):
@@ -64,7 +64,7 @@ def partitioned(local: Local, operands: PyTree[Array], dims: PyTree, out_dims: C
     return jax.tree.structure(result).unflatten(out)
 
 
-def _may_be_spread(arrays):
+def may_be_spread(arrays):
     """Whether arrays may be on several devices. Their types know a mesh that they are on, but not one that ``jit`` names."""
     meshes = (jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays))
     return any(mesh.size > 1 for mesh in meshes if not mesh.empty) or jax.device_count() > 1

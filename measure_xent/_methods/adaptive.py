@@ -123,7 +123,7 @@ class Panels:
         edges = jnp.sort(jnp.concatenate(cuts, axis=-1), axis=-1)
         self.start = edges[..., :-1], edges[..., 1:]
         # Inside, where nothing is known to happen.
-        self.elsewhere = self.forward(jnp.asarray(0.0137, self.dtype))[0] if self.ends else None
+        self.elsewhere: Any = self.forward(jnp.asarray(0.0137, self.dtype))[0] if self.ends else None
         self.watched = self._watched()
         values = jax.eval_shape(lambda u: f.values(self.origin + u, self.rank + 1), self.spread(np.zeros(1)))
         values = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
