@@ -1,8 +1,8 @@
 """What is run: what one can wait for, or with ``--full`` all of it.
 
 Property tests draw ``--examples``, and so many cases has a sweep, a test over many that are alike, such as all measures: each
-sweep others. Tests marked ``slow``, which says why, are run where they are named, and in fourteen turns, with ``--turn`` one of
-them, which moves the sweeps on, too.
+sweep others. Where no paths are named, a third of the examples of docstrings and pages is run. Tests marked ``slow``, which
+says why, are run where they are named, and in fourteen turns, with ``--turn`` one of them; it moves sweeps and examples, too.
 """
 
 import collections
@@ -33,7 +33,8 @@ OPTIMISED = {
 }
 
 
-TURNS, WORKER = 14, 3 << 29  # the turns of slow tests; what a worker takes, in bytes
+TURNS, EXAMPLES = 14, 3  # of slow tests, and of examples
+WORKER = 3 << 29  # what a worker takes, in bytes
 
 
 # Examples of docstrings and pages that are slow, and why.
@@ -118,6 +119,9 @@ def pytest_collection_modifyitems(config, items):
         n = max(1, int(examples / max(mark.args[0] for mark in cases[0].iter_markers("sweep"))))
         kept = {(zlib.crc32(name.encode()) + (turn or 0) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
+    if config.args_source != pytest.Config.ArgsSource.ARGS and not full:
+        examples_of = (item for item in items if item.nodeid.startswith(("measure_xent/", "docs/")))
+        left_out.update(item for item in examples_of if (zlib.crc32(item.nodeid.encode()) + (turn or 0)) % EXAMPLES)
     share = config.getoption("--share")
     left_out.update(item for item in items if (zlib.crc32(item.nodeid.encode()) // TURNS + (turn or 0)) % share)
     if not full:

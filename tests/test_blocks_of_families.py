@@ -261,8 +261,8 @@ def test_parts_of_the_classes_tell_a_few_numbers_a_row(kind):
     assert max(n for n in sizes if n != of_weights) <= 8 * D
 
 
-@sweep("rank", [0, 1, 2], 0.5)
-@sweep("options", [{}, {"method": mx.Quadrature(8)}, {"batch_size": 2}], 0.5, ids=["", "method", "batches"])
+@sweep("rank", [0, 1, 2])
+@sweep("options", [{}, {"method": mx.Quadrature(8)}, {"batch_size": 2}], ids=["", "method", "batches"])
 def test_ranks_and_methods(rank, options):
     """Of families with any number of axes, however they are to be integrated."""
     hidden = f32(rng.normal(size=(2, 3, D)))[(0,) * (2 - rank)]
@@ -324,7 +324,7 @@ OF_ARRAYS = {  # functions of a family and of an array [V] that is closed over
 }
 
 
-@sweep("name", OF_ARRAYS, 0.5)
+@sweep("name", OF_ARRAYS)
 def test_what_functions_close_over(name):
     """Whatever cannot be taken a block at a time is what it is of the dense family, and has its derivatives."""
     function = OF_ARRAYS[name]

@@ -14,7 +14,7 @@ from measure_xent._kernels import head_function
 
 from .sweeps import sweep
 
-N, D, V, FORBIDDEN = 19, 6, 101, 5
+N, D, V, FORBIDDEN = 19, 6, 101, 0
 rng = np.random.default_rng(0)
 ARRAYS = {
     "h": rng.normal(size=(N, D)),
@@ -70,7 +70,12 @@ def tempered(Q, R, t, h, y, advantage, old):
 
 
 def two_classes(Q, R, t, h, y, advantage, old):
-    return jnp.cos(Q(h).log_density(y) - Q(h).log_density((y + 1) % 4)) * t + 0.1 * Q(h).log_partition ** 2
+    return jnp.cos(Q(h).log_density(y) - Q(h).log_density(1 + y % 4)) * t + 0.1 * Q(h).log_partition ** 2
+
+
+def over_a_coordinate(Q, R, t, h, y, advantage, old):
+    """What is shared is read where a null row's coordinates would divide by 0."""
+    return jnp.cos(t * Q(h).log_density(y) / old) / old
 
 
 def preferred(Q, R, t, h, y, advantage, old):
@@ -101,14 +106,25 @@ def after_another(Q, R, t, h, y, advantage, old):
 
 
 def a_class_at_a_time(Q, R, t, h, y, advantage, old):
-    return jnp.sum(advantage * jax.vmap(Q(h).log_density)(jnp.array([0, 7])))
+    return jnp.sum(advantage * jax.vmap(Q(h).log_density)(jnp.array([1, 7])))
 
 
 def log_q_alone(Q, R, t, h, y, advantage, old):
     return Q(h).log_density(y) + 0 * old
 
 
-TAKEN = [clipped, truncated, to_reference, tempered, two_classes, preferred, of_hidden, with_entropy, is_mode]
+TAKEN = [
+    clipped,
+    truncated,
+    to_reference,
+    tempered,
+    two_classes,
+    over_a_coordinate,
+    preferred,
+    of_hidden,
+    with_entropy,
+    is_mode,
+]
 LEFT = [after_another, a_class_at_a_time]
 
 
@@ -182,7 +198,7 @@ def test_every_mode(surrogate, modes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(1e-3, np.abs(b).max()))
 
 
-@sweep("surrogate", [clipped, tempered, preferred])
+@sweep("surrogate", [clipped, tempered, over_a_coordinate, preferred])
 @sweep("junk", [np.nan, np.inf])
 def test_contract(surrogate, junk):
     """Null rows over junk in every coordinate, a batch of them alone, labels of no mass and out of range."""
@@ -231,8 +247,11 @@ def test_on_a_mesh(kind, surrogate):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(b).max()))
 
 
-def test_inside_shard_map():
-    """Rows and classes over axes of the user's own."""
+@pytest.mark.parametrize("classes", [None, "model"])
+def test_inside_shard_map(classes, monkeypatch):
+    """Rows, and classes or not, over axes of the user's own."""
+    cut, taken = calls._cut, []
+    monkeypatch.setattr(calls, "_cut", lambda *known: taken.append(cut(*known)) or taken[-1])
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     x = {k: jnp.asarray(x, jnp.float32) for k, x in ARRAYS.items()}
     h, w, old, y = x["h"][:16], x["w"][:, :100], x["old"][:16], jnp.asarray(Y[:16] % 100)
@@ -240,12 +259,13 @@ def test_inside_shard_map():
     def loss(h, w, old, y, **axes):
         Q = mx.LinearSoftmax(w, axis_name=axes.get("classes"))
         P = mx.Empirical((h, y, old), axis_name=axes.get("rows"))
-        return P.expect(lambda h, y, old: jnp.cos(log(Q)(h, y) - old))
+        return P.expect(lambda h, y, old: jnp.cos(log(Q)(h, y)) * jnp.clip(old, -6, 0))
 
-    specs = S("data"), S(None, "model"), S("data"), S("data")
-    spread = lambda *args: loss(*args, rows="data", classes="model")
+    specs = S("data"), S(None, classes), S("data"), S("data")
+    spread = lambda *args: loss(*args, rows="data", classes=classes)
     spread = jax.shard_map(spread, mesh=mesh, in_specs=specs, out_specs=S())
     got, expected = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(h, w, old, y) for f in (spread, loss))
+    assert all(taken)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -274,6 +294,7 @@ def test_what_points_and_functions_may_be():
         "a loop": (lambda h, y: jax.lax.fori_loop(0, 3, lambda i, v: v * 0.5, log(Q)(h, y)), log_q / 8),
         "jitted": (jax.jit(lambda h, y: log(Q)(h, y) ** 2), log_q**2),
         "one of two heads": (lambda h, y: log(mx.LinearSoftmax(2 * w))(h / 2, y) * log(Q)(h, y), log_q**2),
+        "a cap of its own": (lambda h, y: log(mx.LinearSoftmax(w, softcap=1e4))(h, y) ** 2, log_q**2),
         "none": (lambda h, y: h.sum() * y, h.sum(-1) * y),
     }
     for name, (f, values) in functions.items():

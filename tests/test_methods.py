@@ -139,6 +139,7 @@ def test_errors():
     assert mx.Cauchy().integrate(lambda x: x, method=mx.MonteCarlo(KEY, 10_000)).status == 1
 
 
+@pytest.mark.slow("an integral by each method, in batches")
 def test_batches_keep_the_method_and_the_status():
     J = mx.joint(mx.Empirical(jnp.arange(5.0)), mx.Conditional(lambda x: mx.Cauchy(x, 1.0)))
     assert J.integrate(lambda x, y: y**2, batch_size=2).status > 0

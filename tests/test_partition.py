@@ -266,6 +266,7 @@ def test_weights_of_labels_that_are_sharded(kind):
         np.testing.assert_allclose(jax.jit(f)(*placed), jax.jit(f)(z, y, w), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow("heads compiled for eight devices")
 def test_where_shardings_are_named_later():
     """By in_shardings, by a constraint, outside of jit, under set_mesh."""
     mesh, arrays = AUTO(data=8), [jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels")]
@@ -535,6 +536,7 @@ for a, b in zip(got, jax.jit(jax.value_and_grad(figures))(z, y)):
 """
 
 
+@pytest.mark.slow("a process of its own")
 def test_explicit_axes_on_one_device():
     """As the examples of README and pages are run at home; all other tests here have eight."""
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

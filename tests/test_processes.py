@@ -105,6 +105,7 @@ def losses(out):
     return np.array(json.loads((out / "metrics.json").read_text())["train_loss"])
 
 
+@pytest.mark.slow("two processes of JAX")
 def test_one_integral_of_two_processes():
     where = address()
     finish([start("-c", WORKER, where, i, devices=4) for i in range(2)])

@@ -70,6 +70,7 @@ def test_laws(entry):
     assert stats.kstwo.sf(apart - 1e-3, DRAWS) > LEVEL
 
 
+@pytest.mark.slow("thousands of draws from each")
 def test_what_a_sample_is_made_of():
     """Shapes, tuples, members that are independent of each other, kinds of keys, and what cannot be drawn."""
     P = mx.joint(mx.Normal(jnp.zeros(2), 1.0), mx.Conditional(lambda x: mx.Normal(x, 0.1)))
@@ -103,6 +104,7 @@ def test_what_a_sample_is_made_of():
         assert stats.kstest(draws, stats.truncnorm(1, np.inf).cdf).pvalue > LEVEL
 
 
+@pytest.mark.slow("thousands of draws from each")
 def test_restrictions():
     """Of kernels, of what a map shows, of coordinates behind atoms: by rejection, which has no derivative."""
     K = mx.Conditional(lambda x: mx.Normal(x, 1.0))

@@ -273,6 +273,7 @@ def test_a_smaller_block_at_the_end_is_no_other_program(capsys, tmp_path):
     assert of_rows._cache_size() == 1
 
 
+@pytest.mark.slow("runs of the command, one after the other")
 def test_what_is_compiled_is_kept(tmp_path):
     path = write(tmp_path, "a.npz")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"XDG_CACHE_HOME": str(tmp_path)}

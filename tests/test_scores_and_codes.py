@@ -264,6 +264,7 @@ def test_codes(model):
     assert ideal - 1 <= 32 * len(words) <= ideal + 64 + 2e-4 * ideal
 
 
+@pytest.mark.slow("codes of many sizes")
 def test_quantize():
     edges = jnp.array([-1.0, 0.0, 2.0])
     for law, frozen in ((mx.Normal(0.3, 1.5), stats.norm(0.3, 1.5)), (mx.Laplace(0.3, 1.5), stats.laplace(0.3, 1.5))):

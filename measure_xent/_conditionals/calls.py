@@ -87,11 +87,16 @@ def _one(x: Any) -> Any:
 
 
 def _of_rows(cut: _Cut, shared: Any, own: Any, indices: Any, found: list[Any]) -> Any:
-    _, smooth, present = own
-    # A null row may be where the function has no derivative: none of its is taken.
-    known = lambda x: jnp.where(present.reshape(-1, *(1,) * (x.ndim - 1)) != 0, x, lax.stop_gradient(x))
-    smooth, found = jax.tree.map(known, (smooth, found))
-    return jax.vmap(cut.of_row, in_axes=(None, 0, 0))(shared[1], (smooth, indices[1]), found)
+    """The values of a block's rows."""
+    (_, constants), (_, smooth, present), (_, fixed) = shared, own, indices
+    # A null row, or one that fills a block, may be where the function has no derivative, in what all rows share either. Another
+    # stands in for it; where there is none, no derivative is taken.
+    there = present != 0
+    along = lambda x: there.reshape(-1, *(1,) * (x.ndim - 1))
+    known = lambda x: jnp.where(along(x), x, lax.stop_gradient(x[jnp.argmax(there)]))
+    *of_point, found = jax.tree.map(known, (smooth, fixed, found))
+    constants = jax.tree.map(lambda x: jnp.where(jnp.any(there), x, lax.stop_gradient(x)), constants)
+    return jax.vmap(cut.of_row, in_axes=(None, 0, 0))(constants, tuple(of_point), found)
 
 
 def _of_figures(cut: _Cut) -> OfFigures | None:
@@ -142,7 +147,8 @@ def _cut(f: Any, point: Any) -> _Cut | None:
         traced = _traced(f, point, which)
     program, value, calls, operands, stand_ins = traced
     outs, stand_ins = map(jax.tree.leaves, (value, stand_ins))
-    if not calls or len(outs) != 1 or outs[0].aval.shape or not is_smooth(outs[0].aval) or program.effects:
+    effects = {type(effect).__name__ for effect in program.effects} - {"NamedAxisEffect"}  # that of sums over devices
+    if not calls or len(outs) != 1 or outs[0].aval.shape or not is_smooth(outs[0].aval) or effects:
         return None
     levels = _levels(program.jaxpr, stand_ins)
     level = lambda x: CONSTANT if isinstance(x, Literal) else levels[x]
@@ -158,7 +164,8 @@ def _cut(f: Any, point: Any) -> _Cut | None:
         return None
     below = lambda kind: lambda x: level(x) < kind or x in stand_ins
     eqns, read = _slice(program.jaxpr, below(ROW), value)
-    if may_be_spread(program.consts) and any(_has_programs(eqn) for eqn in eqns):
+    on_devices = may_be_spread(program.consts) or jax.sharding.get_abstract_mesh().manual_axes
+    if on_devices and any(map(_has_programs, eqns)):
         return None
     if any(jnp.issubdtype(x.aval.dtype, jax.dtypes.extended) for x in read):  # keys of random numbers
         return None
@@ -241,11 +248,13 @@ def _evaluated(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
     """A program's results. What JAX itself does of a program is for devices as they were when it was traced; a block of rows is
     on one of them, where constants do not vary as rows do."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    read = lambda x: x.val if isinstance(x, Literal) else known[x]
+    read = lambda x: jnp.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else known[x]  # type: ignore
     for eqn in jaxpr.eqns:
         operands = list(map(read, eqn.invars))
         if _is_inlined(eqn):
             results = _evaluated(eqn.params["jaxpr"].jaxpr, eqn.params["jaxpr"].consts, operands)
+        elif eqn.primitive.name == "pvary":  # what may vary already
+            results = vary(operands[0], frozenset(eqn.params["axes"]))
         else:
             operands = [vary(x, varying(operands)) for x in operands]
             results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))

@@ -27,7 +27,7 @@ from .._kernels.head import integral, per_row
 from .._kernels.head_function import Dimensions
 from .._kernels.layout import CLASSES, rows_of
 from .._kernels.matrix import Epilogue, Matrix
-from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying
+from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying, zeros
 from .._kernels.null import values_at
 from .._kernels.partition import explicit_mesh
 from .._kernels.softmax import log_softmax, rows, softmax, surprisals
@@ -368,7 +368,7 @@ class _Calls(NamedTuple):
             self.seen.append(None)
             return made()
         # One of the program's variables, which nothing else is.
-        stand_in = jax.tree.map(lambda x: lax.optimization_barrier(jnp.zeros(x.shape, x.dtype)), jax.eval_shape(made))
+        stand_in = jax.tree.map(lambda x: lax.optimization_barrier(zeros(x)), jax.eval_shape(made))
         self.seen.append((call, operands, stand_in))
         return stand_in
 

@@ -125,9 +125,12 @@ class Panels:
         # Inside, where nothing is known to happen.
         self.elsewhere: Any = self.forward(jnp.asarray(0.0137, self.dtype))[0] if self.ends else None
         self.watched = self._watched()
-        values = jax.eval_shape(lambda u: f.values(self.origin + u, self.rank + 1), self.spread(np.zeros(1)))
+        # Of as many nodes as a turn looks at: what JAX has traced at these shapes it need not trace again.
+        nodes = 2 * HALVED * len(POINTS) + self.watched.u.shape[-1] + len(PROBES) * len(self.ends)
+        values = jax.eval_shape(lambda u: f.values(self.origin + u, self.rank + 1), self.spread(np.zeros(nodes)))
         values = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
-        self.zero, _, self.back = flattened(values, self.spread(np.zeros(1)))
+        zero, _, self.back = flattened(values, self.spread(np.zeros(nodes)))
+        self.zero = zero[..., :1]
 
     def spread(self, t: Any) -> Float[Array, "*family n"]:
         t = jnp.asarray(t, self.dtype)
