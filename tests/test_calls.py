@@ -294,6 +294,8 @@ def test_what_points_and_functions_may_be():
         "a loop": (lambda h, y: jax.lax.fori_loop(0, 3, lambda i, v: v * 0.5, log(Q)(h, y)), log_q / 8),
         "jitted": (jax.jit(lambda h, y: log(Q)(h, y) ** 2), log_q**2),
         "one of two heads": (lambda h, y: log(mx.LinearSoftmax(2 * w))(h / 2, y) * log(Q)(h, y), log_q**2),
+        "a head of its own": (lambda h, y: log(mx.LinearSoftmax(w * h[0]))(h / h[0], y) ** 2, log_q**2),
+        "and another": (lambda h, y: log(mx.LinearSoftmax(w * h[0]))(h / h[0], y) * log(Q)(h, y), log_q**2),
         "a cap of its own": (lambda h, y: log(mx.LinearSoftmax(w, softcap=1e4))(h, y) ** 2, log_q**2),
         "none": (lambda h, y: h.sum() * y, h.sum(-1) * y),
     }

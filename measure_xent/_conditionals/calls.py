@@ -25,7 +25,8 @@ from .._kernels.summand import OfFigures, is_smooth
 from .._measures.measure import Measure
 from .._measures.shapes import sample_axes
 from .._strict import custom_jvp
-from .linear_softmax import Call, Operands, over_rows, recorded
+from .heads import over_rows
+from .linear_softmax import Call, Operands, recorded
 
 FEW = 64  # numbers that each point may have a copy of
 CONSTANT, POINT, ROW = range(3)  # what a value is made of: of nothing that varies; of a point; of the head's row there
@@ -150,8 +151,7 @@ def _cut(f: Any, point: Any) -> _Cut | None:
     effects = {type(effect).__name__ for effect in program.effects} - {"NamedAxisEffect"}  # that of sums over devices
     if not calls or len(outs) != 1 or outs[0].aval.shape or not is_smooth(outs[0].aval) or effects:
         return None
-    levels = _levels(program.jaxpr, stand_ins)
-    level = lambda x: CONSTANT if isinstance(x, Literal) else levels[x]
+    level = _levels(program.jaxpr, stand_ins)
     at_most = lambda most, *trees: all(level(x) <= most for x in jax.tree.leaves(trees))
     hidden, head, shared, own, indices = operands[0][:2] + tuple(zip(*(call[2:] for call in operands), strict=True))
     large = any(level(x) == CONSTANT and x.aval.size > FEW for x in jax.tree.leaves((own, indices)))
@@ -198,15 +198,16 @@ def _traced(f: Any, point: Any, which: set[int] | None = None) -> _Traced:
 
 def _of_one_row(traced: _Traced) -> set[int]:
     """The calls of the head's row that is looked at: the first of those in whose weight a derivative is taken, or of all."""
-    rows: dict[Any, set[int]] = {}
+    jaxpr = traced.program.jaxpr
+    level, rows = _levels(jaxpr, jax.tree.leaves(traced.stand_ins)), {}
     for i, operands in enumerate(traced.operands):
         leaves, tree = jax.tree.flatten((operands.hidden, operands.head))
-        rows.setdefault((tree, *map(id, leaves)), set()).add(i)
+        if level(operands.head.weight) == CONSTANT:
+            rows.setdefault((tree, *map(id, leaves)), set()).add(i)
     if len(rows) < 2:
-        return set(range(len(traced.calls)))
-    jaxpr, consts = traced.program.jaxpr, traced.program.consts
+        return next(iter(rows.values()), set())
     weights = _part(jaxpr, jaxpr.constvars, [traced.operands[min(which)].head.weight for which in rows.values()])
-    moving = _moving(weights(consts))
+    moving = _moving(weights(traced.program.consts))
     return list(rows.values())[moving.index(any(moving))]
 
 
@@ -224,20 +225,20 @@ def _moving(arrays: list[Any]) -> list[bool]:
     return moving
 
 
-def _levels(jaxpr: Any, stand_ins: list[Any]) -> dict[Any, int]:
+def _levels(jaxpr: Any, stand_ins: list[Any]) -> Callable[[Any], int]:
     """What each variable of a program is made of."""
     levels = dict.fromkeys(jaxpr.constvars, CONSTANT) | dict.fromkeys(jaxpr.invars, POINT)
+    level = lambda x: CONSTANT if isinstance(x, Literal) else levels[x]
     for eqn in jaxpr.eqns:
-        made_of = max((levels[x] for x in eqn.invars if not isinstance(x, Literal)), default=CONSTANT)
+        made_of = max(map(level, eqn.invars), default=CONSTANT)
         levels |= {x: ROW if x in stand_ins else made_of for x in eqn.outvars}
-    return levels
+    return level
 
 
 def _part(jaxpr: Any, given: Any, wanted: Any) -> Callable:
     """The part of a program that makes what is wanted of what is given, as a function of values in its place."""
     known = jax.tree.leaves(given)
-    eqns, read = _slice(jaxpr, set(known).__contains__, wanted)
-    assert set(read) <= set(known)
+    eqns, _ = _slice(jaxpr, set(known).__contains__, wanted)
     names = jaxpr.debug_info.with_unknown_names()
     part = jaxpr.replace(constvars=[], invars=known, outvars=jax.tree.leaves(wanted), eqns=eqns, debug_info=names)
     tree = jax.tree.structure(wanted)

@@ -11,35 +11,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import get_opaque_trace_state
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._forms.disintegration import Disintegration, disintegrate
-from .._forms.members import by_members, deferred_families
 from .._forms.normal_form import NormalForm
-from .._integrands.density import LogDensity, Perspective
-from .._integrands.integrand import Integrand, with_model
-from .._integrands.rules import integrate, rule
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
 from .._kernels.exponentials import MOST_ATOMS
 from .._kernels.gumbel import Keys, draws
-from .._kernels.head import integral, per_row
+from .._kernels.head import per_row
 from .._kernels.head_function import Dimensions
 from .._kernels.layout import CLASSES, rows_of
 from .._kernels.matrix import Epilogue, Matrix
 from .._kernels.mesh import AxisName, axes_of, check_axis, checked_name, varying, zeros
 from .._kernels.null import values_at
-from .._kernels.partition import explicit_mesh
-from .._kernels.softmax import log_softmax, rows, softmax, surprisals
+from .._kernels.softmax import rows, softmax, surprisals
 from .._kernels.summand import OfFigures, is_smooth
-from .._kernels.target import Target, expand, join, split_by_row
+from .._kernels.target import Target, join, split_by_row
 from .._measures.categorical import Categorical, Row
-from .._measures.measure import Measure, Sum
-from .._measures.perspectives import sum_of_perspectives
-from .._measures.relative_entropy import between, divergence, is_sum_of, mass_outside, sum_over_classes
-from .._measures.shapes import sample_axes
-from .._measures.target import check_labels, materialised_target, target
-from .._program import parts_of, program
+from .._measures.measure import Measure
+from .._program import program
 from .._pytree import pytree, replaced, set_fields, static
 from .conditional import AbstractConditional
 
@@ -250,7 +240,7 @@ class LinearCategorical(Measure):
         # Several classes a row are its atoms.
         candidates = jnp.moveaxis(jnp.broadcast_to(y, shape).reshape(-1, *self.shape), 0, -1)
         against = Target(candidates, jnp.ones(candidates.shape))
-        of_figures = _of_figures(against, (), lambda figures, *_: figures.surprisals, self.head.axis_name)
+        of_figures = as_figures(against, (), lambda figures, *_: figures.surprisals, self.head.axis_name)
         values = self.per_row(_surprisals, against, (), of_figures)
         return -jnp.moveaxis(values, -1, 0).reshape(shape)
 
@@ -268,11 +258,11 @@ class LinearCategorical(Measure):
         """Every row's figures against its target, of the classes here; the targets' family is this one's."""
 
         def of_figures(figures, classes, shared, own, indices):
-            against = _sparse(shared, own, indices)
+            against = sparse_target(shared, own, indices)
             return Row.of(against, figures.rows(against), classes)
 
-        read = None if row_statistics else _of_figures(against, deferred, of_figures, self.head.axis_name)
-        function = functools.partial(_row, row_statistics=row_statistics)
+        read = None if row_statistics else as_figures(against, deferred, of_figures, self.head.axis_name)
+        function = functools.partial(row_of, row_statistics=row_statistics)
         return self.per_row(function, against, deferred, read)
 
     def in_blocks(self, function: Callable, others: list[Any], own: list[Array], shared: list[Array]) -> Any:
@@ -309,7 +299,7 @@ class LinearCategorical(Measure):
 
     def per_row(self, function: Callable, against: Target, deferred: tuple, of_figures: OfFigures | None = None) -> Any:
         """A function of the logits and the target, of every row, in blocks of rows."""
-        (own, indices), shared = _operands(against, deferred, self.shape)
+        (own, indices), shared = operands_of(against, deferred, self.shape)
         return self._per_row(function, shared, own, indices, deferred, of_figures)
 
     def _per_row(self, function, shared, own, indices, deferred, of_figures=None, copies=1):
@@ -329,9 +319,9 @@ class LinearCategorical(Measure):
             shared,
             own,
             indices,
-            Dimensions(_dims(shared, 0), _dims(own, len(self.shape))),
+            Dimensions(dims_of(shared, 0), dims_of(own, len(self.shape))),
             of_figures=of_figures,
-            parts=_axes_of_parts(self.head, deferred),
+            parts=axes_of_parts(self.head, deferred),
             size=self.head.batch_size,
             residual_bytes=self.head.residual_bytes,
             copies=copies,
@@ -429,7 +419,7 @@ def _logits_of(hidden, head):
     return head.epilogue.logits(product).reshape(*hidden.shape[:-1], -1)
 
 
-def _row(
+def row_of(
     axis_name: AxisName | None,
     axes: AxisName | None,
     logits: Array,
@@ -440,7 +430,7 @@ def _row(
 ) -> Row:
     """The figures of a block of rows, from their logits and what ``_operands`` took apart."""
     classes = Classes.of(logits, axis_name)
-    against = _target(own, indices, shared, classes, axes)
+    against = target_of(own, indices, shared, classes, axes)
     return Row.of(against, rows(logits, against, row_statistics, axis_name), classes)
 
 
@@ -449,17 +439,17 @@ def _surprisals(
 ) -> Array:
     """At the atoms of a block of rows' target."""
     del axes
-    return surprisals(logits, _sparse(shared, own, indices).indices, axis_name)  # type: ignore[arg-type]
+    return surprisals(logits, sparse_target(shared, own, indices).indices, axis_name)  # type: ignore[arg-type]
 
 
-def _operands(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
+def operands_of(target: Target, deferred: tuple, family: tuple[int, ...]) -> tuple[tuple, tuple]:
     """((each row's own, its indices), shared by all), of a target and its deferred parts."""
     own, shared = split_by_row(target, family)
     parts = [part.split(family) for part in deferred]
     return ((own._replace(indices=None), [own for own, _ in parts]), own.indices), (shared, [head for _, head in parts])
 
 
-def _target(own, indices, shared, classes: Classes, axes: AxisName | None) -> Target:
+def target_of(own, indices, shared, classes: Classes, axes: AxisName | None) -> Target:
     """A block of rows' target, of the classes here, with its deferred parts written out; ``axes`` are every head's."""
     (own, rows), (shared, heads) = own, shared
     target = join(own._replace(indices=indices), shared)
@@ -469,12 +459,12 @@ def _target(own, indices, shared, classes: Classes, axes: AxisName | None) -> Ta
     return target._replace(dense=functools.reduce(jnp.add, dense)) if dense else target
 
 
-def _sparse(shared: Any, own: Any, indices: Any) -> Target:
+def sparse_target(shared: Any, own: Any, indices: Any) -> Target:
     """A block of rows' target without dense parts."""
     return join(own[0]._replace(indices=indices), shared[0])
 
 
-def _of_figures(
+def as_figures(
     target: Target, deferred: tuple, values: Callable, axis_name: AxisName | None, at: Callable = lambda shared: shared
 ) -> OfFigures | None:
     """Values by scaled exponentials, if these take the target: it has no dense parts, and few atoms. ``at`` is where the target
@@ -484,18 +474,18 @@ def _of_figures(
         return None
 
     def atoms(shared, own, indices):
-        target = _sparse(at(shared), own, indices)
+        target = sparse_target(at(shared), own, indices)
         return None if target.indices is None else (class_index(target.indices), target.weights)
 
     return OfFigures(atoms, target.background is not None, values, axis_name)
 
 
-def _axes_of_parts(head: LinearSoftmax, deferred: tuple) -> frozenset[str]:
+def axes_of_parts(head: LinearSoftmax, deferred: tuple) -> frozenset[str]:
     """The mesh axes over which each device has a part of the classes of a head, or of those of a target."""
     return frozenset().union(*(axes_of(head.axis_name) for head in (head, *(part.head for part in deferred))))
 
 
-def _dims(tree: Any, rank: int) -> Any:
+def dims_of(tree: Any, rank: int) -> Any:
     """The names of the axes of arrays that have so many axes of rows, where there are classes among them."""
     lead = rows_of(rank)
     if isinstance(tree, Target):
@@ -505,17 +495,8 @@ def _dims(tree: Any, rank: int) -> Any:
         given = dict(weight=weight, bias=(CLASSES,), softcap=())
         return replaced(tree, **{name: dims for name, dims in given.items() if getattr(tree, name) is not None})
     if isinstance(tree, tuple | list):
-        return type(tree)(_dims(part, rank) for part in tree)
+        return type(tree)(dims_of(part, rank) for part in tree)
     return jax.tree.map(lambda x: (*lead, *(None,) * (x.ndim - rank)), tree)
-
-
-def _here(target: Target, head: LinearSoftmax) -> Target:
-    """The target on the classes that this device has; atoms count all."""
-    for name, part in target._replace(dense=None)._asdict().items():
-        _check_same(part, head, f"target's {name}")
-    if target.dense is None or head.axis_name is None:
-        return target
-    return target._replace(dense=head.parts.part(target.dense))
 
 
 def _check_parts(head: LinearSoftmax) -> None:
@@ -525,161 +506,3 @@ def _check_parts(head: LinearSoftmax) -> None:
             f"LinearSoftmax(axis_name={head.axis_name!r}): weight is the same on every device of the axis, where each has its "
             "part of the classes; split them in shard_map's in_specs"
         )
-
-
-def _check_same(x: Any, head: LinearSoftmax, what: str) -> None:
-    if axes := varying(x) & axes_of(head.axis_name):
-        raise ValueError(
-            f"LinearSoftmax(axis_name={head.axis_name!r}): the {what} vary over {', '.join(sorted(axes))}, and have to be the "
-            "same on every device that has a part of the classes; leave the axis out of their in_specs"
-        )
-
-
-@rule(Measure, Integrand, LinearCategorical)
-def rows_of_head(P: Measure, f: Any) -> PyTree:
-    """∫ f dP for functions of Categorical(h @ weight), one number a row, from blocks of logits."""
-    Q: Any = f.model
-    if Q is None:
-        return NotImplemented
-    forms: Any = P.forms()
-    if _are_written(P, forms) and (value := by_members(lambda *of: integrate(*of).checked, P, f)) is not NotImplemented:
-        return value
-    total: Any = None
-    for form in forms:
-        check_labels(form, Q.shape, Q.head.classes)
-        against = target(form, Q.head.classes, "LinearSoftmax")
-        if jnp.broadcast_shapes(form.family, Q.shape) == Q.shape:
-            row = Q.row(_here(against, Q.head), f.row_statistics, form.deferred)  # type: ignore[union-attr]
-        else:  # several targets a row of logits
-            against, logits = materialised_target(form, Q.head.classes, "LinearSoftmax"), Q.dense.logits
-            row = Row.of(against, rows(logits, against, f.row_statistics), Classes.of(logits))
-        part = f.integrate_row(row)
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
-    return total
-
-
-def _are_written(P: Measure, forms: Any) -> bool:
-    """Whether forms are dense of a measure that is made of heads."""
-    return bool(deferred_families(P)) and any(form.dense is not None for form in forms)
-
-
-def _one_batch(pair: Any) -> bool:
-    return pair.weights.ndim == 1 and [x.ndim for x in jax.tree.leaves(pair.points)] == [2]
-
-
-@rule(Measure, Integrand, LinearSoftmax)
-def integral_of_head(P: Measure, f: Any) -> PyTree:
-    """∫ f(h, y) dP for functions of Categorical(h @ weight): P has the rows' weights, so one pass gives value and gradient."""
-    Q = f.model
-    pairs: Any = [pair for form in P.forms() for pair in disintegrate(form, f.ignores_y)]
-    plain = lambda pair: isinstance(pair, Disintegration) and isinstance(pair.target, NormalForm)
-    if f.shape or not all(plain(pair) and _one_batch(pair) for pair in pairs):
-        return NotImplemented  # a family of integrals, or a law, is the tower's
-    function, row_statistics = jax.tree.map(jnp.asarray, with_model(f, None)), f.row_statistics
-    # −f is integrated: the cotangent of −P.expect(log(Q)) is 1 then, and the gradient [D, V] is not copied to change its sign.
-    sign = -1 if any(isinstance(term, LogDensity) for term in getattr(f, "terms", (f,))) else 1
-
-    def values(axis_name, axes, logits, shared, own, indices):
-        function, shared = shared
-        value = function.integrate_row(_row(axis_name, axes, logits, shared, own, indices, row_statistics))
-        return jax.tree.map(lambda v: sign * v, value)
-
-    def of_figures(figures, classes, shared, own, indices):
-        function, against = shared[0], _sparse(shared[1], own, indices)
-        value = function.integrate_row(Row.of(against, figures.rows(against), classes))
-        return jax.tree.map(lambda v: sign * v, value)
-
-    def one(pair):
-        (hidden,) = jax.tree.leaves(pair.points)
-        hidden = Q(hidden).hidden  # checked
-        against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
-        (own, indices), shared = _operands(against, pair.target.deferred, pair.weights.shape)
-        shared = function, shared
-        read = _of_figures(against, pair.target.deferred, of_figures, Q.axis_name, at=lambda shared: shared[1])
-        how = dict(no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms, deferred=pair.target.deferred)
-        read = None if row_statistics else read
-        return over_rows(P, values, Q, hidden, pair.weights, shared, own, indices, read, **how)
-
-    total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), map(one, pairs))
-    return jax.tree.map(lambda v: sign * v, total)
-
-
-def over_rows(
-    P: Measure,
-    values: Callable,
-    Q: LinearSoftmax,
-    hidden: Float[Array, "N D"],
-    weights: Float[Array, "N"],
-    shared: Any,
-    own: Any,
-    indices: Any,
-    of_figures: OfFigures | None,
-    *,
-    no_null_rows: bool,
-    deferred: tuple = (),
-    copies: int = 1,
-) -> Any:
-    """The integral of ``values(axis_name, axes, logits, shared, own, indices)`` over the rows of a batch P."""
-    _check_same(weights, Q, "weights")
-    # A batch [B, T] may be sharded by both axes, which one axis of rows could not tell.
-    batch = sample_axes(P)
-    if math.prod(batch) != len(hidden) or explicit_mesh(hidden) is not None:
-        batch = weights.shape
-    rows = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), (hidden, weights, own, indices))
-    hidden, weights, own, indices = rows
-    return integral(
-        lambda axes: functools.partial(values, axes or Q.axis_name, axes),
-        hidden,
-        Q.matrix,
-        Q.epilogue,
-        weights,
-        shared,
-        own,
-        indices,
-        Dimensions(_dims(shared, 0), _dims(own, len(batch))),
-        of_figures=of_figures,
-        no_null_rows=no_null_rows,
-        parts=_axes_of_parts(Q, deferred),
-        size=Q.batch_size,
-        copies=copies,
-    )
-
-
-@between(Measure, LinearCategorical)
-def divergence_from_head(P: Measure, Q: LinearCategorical) -> Any:
-    """KL(P‖Q), one number a row, from blocks of logits."""
-    forms: Any = P.forms()
-    if _are_written(P, forms):
-        return NotImplemented  # of any two measures it is made by members
-    if len(forms) > 1 or jnp.broadcast_shapes(forms[0].family, Q.shape) != Q.shape:
-        return divergence(P, Q.dense)
-    against = _here(target(forms[0], Q.head.classes, "LinearSoftmax"), Q.head)
-    return Q.per_row(_divergence, against, forms[0].deferred)  # type: ignore[union-attr]
-
-
-def _divergence(
-    axis_name: AxisName | None, axes: AxisName | None, z: Array, shared: tuple, own: Any, indices: Any
-) -> Array:
-    """The divergences of a block of rows' targets from their softmax."""
-    classes = Classes.of(z, axis_name)
-    against = _target(own, indices, shared, classes, axes)
-    log_q = log_softmax(classes, z.astype(accumulator(z.dtype)))
-    p, q = jnp.broadcast_arrays(expand(classes, *against)[1], jnp.exp(log_q))
-    u = jnp.log(jnp.where(p == 0, 1, p)) - jnp.where(p == 0, 0, log_q)
-    return sum_over_classes(p, q, u, mass_outside(classes, against), classes)
-
-
-@rule(Sum, Perspective, LinearCategorical, LinearCategorical)
-def perspective_of_heads(S: Sum, f: Any) -> Any:
-    """An f-divergence of two heads: where their classes are spread over devices, by sums of each one's."""
-    P, Q = f.P, f.Q
-    known = parts_of(f.generator)
-    alike = P.shape == Q.shape and P.classes == Q.classes and P.head.axis_name == Q.head.axis_name
-    if not alike or not is_sum_of(S, f) or known is None or any(map(jnp.ndim, known.arrays)):
-        return NotImplemented
-
-    def of_block(parts, logits, own, arrays):
-        z, w = ((x, True, jnp.asarray(0.0)) for x in logits)
-        return sum_of_perspectives(known.make(arrays), [w, z], parts[0])
-
-    return Q.in_parts(of_block, [P], [], known.arrays)
