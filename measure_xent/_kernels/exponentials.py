@@ -201,6 +201,10 @@ def exponentials(
     largest = lambda z: classes.largest(jnp.max(z, axis=-1))
     sample, its_epilogue = matrix.part(SAMPLE, epilogue)
     reference = largest(its_epilogue.logits(sample.logits(hidden)))
+    if platform == "tpu":
+        # As they are, NaN being NaN, but made here: the compiler then keeps them beside the product, which by its estimate is a
+        # fifth faster on v5e than where an argument's are read again for each tile of classes.
+        hidden = jnp.where(jnp.isnan(reference)[:, None], jnp.nan, hidden)
     by_kernel = platform == "cuda"
     first = (made_by_kernel if by_kernel else made)(hidden, atoms, reference, lambda r, z: z - r, lambda r, z: r - z)
     if classes.axis_name is None:
