@@ -249,7 +249,8 @@ def _evaluated(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
     """A program's results. What JAX itself does of a program is for devices as they were when it was traced; a block of rows is
     on one of them, where constants do not vary as rows do."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    read = lambda x: jnp.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else known[x]  # type: ignore
+    of_literal = lambda x: jnp.asarray(x.val, x.aval.dtype)  # else a number of Python's, which a head's arrays are not
+    read = lambda x: of_literal(x) if isinstance(x, Literal) else known[x]
     for eqn in jaxpr.eqns:
         operands = list(map(read, eqn.invars))
         if _is_inlined(eqn):

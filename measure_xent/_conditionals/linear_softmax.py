@@ -149,12 +149,6 @@ class LinearSoftmax(AbstractConditional):
         """What makes logits of the product, as wide as they are."""
         return jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), Epilogue(self.bias, self.softcap))
 
-    def check_dense(self, family: tuple[int, ...]) -> None:
-        if not self.allow_dense:
-            raise ValueError(
-                f"LinearSoftmax(allow_dense=False): what is asked takes all logits at once, of shape {(*family, self.classes)}"
-            )
-
     def __call__(self, *x):
         if len(x) != 1:
             raise TypeError(
@@ -194,7 +188,7 @@ class LinearCategorical(Measure):
     @property
     def dense(self) -> Categorical:
         """The same measures, with all their logits."""
-        self.head.check_dense(self.shape)
+        _check_dense(self.head, self.shape)
         return Categorical(self.head.parts.gather(_logits_of(self.hidden, self.head)))
 
     def dense_like(self, n: int) -> Categorical:
@@ -399,7 +393,7 @@ class DeferredSoftmax:
 
     def dense(self) -> Float[Array, "*family V"]:
         (hidden, c), head = self.split(self.family)
-        head.check_dense(self.family)
+        _check_dense(head, self.family)
         return _written(hidden, c, head, Classes(head.classes))
 
 
@@ -505,4 +499,11 @@ def _check_parts(head: LinearSoftmax) -> None:
         raise ValueError(
             f"LinearSoftmax(axis_name={head.axis_name!r}): weight is the same on every device of the axis, where each has its "
             "part of the classes; split them in shard_map's in_specs"
+        )
+
+
+def _check_dense(head: LinearSoftmax, family: tuple[int, ...]) -> None:
+    if not head.allow_dense:
+        raise ValueError(
+            f"LinearSoftmax(allow_dense=False): what is asked takes all logits at once, of shape {(*family, head.classes)}"
         )
