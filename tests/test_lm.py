@@ -151,7 +151,8 @@ def test_killed_while_it_writes(whole, tmp_path):
     """The second checkpoint is cut off before it is one: the first is what the run goes on from."""
     out = tmp_path / "run"
     arguments = ["train", "lm", "--source", str(SOURCE), "--out", str(out), *TINY]
-    died = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, env=os.environ, timeout=300)
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}  # sums over other devices are rounded otherwise
+    died = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, env=env, timeout=300)
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
     left = [path.name for path in (out / "checkpoints").iterdir()]
     assert "4" in left

@@ -398,8 +398,9 @@ def test_what_travels(layout, kind):
         share = [jax.ShapeDtypeStruct(s, x.dtype) for x, s in zip(arrays, shapes, strict=True)]
         alone = step.lower(*share).compile().memory_analysis().temp_size_in_bytes
         gathered = 4 * 2 * of_weight * bool(over_features)  # and the gradient before it is scattered
+        packed = 4 * block * classes // parts  # what the buffers are packed into may be a block of logits more
         summed = 4 * own * features * (parts > 1)  # the hidden states' gradient, of a part of the classes
-        assert compiled.memory_analysis().temp_size_in_bytes <= 1.1 * alone + gathered + summed + 4096
+        assert compiled.memory_analysis().temp_size_in_bytes <= 1.1 * alone + gathered + summed + packed + 4096
 
 
 def test_exported():
