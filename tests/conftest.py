@@ -1,8 +1,9 @@
 """What is run: what one can wait for, or with ``--full`` all of it.
 
 Property tests draw ``--examples``, and so many cases has a sweep, a test over many that are alike, such as all measures: each
-sweep others. Where no paths are named, a third of the examples of docstrings and pages is run. Tests marked ``slow``, which
-says why, are run where they are named, and in fourteen turns, with ``--turn`` one of them; it moves sweeps and examples, too.
+sweep others. Where no paths are named, a third of the examples of docstrings and pages is run, and a quarter of the tests
+marked ``long``. Tests marked ``slow``, which says why, are run where they are named, and in fourteen turns, with ``--turn`` one
+of them; it moves all the others, too.
 """
 
 import collections
@@ -33,7 +34,7 @@ OPTIMISED = {
 }
 
 
-TURNS, EXAMPLES = 14, 3  # of slow tests, and of examples
+TURNS, EXAMPLES, LONG = 14, 3, 4  # of slow tests, of examples, and of long tests
 WORKER = 3 << 29  # what a worker takes, in bytes
 
 
@@ -80,6 +81,7 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "sweep: a test whose cases are alike")
+    config.addinivalue_line("markers", "long: a test of many seconds, of which each turn of a few makes some")
     config.addinivalue_line("markers", "slow(why): a test that is run by its name, in turns, or in full")
     if config.option.examples is None:
         config.option.examples = 3 if config.option.full else 1
@@ -120,8 +122,10 @@ def pytest_collection_modifyitems(config, items):
         kept = {(zlib.crc32(name.encode()) + (turn or 0) + i * len(cases) // n) % len(cases) for i in range(n)}
         left_out.update(item for i, item in enumerate(cases) if i not in kept)
     if config.args_source != pytest.Config.ArgsSource.ARGS and not full:
-        examples_of = (item for item in items if item.nodeid.startswith(("measure_xent/", "docs/")))
-        left_out.update(item for item in examples_of if (zlib.crc32(item.nodeid.encode()) + (turn or 0)) % EXAMPLES)
+        examples_of = [item for item in items if item.nodeid.startswith(("measure_xent/", "docs/"))]
+        long = [item for item in items if item.get_closest_marker("long")]
+        for parts, some in ((EXAMPLES, examples_of), (LONG, long)):
+            left_out.update(item for item in some if (zlib.crc32(item.nodeid.encode()) + (turn or 0)) % parts)
     share = config.getoption("--share")
     left_out.update(item for item in items if (zlib.crc32(item.nodeid.encode()) // TURNS + (turn or 0)) % share)
     if not full:

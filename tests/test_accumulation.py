@@ -74,6 +74,7 @@ def test_over_devices(varied):
     close(*jax.jit(run)(PARAMS, X, Y, MASK))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("axis", "spec"), [(None, PartitionSpec()), ("model", PartitionSpec(None, "model"))])
 def test_a_closure_over_devices_of_data_and_classes(axis, spec):
     """A gradient is of this device's rows, as its integral and mass are, whatever JAX sums for parameters that do not vary."""
@@ -96,6 +97,7 @@ def test_a_closure_over_devices_of_data_and_classes(axis, spec):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_multi_steps_of_optax_alone_is_not_the_large_batch():
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, PARAMS, jax.grad(whole)(PARAMS))
     step = mx.value_and_grad(loss)

@@ -97,6 +97,7 @@ SPREAD = {
 }
 
 
+@pytest.mark.long
 @sweep("name", SPREAD, cost=0.5)
 @pytest.mark.parametrize("classes", [300, 1009])
 def test_sums_over_more_classes_than_are_summed_at_once(monkeypatch, classes, name):
@@ -236,6 +237,7 @@ def test_blocks_of_rows(shape, dtype):
     np.testing.assert_allclose(mapped, -at_label, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("classes", [5, 40])
 def test_a_confident_class_that_is_not_the_first_atom(classes):
@@ -384,6 +386,7 @@ def test_confident_rows_of_logits_made_again(producer, classes):
         np.testing.assert_allclose(got, entropy, rtol=rtol)
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("classes", [3, 33])
 def test_one_target_for_all_rows(classes):

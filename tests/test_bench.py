@@ -81,6 +81,7 @@ def test_touch(capsys):
     assert "--shapes: bench touch has one table" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("operation", HEAD_OPERATIONS)
 def test_the_contestants_of_the_head_agree(operation):
@@ -94,6 +95,7 @@ def test_the_contestants_of_the_head_agree(operation):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ MODES = {
 }
 
 
+@pytest.mark.long
 @sweep("mode", MODES, 0.5)
 @sweep("name", ASKED, 0.25)
 def test_the_textbooks_numbers(name, mode):
@@ -180,6 +181,7 @@ def test_candidates_of_what_is_restricted():
     np.testing.assert_allclose(got, np.take_along_axis(full, y.T, -1).T, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_near_equality():
     """Of rows that differ by 1e-4 a divergence is some 1e-9, with its digits."""
     arrays = {**ARRAYS, "g": ARRAYS["h"] * np.float32(1 + 1e-4), "u": ARRAYS["w"].T}
@@ -191,6 +193,7 @@ def test_near_equality():
     np.testing.assert_allclose(jax.jit(lambda x: mx.jensen_shannon(*families(**x)))(arrays), exact, rtol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["Jensen–Shannon", "log q where restricted"])
 def test_rows_without_a_cotangent(name):
     """What is in them is in no gradient."""
@@ -204,6 +207,7 @@ def test_rows_without_a_cotangent(name):
         np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_what_a_lambda_of_points_asks():
     """One h at a time, under vmap."""
     Q, T = (mx.LinearSoftmax(ARRAYS["w"], batch_size=3), mx.LinearSoftmax(ARRAYS["u"], class_axis=0, batch_size=3))
@@ -213,6 +217,7 @@ def test_what_a_lambda_of_points_asks():
     np.testing.assert_allclose(mean, each.mean(), rtol=1e-6)
 
 
+@pytest.mark.long
 @sweep("name", ["Jensen–Shannon", "a table", "entropy where restricted", "log q where restricted", "of a few classes"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_on_a_mesh(kind, name):
@@ -245,6 +250,7 @@ def test_on_a_mesh(kind, name):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_parts_of_the_classes_tell_a_few_numbers_a_row(kind):
     """Devices that have a part of the classes each, of both heads: no logits travel."""
@@ -275,6 +281,7 @@ def test_ranks_and_methods(rank, options):
         np.testing.assert_allclose(function(*heads), function(*dense), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_where_all_logits_would_be():
     """What cannot be made in blocks is an error for who wants one, and nothing else is."""
     head = mx.LinearSoftmax(ARRAYS["w"], batch_size=3, allow_dense=False)
@@ -324,6 +331,7 @@ OF_ARRAYS = {  # functions of a family and of an array [V] that is closed over
 }
 
 
+@pytest.mark.long
 @sweep("name", OF_ARRAYS)
 def test_what_functions_close_over(name):
     """Whatever cannot be taken a block at a time is what it is of the dense family, and has its derivatives."""

@@ -139,6 +139,7 @@ def textbook(surrogate, h, w, b, reference, advantage, old, weights, temperature
     return jax.vmap(lambda *point: surrogate(Q, R, temperature, *point))(h, y, advantage, old) @ weights
 
 
+@pytest.mark.long
 @sweep("surrogate", TAKEN + LEFT, 0.5)
 @sweep("platform", [None, "tpu", "default"])
 def test_value_and_every_gradient(surrogate, platform, monkeypatch):
@@ -154,6 +155,7 @@ def test_value_and_every_gradient(surrogate, platform, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * max(1e-3, np.abs(b).max()), err_msg=name)
 
 
+@pytest.mark.long
 @sweep("surrogate", [*TAKEN, after_another])
 def test_products(surrogate, monkeypatch):
     """Three with the gradients, as of a loss of labels; beside them, those of values that are given out before."""
@@ -198,6 +200,7 @@ def test_every_mode(surrogate, modes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(1e-3, np.abs(b).max()))
 
 
+@pytest.mark.long
 @sweep("surrogate", [clipped, tempered, over_a_coordinate, preferred])
 @sweep("junk", [np.nan, np.inf])
 def test_contract(surrogate, junk):
@@ -226,6 +229,7 @@ def test_contract(surrogate, junk):
             assert np.all(slope_is(slope))
 
 
+@pytest.mark.long
 @sweep("kind", [AxisType.Auto, AxisType.Explicit], 0.5)
 @sweep("surrogate", [clipped, tempered, with_entropy, two_classes, preferred, to_reference])
 def test_on_a_mesh(kind, surrogate):
@@ -270,6 +274,7 @@ def test_inside_shard_map(classes, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_what_points_and_functions_may_be():
     """Batches of sequences, composed and multiplied integrands, one of several results, whatever else is in a function."""
     x = {k: jnp.asarray(x, jnp.float32) for k, x in ARRAYS.items()}

@@ -26,6 +26,7 @@ def batch_loss(h, w, m, y=labels):
     return mx.cross_entropy(mx.Empirical((h, jnp.asarray(y)), weights=m), mx.LinearSoftmax(w))
 
 
+@pytest.mark.long
 @sweep("junk", [nan, inf, -inf, 1e38], cost=0.34)
 @sweep("jit", [False, True])
 def test_null_rows_are_nothing(junk, jit):
@@ -182,6 +183,7 @@ def test_ignoring_is_asked_for():
     np.testing.assert_array_equal(gradient[1], 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("h", [0.0, nan])
 def test_the_null_measure(h):
     """An all-ignored batch has loss 0 and gradient 0, and normalize() leaves the null measure null."""

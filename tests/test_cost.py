@@ -93,6 +93,7 @@ def test_the_line_is_the_functional():
     assert line.cost_analysis() == call.cost_analysis()
 
 
+@pytest.mark.long
 def test_import_is_light():
     """After jax and optax, the import brings no other package, starts no backend, and is a bounded number of calls."""
     code = (

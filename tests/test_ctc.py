@@ -123,6 +123,7 @@ def test_the_blank_may_be_any_class():
     np.testing.assert_allclose(last(np.roll(z, -1, axis=-1), padded, labels - 1, unlabelled), expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_where_optax_is_wrong():
     assert loss(np.array([[0, 0, 0, 0, 0, 0, -inf]]), [1]) == pytest.approx(1.791759, rel=1e-6)  # log 6
     z = rng.normal(size=(2, 5))

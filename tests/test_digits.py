@@ -115,6 +115,7 @@ def test_wrong_flags_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_cannot_go_on_is_said(tmp_path, capsys):
     (tmp_path / "file").touch()
     for arguments, message in (

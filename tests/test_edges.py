@@ -43,6 +43,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.sweep(0.2)
 @pytest.mark.parametrize("name", CASES)
 def test_edge(name):
@@ -101,6 +102,7 @@ def test_a_nan_where_no_other_class_is_open(classes):
     assert np.all(np.isnan(jax.grad(lambda z: mx.cross_entropy(mx.Dirac(0), mx.Categorical(z)))(z)))
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("classes", [97, 100])
 def test_axes_of_one_among_others(classes):

@@ -180,6 +180,7 @@ def test_points_of_different_shapes(functional):
             functional(P, Q)
 
 
+@pytest.mark.long
 def test_classes_are_no_numbers():
     classes, numbers = mx.Categorical(jnp.zeros(3)), mx.Normal(0.0, 1.0)
     for P, Q in ((classes, numbers), (numbers, classes)):

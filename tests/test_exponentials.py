@@ -171,6 +171,7 @@ def test_logits_far_above_the_label(above, dtype):
     check(ours, exact, (h, w, b), TOLERANCE[dtype])
 
 
+@pytest.mark.long
 def test_confident_rows():
     """Relative accuracy of losses of e⁻²⁰ and e⁻⁸⁰, and gradients of a row that sum to 0."""
     bias = jnp.zeros(V)
@@ -187,6 +188,7 @@ def test_confident_rows():
             np.testing.assert_allclose(-gradient[label], -np.expm1(-expected), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_infinite_logits():
     """−inf forbids a class: +inf if it is the label, with a finite gradient; +inf takes all the mass."""
     h, w, b = arrays(jnp.float32)
@@ -329,6 +331,7 @@ def test_every_derivative_of_a_loss_a_row(axis, kept):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4 * np.abs(e).max())
 
 
+@pytest.mark.long
 @sweep("kind", [AxisType.Auto, AxisType.Explicit], 1)
 @sweep("axes", [("data", None), ("data", "model"), (None, ("data", "model"))])
 def test_on_a_mesh(kind, axes):

@@ -203,6 +203,7 @@ def test_vectors_and_lattices(package):
     assert gauss.expect(mx.log(gauss / counts), method=method) == jnp.inf
 
 
+@pytest.mark.long
 def test_point_masses_and_classes_of_others(numpyro, tfp):
     """A Delta is a Dirac, of mass exp(log_density); what derives from a family that is ours is ours, without a mean too."""
     take = mx.from_distribution

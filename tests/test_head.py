@@ -26,6 +26,7 @@ def problem(N, V, D=6, scale=1.0):
     return hidden, weight, f32(rng.normal(size=V)), labels, weights
 
 
+@pytest.mark.long
 @sweep(("N", "V", "size"), [(1, 1, None), (17, 1, 5), (17, 7, 5), (40, 1009, 16), (3, 50257, 2)])
 @sweep("class_axis", [0, 1])
 def test_value_and_every_gradient(N, V, size, class_axis):
@@ -348,6 +349,7 @@ def test_a_teacher_that_is_a_head(alone):
     np.testing.assert_allclose(mx.cross_entropy(T, mx.Categorical(log_q)), -(np.exp(log_p) * log_q).sum(-1), **close)
 
 
+@pytest.mark.long
 @sweep("each", [False, True], 1)
 @sweep("dtype", [jnp.bfloat16, jnp.float16])
 def test_products_of_another_dtype(each, dtype):
@@ -409,6 +411,7 @@ def at_candidates(Q, how):
     }[how]
 
 
+@pytest.mark.long
 @sweep("how", ["a family", "a function", "a class at a time", "a batch"], 2)
 @sweep("k", [1, 3, 70])
 @sweep("kept", [0, 1 << 20])
@@ -480,6 +483,7 @@ def test_a_class_that_is_none_and_derivatives_of_candidates():
         np.testing.assert_allclose(derivative(total)(weight), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.long
 @sweep("dtypes", ["bfloat16 bfloat16 bfloat16", "float32 float32 bfloat16", "float32 bfloat16 float16"])
 def test_gradients_have_their_arrays_dtypes(dtypes):
     """Hidden, weight and bias of several, for a loss a row, log q and the mean."""

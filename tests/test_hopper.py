@@ -45,6 +45,7 @@ def wide(x):
     return np.asarray(x, np.float64)
 
 
+@pytest.mark.long
 @sweep("shape", [(128, 64, 256), (200, 128, 448), (136, 192, 320)], 2)
 @sweep("class_axis", [0, 1])
 @sweep("atoms", [0, 1, 3])
@@ -85,6 +86,7 @@ def test_the_kernel(shape, class_axis, atoms, bias, keep):
 MASK = np.where(np.arange(144) % 5 == 2, 0, rng.uniform(0.5, 1.5, 144)).astype(np.float32)
 
 
+@pytest.mark.long
 @sweep("above", [0.0, 88.0, 1e4], 3)
 @sweep("of", ["the mean", "each"])
 @sweep("target", ["labels", "smoothed", "two"])
@@ -143,6 +145,7 @@ EDGES = {  # (logit, at) of the bias, the label of all rows, the loss of a row o
 }
 
 
+@pytest.mark.long
 @sweep("edge", EDGES, 4)
 def test_edges(edge):
     """Of the written contract, by the kernel or what is done where it fails; masked rows hold NaN."""

@@ -45,6 +45,7 @@ def exact(law, f, points=()):
         return sum(part(a, b) for a, b in itertools.pairwise(cuts))
 
 
+@pytest.mark.long
 @sweep("name", LINE, cost=2)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_narrow_parameters_where_float64_is_on(dtype, name):
@@ -318,6 +319,7 @@ CHARACTERISTIC = {  # E exp(itX)
 }
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @sweep("name", CHARACTERISTIC, cost=0.5)
 def test_characteristic_functions(name):

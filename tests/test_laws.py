@@ -174,6 +174,7 @@ def towers(P, K, f):
     )
 
 
+@pytest.mark.long
 @each_single
 @given(seed=seeds)
 def test_tower(entry, seed):
@@ -258,6 +259,7 @@ def scaled_divergences(P, Q):
     return mx.kl_divergence(2.0 * P, 0.5 * Q), mx.kl_divergence(2.0 * P, 2.0 * Q), 2 * mx.kl_divergence(P, Q)
 
 
+@pytest.mark.long
 @each_single
 @given(seed=seeds)
 def test_kl_scales(entry, seed):

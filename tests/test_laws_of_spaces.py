@@ -199,6 +199,7 @@ def test_scores_families_and_exponential_families(name):
                 np.testing.assert_allclose(slope, eta @ means, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_a_restriction_converges():
     """Panels are wide where the integrand is 0, which leaves the mass known less well than the integral."""
     (entry,) = (entry for entry in spaces.ENTRIES if entry.name == "restricted")

@@ -82,6 +82,7 @@ SAME = {
 SAME["labels, axis 1"] = ("softmax_cross_entropy_with_integer_labels", (Z, rng.integers(4, size=(3, 5))), {"axis": 1})
 
 
+@pytest.mark.long
 @pytest.mark.sweep(0.34)
 @sweep("case", SAME, cost=0.1)
 def test_the_numbers_of_optax(case):
@@ -279,6 +280,7 @@ def test_the_numbers_of_torch(shape, linear, reduction, request):
                     agree(result[2], tW.grad, counts)
 
 
+@pytest.mark.long
 @sweep("reduction", ["mean", "sum", "none"])
 def test_linear_is_the_dense_loss(reduction):
     hidden, W, b = (jnp.asarray(rng.normal(size=n), jnp.float32) for n in ((2, 6, 4), (9, 4), (9,)))

@@ -73,6 +73,7 @@ ASKED = {
 }
 
 
+@pytest.mark.long
 @sweep("name", ASKED, 0.5)
 def test_families(name):
     """The gradients of what is asked of Q(h)."""

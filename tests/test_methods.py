@@ -67,6 +67,7 @@ def test_methods_agree(name):
             assert abs(got - slope) < 0.05, (kind, got, slope)
 
 
+@pytest.mark.long
 def test_variance_reduction():
     """Antithetic draws and a control have a smaller standard error, and a true one."""
     f, truth = lambda x: jnp.exp(0.5 * x), np.exp(0.125)

@@ -100,6 +100,7 @@ def test_derivatives_of_rows():
         np.testing.assert_allclose(jax.jit(jax.hessian(kl, which))(jnp.asarray(z), jnp.asarray(z)), fisher, atol=1e-7)
 
 
+@pytest.mark.long
 def test_rows_at_the_edge():
     """Forbidden classes, sure ones, targets that are labels: against sums by hand; the gradient of +inf is finite."""
     inf = jnp.inf

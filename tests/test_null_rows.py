@@ -142,6 +142,7 @@ def test_divergences_as_listed(name):
     agree({name: lambda x, m: f(m * mx.Categorical(x), m * mx.Categorical(0.5 * x))}, z0, (nan, -inf))
 
 
+@pytest.mark.long
 def test_a_row_under_vmap():
     """One measure, no family: the mass is a number that vmap brings."""
     spoiled = z0.copy()
@@ -188,6 +189,7 @@ def test_rows_of_a_batch():
             np.testing.assert_allclose(np.delete(dm, 1), np.delete(em, 1), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 def test_masked_laws_of_targets():
     """A target that is itself padding: its masses are NaN where it weighs nothing."""
     spoiled = p0.copy()

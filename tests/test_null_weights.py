@@ -48,6 +48,7 @@ def gradients(kind):
     return hidden[:, :, None] * oracle.rows_gradient(z, TARGETS[kind])[:, None, :]
 
 
+@pytest.mark.long
 @sweep("mode", range(4))
 @sweep(("kind", "model"), list(itertools.product(TARGETS, MODELS)), cost=3)
 def test_a_rows_gradient(kind, model, mode):
@@ -164,6 +165,7 @@ def test_a_part_of_a_target():
     np.testing.assert_allclose(np.moveaxis(mixed, -1, 0), expected, **close)
 
 
+@pytest.mark.long
 def test_class_weights():
     """Reweighted rows of weight 0: their own class weights, in the mixed derivative too."""
     class_weight = f32([0.5, 2.0, 1.0, 3.0, 0.7, 0.1])
@@ -177,6 +179,7 @@ def test_class_weights():
     np.testing.assert_allclose(np.moveaxis(got, -1, 0), expected, **close)
 
 
+@pytest.mark.long
 def test_masses_of_both_signs_that_cancel_have_no_mean():
     """Of a law, too: what is left is the error of the integral. A measure of nothing is null."""
     P = mx.Normal(0.0, 1.0)

@@ -152,6 +152,7 @@ def not_of_jax(layout, kind, what):
     return "logits" in what and kind == AxisType.Explicit and classes is not None and classes in np.atleast_1d(rows)
 
 
+@pytest.mark.long
 @sweep("what", OPERATIONS, cost=0.5)
 @sweep("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -191,6 +192,7 @@ FUNCTIONALS = {
 }
 
 
+@pytest.mark.long
 @sweep("name", FUNCTIONALS)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_functionals_of_logits_whose_classes_are_sharded(kind, name):
@@ -255,6 +257,7 @@ def test_plain_functions_at_atoms_that_are_sharded(kind):
 AUTO = lambda **sizes: jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_weights_of_labels_that_are_sharded(kind):
     """A mask times a family of point masses, each spread as the logits' rows are."""
@@ -282,6 +285,7 @@ def test_where_shardings_are_named_later():
         agree(jax.jit(jax.grad(loss))(arrays[0], jax.device_put(arrays[1], S("data")), arrays[2]), expected)
 
 
+@pytest.mark.long
 def test_some_axes_manual():
     """Rows by shard_map, classes by the compiler."""
     mesh, arrays = AUTO(data=4, model=2), [jnp.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels")]
@@ -294,6 +298,7 @@ def test_some_axes_manual():
     agree(jax.jit(jax.value_and_grad(part))(*placed), jax.jit(jax.value_and_grad(loss))(*arrays))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_rows_and_classes_that_devices_do_not_divide(kind):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
@@ -309,6 +314,7 @@ def test_rows_and_classes_that_devices_do_not_divide(kind):
     agree(jax.jit(function)(*placed), jax.jit(function)(*arrays))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axes", [("data",), ("data", "seq")])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spread_over", ["integral", "each"])
@@ -355,6 +361,7 @@ def collectives(compiled):
     return found
 
 
+@pytest.mark.long
 @sweep("kind", [AxisType.Auto, AxisType.Explicit], cost=0.34)
 @sweep("layout", ["batch", "batch × classes", "features over the batch's axis"])
 def test_what_travels(layout, kind):
@@ -403,6 +410,7 @@ def test_what_travels(layout, kind):
         assert compiled.memory_analysis().temp_size_in_bytes <= 1.1 * alone + gathered + summed + packed + 4096
 
 
+@pytest.mark.long
 def test_exported():
     """Along explicit axes each device does its share; along automatic ones what another process calls is right, and whole."""
     names = "weight", "hidden", "labels"
@@ -432,6 +440,7 @@ def test_the_precision_is_that_of_the_call():
     assert all("operand_precision={highest,highest}" in product for product in products)
 
 
+@pytest.mark.long
 def test_half_precision_adds_up_wide():
     """Sums over devices are in float32: here a half's own would overflow on the way to 0."""
     spread = NamedSharding(AUTO(data=8), S("data"))
@@ -451,6 +460,7 @@ def test_half_precision_adds_up_wide():
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=3e-5)  # an ulp of the mean of |residual · hidden|
 
 
+@pytest.mark.long
 def test_a_mesh_around_arrays_that_are_on_none():
     arrays = [np.asarray(ARRAYS[x]) for x in ("weight", "hidden", "labels")]
     expected = jax.jit(loss)(*arrays)
@@ -479,6 +489,7 @@ def test_teachers_of_other_widths_and_layouts_than_the_student(kind):
     agree(jax.jit(function)(*placed), jax.jit(function)(*arrays))
 
 
+@pytest.mark.long
 @sweep("specs", [((None, ("data", "model")), "data"), ((None, "model"), "model"), (("model", "data"), None)], cost=0.5)
 def test_gradients_are_where_their_arrays_are(specs):
     """Explicit axes, the kernel having them elsewhere: classes over all devices, a mask on other ones than its rows."""

@@ -343,6 +343,7 @@ def test_inside_of_jit_there_is_no_program_of_its_own():
     assert not any(eqn.params.get("name") == "call" for eqn in jaxpr.eqns)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers have no such option")
 def test_what_is_small_is_compiled_quickly(monkeypatch):
     monkeypatch.setattr(_program, "_SMALL", {})

@@ -79,6 +79,7 @@ def head_loss(P, h, w, b, m, **options):
     return -joint.normalize().expect(log(mx.LinearSoftmax(w, b, **options)))
 
 
+@pytest.mark.long
 @targets
 @sweep("softcap", [None, 2.0])
 def test_training_loss_is_one_integral(name, softcap):
@@ -117,6 +118,7 @@ def test_atoms_may_have_two_axes():
     np.testing.assert_allclose(-J.expect(log(Q)), expected, **close)
 
 
+@pytest.mark.long
 def test_options_of_a_loss_are_measures():
     smoothed = (1 - EPS) * mx.Dirac(jnp.asarray(labels)) + EPS * mx.DiscreteUniform(V)
     dense = (1 - EPS) * oracle.one_hot(labels, V) + EPS / V

@@ -135,6 +135,7 @@ def test_tiny_and_huge_masses(unit):
         check_frequencies(P.sample(KEY, DRAWS), [1, 3])
 
 
+@pytest.mark.long
 def test_atoms_given_which_the_mass_differs():
     K = mx.Conditional(lambda x: (1 + x) * mx.Normal(x, 0.1))
     x, _ = mx.joint(mx.Empirical(jnp.arange(3.0)), K).sample(KEY, DRAWS)
@@ -171,6 +172,7 @@ def head(size=2):
     return mx.LinearSoftmax(w, b, batch_size=size), h, h @ w + b
 
 
+@pytest.mark.long
 def test_heads():
     """In blocks, and of one hidden state, the dense one's points; tempered, restricted, at every rank."""
     Q, h, z = head()
@@ -195,6 +197,7 @@ def test_heads():
     np.testing.assert_array_equal(of_keys, [Q(h).sample(key) for key in keys])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_meshes(kind):
     """Rows and classes over devices: the right law, and devices that have parts of the classes tell each other a row's best."""

@@ -30,6 +30,7 @@ def test_proper(rule):
             assert score(z) <= score(jnp.asarray(w))
 
 
+@pytest.mark.long
 def test_brier_of_batches():
     """Of a Conditional against scikit-learn, weights and all; of a density, the integral of its square."""
     z, y, w = np.float32(rng.normal(size=(50, 2))), rng.integers(0, 2, 50), rng.uniform(size=50)
@@ -150,6 +151,7 @@ def test_entmax_of_infinite_logits(alpha):
     np.testing.assert_array_equal(curvature, 0)
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_crps_of_families(dtype):

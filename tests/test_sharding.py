@@ -182,6 +182,7 @@ def test_figures_of_families():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_contract():
     """NaN behind the mask, forbidden classes, confident rows, infinite losses, a batch that is masked out, of parts too."""
     h, b, y = hidden.copy(), bias.copy(), labels.copy()
@@ -310,6 +311,7 @@ def test_ragged_batches_have_the_right_mean(kind):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.long
 def test_measures_over_devices():
     """Mass, constants, densities, reweighting, batches and bind of a measure that is a sum over devices."""
     x, w = jnp.asarray(labels % 5), jnp.asarray(mask)

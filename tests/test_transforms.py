@@ -143,6 +143,7 @@ def test_hessian_is_the_fisher_information():
     np.testing.assert_allclose(hessian, np.diag(p) - np.outer(p, p), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.sweep(1)
 @pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))])
 def test_gradients_in_the_target(mode):

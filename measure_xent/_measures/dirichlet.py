@@ -112,6 +112,19 @@ class Dirichlet(Vectors):
         return Beta(a, self.concentration.sum(-1) - a)
 
     @property
+    def mean(self):
+        return self.concentration / self.concentration.sum(-1, keepdims=True)
+
+    @property
+    def variance(self):
+        return self.mean * (1 - self.mean) / (self.concentration.sum(-1, keepdims=True) + 1)
+
+    @property
+    def covariance(self):
+        mean, total = self.mean, self.concentration.sum(-1)[..., None, None]
+        return (jnp.eye(mean.shape[-1]) * mean[..., None] - mean[..., :, None] * mean[..., None, :]) / (total + 1)
+
+    @property
     def _log_scale(self):
         return log_dirichlet_scale(self.concentration, self.concentration.sum(-1))
 

@@ -296,13 +296,15 @@ class ExternalIntegers(Wrapped, Integers):
 
     distribution: Any
 
+    mean, variance = Measure.mean, Measure.variance  # pyright: ignore[reportIncompatibleMethodOverride]
+
     @property
-    def mean(self):
+    def centre(self):
         return self._moment("mean", lambda points: points.mean(0))
 
     @property
-    def variance(self):
-        return self._moment("variance", lambda points: points.var(0))
+    def width(self):
+        return jnp.sqrt(self._moment("variance", lambda points: points.var(0)))
 
     def _moment(self, name: str, of: Callable[[Array], Array]) -> Array:
         """A moment, which tells a sum where to look: that of draws where the distribution gives none that is finite."""

@@ -257,7 +257,7 @@ class Truncated(Continuous):
         return jnp.clip(share, 0, 1)
 
     def quantile(self, u):
-        by = lambda cdf: lambda: self.inverse(cdf, u)
+        by = lambda cdf: lambda: self._inverse(lambda x: (cdf(x), 1 - cdf(x)), u)
         return jax.lax.cond(jnp.all(self._share[2]), by(self._differenced_cdf), by(self._integrated_cdf))
 
     def sample(self, key, shape=()):

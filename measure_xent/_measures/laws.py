@@ -18,8 +18,9 @@ from .._integrands.density import LogDensity, along_the_path, relative_to
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand
 from .._integrands.rules import integrate, rule
+from .._kernels.cumulative import quantile
 from .._kernels.scaled import ScaledNumber
-from .._kernels.tanh_sinh import end_of, finite, fixed, tanh_sinh_map
+from .._kernels.tanh_sinh import finite
 from .._pytree import replaced
 from .exponential_family import Natural, Statistic
 from .measure import Measure
@@ -191,25 +192,14 @@ class Continuous(Line):
         return self.quantile(jax.random.uniform(key, (*shape, *self.shape), minval=jnp.finfo(float).tiny))
 
     def quantile(self, u):
-        return self.inverse(self.cdf, u)
+        return self._inverse(lambda x: (self.cdf(x), self.survival(x)), u)
 
-    def inverse(self, cdf: Callable, u: Float[Array, "*family"]) -> Float[Array, "*family"]:
-        """The quantile, by bisection of the cdf, with the derivatives of the implicit function."""
-        forward, _ = tanh_sinh_map(*map(fixed, self.bounds()))
-
-        def halve(_, ends):
-            low, high = ends
-            middle = (low + high) / 2
-            above = cdf(forward(middle)[0] + centre) < u
-            return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
-        centre = jax.lax.stop_gradient(self.bounds_centre())
-        end = end_of(jnp.result_type(float, u))
-        ends = jnp.full(jnp.shape(u), -end), jnp.full(jnp.shape(u), end)
-        low, high = jax.lax.stop_gradient(jax.lax.fori_loop(0, 50, halve, ends))
-        x = jax.lax.stop_gradient(forward((low + high) / 2)[0] + centre)
-        slope = jax.lax.stop_gradient(jnp.exp(self.log_density_of(x)))
-        return implicit(x, (u - cdf(x)) / jnp.where(slope > 0, slope, jnp.inf))
+    def _inverse(self, tails: Callable, u: Any) -> Array:
+        u = jnp.asarray(u, float)
+        x = quantile(tails, jnp.broadcast_to(u, jnp.broadcast_shapes(u.shape, self.shape)))
+        low, high = self.support  # before which the tails round to 0
+        x = jnp.where(u == 0, low, jnp.where(u == 1, high, x))
+        return jnp.where((u >= 0) & (u <= 1), x, jnp.nan)
 
     def bounds(self) -> tuple[Any, Any, Any]:
         """(low, high, width) of the law of x − centre."""
@@ -221,11 +211,6 @@ class Continuous(Line):
     def bounds_centre(self) -> Any:
         """Where a graph on the whole line is centred; a support with an end is measured from there."""
         return 0.0 if any(map(finite, self.support)) else self.centre
-
-
-def implicit(root: Array, step: Array) -> Array:
-    """One step of Newton's from a root: nothing to the value, all to the derivative."""
-    return root + step - jax.lax.stop_gradient(step)
 
 
 arity.register(Line, lambda P: 1)
@@ -263,7 +248,7 @@ class Integers(Line):
     def variance(self) -> Float[Array, "*family"]: ...
 
     def quantile(self, u):
-        top = jnp.ceil(self.mean + 50 * self.width + 50)
+        top = jnp.ceil(self.centre + 50 * self.width + 50)
 
         def halve(_, ends):
             low, high = ends

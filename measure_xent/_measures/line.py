@@ -14,7 +14,6 @@ from .._pytree import pytree, replaced
 from .._strict import custom_jvp
 from . import gauss
 from .exponential_family import Natural
-from .fits import median
 from .laws import Continuous
 from .special import HALF_LOG_2PI, half_line, log1p_over, stirling
 from .statistics import AbsoluteDeviation, Identity, SquaredDeviation, moments
@@ -169,8 +168,8 @@ class Laplace(LocationScale):
         return Natural((-1 / self.scale,), (AbsoluteDeviation(self.loc),), jnp.log(2 * self.scale))
 
     def closest_to(self, P):
-        loc = median(P)
-        return loc if loc is NotImplemented else Laplace(loc, P.normalize().expect(AbsoluteDeviation(loc)))
+        loc = jnp.asarray(P.median, float)
+        return Laplace(loc, P.normalize().expect(AbsoluteDeviation(loc)))
 
     def moment(self, statistic):
         def absolute(statistic):

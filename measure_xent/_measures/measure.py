@@ -27,6 +27,7 @@ from .._kernels.target import Target, expand
 from .._program import program
 from .._pytree import pytree, set_fields
 from .shapes import arity, atom_axes, check_families, drawn, enumerable, family_of, sample_axes, shapes_of, static_mass
+from .summaries import Summaries
 
 _PROGRAMS = {"mass", "mode", "log_partition", "log_density"}  # beside the integrals
 
@@ -66,7 +67,7 @@ def _sampler(sample: Callable) -> Callable:
     return checked
 
 
-class Measure(abc.ABC):
+class Measure(Summaries, abc.ABC):
     """A measure: what integrates functions. ``P.expect(f)`` is ∫ f dP.
 
     Leading axes of the parameters index a family, ``shape``; families broadcast against each other, and results have
@@ -549,6 +550,9 @@ class Normalized(Reweighted):
     def mass(self):
         mass = self._mass()
         return jnp.where(jnp.isnan(mass), jnp.nan, jnp.where(mass == 0, 0.0, 1.0))
+
+    def _tails(self, name):
+        return self.P._tails(name)  # as they are: a sum of n weights 1 is n
 
     def _mass(self):
         """P(1), NaN where masses of both signs cancel: what is left is their errors, and there is no mean."""

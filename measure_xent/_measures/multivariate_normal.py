@@ -125,6 +125,18 @@ class MultivariateNormal(Vectors):
         return self.scale_tril @ self.scale_tril.mT
 
     @property
+    def mean(self):
+        return jnp.broadcast_to(self.loc, (*self.shape, self.dimension))
+
+    @property
+    def covariance(self):
+        return jnp.broadcast_to(self.covariance_matrix, (*self.shape, self.dimension, self.dimension))
+
+    @property
+    def variance(self):
+        return jnp.diagonal(self.covariance, axis1=-2, axis2=-1)
+
+    @property
     def base(self):
         standard = Normal(jnp.zeros(self.shape), jnp.ones(self.shape))
         return _product([standard] * self.dimension, Affine(self.loc, self.scale_tril))

@@ -86,6 +86,25 @@ class ProductMeasure(Measure):
     def mass(self):
         return jnp.broadcast_to(self.P.mass * self.Q.mass, self.shape)
 
+    @property
+    def mean(self):
+        return self._side_by_side("mean")
+
+    @property
+    def variance(self):
+        return self._side_by_side("variance")
+
+    @property
+    def covariance(self):
+        a, b = (jnp.broadcast_to(c, (*self.shape, *c.shape[-2:])) for c in (self.P.covariance, self.Q.covariance))
+        across = jnp.zeros((*self.shape, a.shape[-1], b.shape[-1]))
+        return jnp.block([[a, across], [jnp.swapaxes(across, -1, -2), b]])
+
+    def _side_by_side(self, name: str) -> tuple:
+        grown = lambda P, x: jnp.broadcast_to(x, (*self.shape, *x.shape[len(P.shape) :]))
+        each = (as_tuple(jax.tree.map(functools.partial(grown, P), getattr(P, name))) for P in (self.P, self.Q))
+        return tuple(itertools.chain(*each))
+
     def parts(self) -> Any:
         pairs = itertools.product(self.P.parts().items(), self.Q.parts().items())
         return {(*p, *q): ProductMeasure(P, Q) for (p, P), (q, Q) in pairs}

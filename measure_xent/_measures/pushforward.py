@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .._forms.law_form import LawForm
 from .._kernels.scaled import ScaledNumber
@@ -52,6 +53,24 @@ class Pushforward(Transformed):
             )
         (y,) = x
         return ScaledNumber.sum([self._branch(of_user(g), jnp.asarray(y)) for g in self.inverse])
+
+    def _tails(self, name):
+        if len(self.inverse) != 1 or enumerable(self.P) or arity(self.P) > 1 or not self._is_of_numbers:
+            return super()._tails(name)
+        of_P, g = self.P._tails(name), of_user(self.inverse[0])
+        middle = lax.stop_gradient(of_user(self.T)(jnp.asarray(self.P.median, float)))
+        slope = lambda y: lax.stop_gradient(jax.jvp(g, (y,), (jnp.ones_like(y),))[1])
+        falls = slope(middle) < 0
+
+        def tails(y):
+            there = jnp.isfinite(g(lax.stop_gradient(y)))
+            x = g(jnp.where(there, y, middle))
+            # What the map does not reach is below all of it, or above.
+            x = jnp.where(there, x, jnp.where((y > middle) ^ falls, jnp.inf, -jnp.inf))
+            below, above = of_P(x)
+            return jnp.where(falls, above, below), jnp.where(falls, below, above)
+
+        return tails
 
     def _branch(self, g, y):
         """p(g(y)) |det g′(y)|, 0 where y has no g(y)."""

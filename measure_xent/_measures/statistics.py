@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._pytree import pytree
+from .._pytree import pytree, static
 from .exponential_family import Statistic
 from .special import log_gamma, tilt, x_log1p
 
@@ -49,6 +49,21 @@ class AbsoluteDeviation(OfParameters):
 
     def __call__(self, *x):
         return jnp.abs(x[0] - self.c)
+
+    @property
+    def kinks(self):
+        return (self.c,)
+
+
+@pytree
+class OnOneSide(OfParameters):
+    """x ↦ 1 where x ≤ c, or where x is above it, else 0."""
+
+    c: Float[Array, "*family"]
+    above: bool = static()
+
+    def __call__(self, *x):
+        return jnp.asarray(x[0] > self.c if self.above else x[0] <= self.c, float)
 
     @property
     def kinks(self):

@@ -87,6 +87,18 @@ class Independent(Vectors):
         take = lambda i: lambda x: jnp.take(x, 0 if x.shape[-1] == 1 else i, axis=-1)
         return [jax.tree.map(take(i), whole) for i in range(self.dimension)]
 
+    @property
+    def mean(self):
+        return jnp.broadcast_to(self.P.mean, self.P.shape)
+
+    @property
+    def variance(self):
+        return jnp.broadcast_to(self.P.variance, self.P.shape)
+
+    @property
+    def covariance(self):
+        return self.variance[..., None] * jnp.eye(self.dimension)
+
     def marginal(self, which):
         members = self.members
         if len(which) == 1:
