@@ -14,6 +14,7 @@ Functionals  entropy (of a Conditional, an integrand), cross_entropy, kl_diverge
              interaction_information, pointwise_mutual_information
 Divergences  f_divergence (by ``generators``), total_variation, hellinger, chi2, jeffreys, jensen_shannon,
              renyi_divergence, renyi_entropy, tsallis_divergence, tsallis_entropy, cumulant, supremum
+Distances    wasserstein, energy_distance, maximum_mean_discrepancy
 Likelihood   log_likelihood, project, information_projection, score, fisher_information, fisher_vector_product,
              gauss_newton, natural_gradient
 Scores       brier, spherical, crps; entmax, sparsemax, fenchel_young_loss; reliability, calibration_error
@@ -42,6 +43,7 @@ from ._display import plot
 from ._forms.normal_form import NormalForm
 from ._functionals.calibration import Reliability, calibration_error, reliability
 from ._functionals.coding import code_length, decode, encode, quantize
+from ._functionals.distances import energy_distance, maximum_mean_discrepancy, wasserstein
 from ._functionals.divergences import (
     chi2,
     cumulant,
@@ -163,6 +165,7 @@ __all__ = [
     "cumulant",
     "decode",
     "encode",
+    "energy_distance",
     "entmax",
     "entropy",
     "f_divergence",
@@ -186,6 +189,7 @@ __all__ = [
     "log_partition",
     "losses",
     "marginal",
+    "maximum_mean_discrepancy",
     "mutual_information",
     "natural_gradient",
     "perplexity",
@@ -213,6 +217,7 @@ __all__ = [
     "tsallis_divergence",
     "tsallis_entropy",
     "value_and_grad",
+    "wasserstein",
 ]
 
 _strict.settle(_sys.modules[__name__], __all__)

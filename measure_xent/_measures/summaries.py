@@ -22,6 +22,7 @@ from .._pytree import pytree, static
 from .shapes import arity
 from .statistics import Identity, OnOneSide, SquaredDeviation
 
+ROUNDING = 8  # what sums of weights may be off by, in units of eps
 Tails = Callable[[Array], tuple[Array, Array]]
 
 
@@ -152,7 +153,10 @@ class Summaries:
         tails, forms = self._tails("quantile"), self.forms()
         u = jnp.broadcast_to(u, jnp.broadcast_shapes(u.shape, self.shape))
         u = u.astype(jnp.result_type(u, *jax.eval_shape(tails, u)))
-        x, mass = quantile(tails, u, rounding=8), sum(tails(jnp.zeros(())))
+        mass = sum(tails(jnp.zeros(())))
+        lists = [atoms for form in forms if isinstance(form, NormalForm) for atoms in form.atom_lists()]
+        in_one_list = len(lists) == len(forms) == 1  # sorted, it says where they are
+        x = Sorted.of(*lists[0][:2], self.shape).quantile(u) if in_one_list else quantile(tails, u, ROUNDING)
         for form in forms:
             x = _or_atom(form, x, self.shape) if isinstance(form, NormalForm) else _or_end(form, x, u)
         positive = functools.reduce(jnp.logical_and, map(_is_positive, forms)) & (mass > 0)
@@ -252,6 +256,15 @@ class Sorted(NamedTuple):
         (at,), taken = self._places(x, "right")
         return taken(self.below, at), taken(self.above, at)
 
+    def quantile(self, u: Array) -> Array:
+        rows, taken = self._rows(u)
+        slack = ROUNDING * jnp.finfo(u.dtype).eps * jnp.minimum(rows, 1 - rows)
+        share = self.below[:, 1:] / self.below[:, -1:]
+        first = jax.vmap(jnp.searchsorted)(share, rows - slack)
+        none = jax.vmap(lambda share: jnp.searchsorted(share, 0.0, side="right"))(share)[:, None]
+        at = jnp.clip(jnp.maximum(first, none), 0, self.points.shape[-1] - 1)
+        return taken(self.points, at).astype(u.dtype)
+
     def at(self, x: Array) -> tuple[Array, Array]:
         """(the point of the first atom that is not below x, whether there is mass at x)."""
         (first, last), taken = self._places(x, "left", "right")
@@ -259,11 +272,16 @@ class Sorted(NamedTuple):
         return point, taken(self.below, first) != taken(self.below, last)
 
     def _places(self, x: Array, *sides: str) -> tuple[list[Array], Callable[[Array, Array], Array]]:
-        shape = jnp.broadcast_shapes(x.shape, self.family)
-        rows = jnp.broadcast_to(x, shape).reshape(-1, len(self.points)).T
+        rows, taken = self._rows(x)
         points = lax.stop_gradient(self.points).astype(x.dtype)
         search = lambda side: jax.vmap(lambda points, x: jnp.searchsorted(points, x, side=side))(points, rows)
-        return list(map(search, sides)), lambda a, i: jnp.take_along_axis(a, i, axis=-1).T.reshape(shape)
+        return list(map(search, sides)), taken
+
+    def _rows(self, x: Array) -> tuple[Array, Callable[[Array, Array], Array]]:
+        """Places or levels a member, and how to take what is at some indices of them."""
+        shape = jnp.broadcast_shapes(x.shape, self.family)
+        rows = jnp.broadcast_to(x, shape).reshape(-1, len(self.points)).T
+        return rows, lambda a, i: jnp.take_along_axis(a, i, axis=-1).T.reshape(shape)
 
 
 def _integrated(form: LawForm, x: Array) -> tuple[Array, Array]:
