@@ -2,7 +2,8 @@
 
     cross_entropy(P, Q) = -P.expect(log(Q))
 
-Measures     Dirac, Categorical, Bernoulli, Discrete, DiscreteUniform, Counting, Atoms, Empirical
+Measures     Dirac, Categorical, Bernoulli, Discrete, DiscreteUniform, Counting, Atoms, Empirical,
+             table
 Laws         Normal, Laplace, StudentT, Cauchy, Uniform, Exponential, Gamma, Beta, LogNormal, Lebesgue, truncate,
              Poisson, Geometric, Binomial, MultivariateNormal, Dirichlet, independent, from_distribution
 Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, power, joint, bind,
@@ -99,6 +100,7 @@ from ._measures.multivariate_normal import MultivariateNormal
 from ._measures.positive import Beta, Exponential, Gamma, LogNormal
 from ._measures.product import power, product
 from ._measures.pushforward import pushforward
+from ._measures.table import table
 from ._measures.vectors import independent
 from ._methods.method import Method
 from ._methods.quadrature import Adaptive, Quadrature
@@ -211,6 +213,7 @@ __all__ = [
     "spherical",
     "static",
     "supremum",
+    "table",
     "total_correlation",
     "total_variation",
     "truncate",

@@ -75,6 +75,10 @@ def test_laws():
     k = np.arange(80)
     F, G = st.poisson.cdf(k, 3), st.poisson.cdf(k, 5)
     np.testing.assert_allclose(mx.wasserstein(mx.Poisson(3.0), mx.Poisson(5.0)), np.abs(F - G).sum(), rtol=1e-4)
+    cauchy = mx.Cauchy(0.0, 1.0), mx.Cauchy(1.0, 1.0)  # no mean, and a distance
+    np.testing.assert_allclose(mx.wasserstein(*cauchy), 1, rtol=1e-4)
+    np.testing.assert_allclose(mx.wasserstein(N(0.0, 1e-4), N(1e4, 1.0)), 1e4, rtol=1e-5)
+    assert mx.energy_distance(N(0.0, 1.0), N(0.0, 1.0)).item() < 1e-5
     family = mx.wasserstein(N(jnp.arange(3.0), 1.0), N(3.0, 1.0))
     np.testing.assert_allclose(family, [3, 2, 1], rtol=1e-5)
     slope = jax.grad(lambda m: mx.wasserstein(N(m, 1.0), N(3.0, 2.0), p=2))(0.5)

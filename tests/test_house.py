@@ -84,3 +84,8 @@ def test_every_name_is_defined():
 def global_names(code):
     own = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
     return own.union(*(global_names(x) for x in code.co_consts if isinstance(x, types.CodeType)))
+
+
+def test_limits_are_of_the_dtype_in_use():
+    """``finfo(float)`` is float64's, where float32 is the default: 1 − eps / 2 rounds to 1 then, and tiny to 0."""
+    assert not [file for file in ROOT.rglob("*.py") if "finfo(float)" in file.read_text(encoding="utf-8")]

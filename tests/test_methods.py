@@ -150,3 +150,13 @@ def test_batches_keep_the_method_and_the_status():
     assert drawn.status == 0
     assert 1e-3 < drawn.error < 0.1
     assert abs(drawn.value - 2) < 4 * drawn.error
+
+
+def test_no_point_is_at_infinity(monkeypatch):
+    """The last of float32's uniform numbers is less than 1, whatever the bits."""
+    ones = lambda key, shape, dtype: jnp.full(shape, jnp.iinfo(dtype).max, dtype)
+    monkeypatch.setattr(jax.random, "bits", ones)
+    method = mx.QuasiMonteCarlo(jax.random.key(0), 64)
+    with jax.disable_jit():
+        mean = mx.Normal(0.0, 1.0).expect(lambda x: x, method=method)
+    assert jnp.isfinite(mean)

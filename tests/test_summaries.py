@@ -238,3 +238,31 @@ def test_half_precision_and_bad_arguments():
         P.quantile("a half")
     with pytest.raises(TypeError, match=r"cdf\(x\)"):
         P.cdf(None)
+
+
+def test_what_is_shown():
+    """``dir`` has what a user may ask, and what a measure of one's own adds."""
+
+    @mx.pytree
+    class Own(mx.Measure):
+        n: int = mx.static()
+
+        @property
+        def shape(self):
+            return ()
+
+        def forms(self):
+            return mx.DiscreteUniform(self.n).forms()
+
+        def special(self):
+            return 0
+
+    for P in (mx.Normal(0.0, 1.0), 2 * mx.Dirac(0) + mx.Dirac(1), mx.Categorical(jnp.zeros(3)), Own(3)):
+        shown = dir(P)
+        assert {"expect", "integrate", "sample", "mean", "quantile", "normalize", "mass"} <= set(shown)
+        assert not {"forms", "parts", "scaled_density", "mesh_axes", "transport", "log_density_of"} & set(shown) - {
+            *vars(Own)
+        }
+        assert not any(name.startswith("_") for name in shown)
+    assert {"loc", "scale"} <= set(dir(mx.Normal(0.0, 1.0)))
+    assert {"n", "special"} <= set(dir(Own(3)))

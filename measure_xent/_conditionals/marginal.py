@@ -10,6 +10,7 @@ from .._measures.nested import DimensionCounter, MassOf, draw_of
 from .._measures.product import ProductMeasure, check_measure, product
 from .._measures.pushforward import pushforward
 from .._measures.shapes import arity, enumerable, shapes_of
+from .._measures.table import Table
 from .._pytree import pytree, static
 from .bind import bind
 from .conditional import AbstractConditional
@@ -77,6 +78,10 @@ def _marginal(P: Measure, which: tuple[int, ...]) -> Measure:
     if which == tuple(range(arity(P))):
         return P
     match P:
+        case Table() if len(set(which)) == len(which):
+            return P.marginal(which)
+        case Normalized(P=Table()):
+            return _marginal(P.P, which).normalize()
         case ProductMeasure(P=A, Q=B):
             n = arity(A)
             ours, theirs = tuple(i for i in which if i < n), tuple(i - n for i in which if i >= n)

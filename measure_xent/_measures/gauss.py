@@ -85,7 +85,7 @@ def two_sided(rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarr
 
 def scaled(rule: tuple, loc: Any, scale: Any) -> tuple[Array, Array, Array]:
     """A rule moved and scaled, without the nodes whose weights the dtype cannot tell from 0."""
-    kept = rule[1] > jnp.finfo(float).tiny
+    kept = rule[1] > jnp.finfo(jnp.result_type(float)).tiny
     x, w, tail = (jnp.asarray(part[..., kept], float) for part in rule)
     return loc + scale * x, w, tail
 

@@ -189,7 +189,8 @@ class Continuous(Line):
         return self.log_density_of(x) - self.log_density_of(c)
 
     def sample(self, key, shape=()):
-        return self.quantile(jax.random.uniform(key, (*shape, *self.shape), minval=jnp.finfo(float).tiny))
+        tiny = jnp.finfo(jnp.result_type(float)).tiny
+        return self.quantile(jax.random.uniform(key, (*shape, *self.shape), minval=tiny))
 
     def quantile(self, u):
         return self._inverse(lambda x: (self.cdf(x), self.survival(x)), u)

@@ -26,10 +26,16 @@ from .._kernels.scaled import Ratio, ScaledNumber
 from .._kernels.target import Target, expand
 from .._program import program
 from .._pytree import pytree, set_fields
+from .._strict import at_home
 from .shapes import arity, atom_axes, check_families, drawn, enumerable, family_of, sample_axes, shapes_of, static_mass
 from .summaries import Summaries
 
 _PROGRAMS = {"mass", "mode", "log_partition", "log_density"}  # beside the integrals
+
+_SHOWN = {name for name in vars(Summaries) if not name.startswith("_")} | {
+    *("shape", "mass", "expect", "integrate", "sample", "log_density", "mode"),
+    *("normalize", "restrict", "reweight", "support", "log_partition", "logits", "probs", "covariance_matrix"),
+}
 
 
 def _compile(cls: type) -> None:
@@ -99,6 +105,12 @@ class Measure(Summaries, abc.ABC):
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The family axes; () for one measure."""
+
+    def __dir__(self):
+        """What a user may ask; how a measure is computed is for those who extend it."""
+        of_class = {name for name in _SHOWN if hasattr(type(self), name)}
+        elsewhere = {name for cls in type(self).__mro__ if not at_home(cls) for name in vars(cls)}
+        return sorted(name for name in {*of_class, *elsewhere, *vars(self)} if not name.startswith("_"))
 
     def forms(self) -> tuple[Form, ...]:
         """The measure as a sum of forms: lists of atoms, rows, laws."""

@@ -73,7 +73,7 @@ class MonteCarlo(Sampled):
         derivative = _estimator(form, self.derivative)
         if self.antithetic:
             n = count(form).uniforms
-            half_eps = float(jnp.finfo(float).eps) / 2
+            half_eps = float(jnp.finfo(jnp.result_type(float)).eps) / 2
             u = jax.random.uniform(self.key, (self.samples // 2, n), minval=half_eps, maxval=1 - half_eps)
             of = lambda u: form.draw(Uniforms(u, derivative))
             terms, back, rank = self._terms(form, f, of, u)
@@ -146,7 +146,9 @@ class QuasiMonteCarlo(Sampled):
         m, n = int(math.log2(self.samples / self.replicates)), count(form).uniforms
         shifts = jax.random.bits(self.key, (self.replicates, 1, n), jnp.uint32)
         bits = jnp.asarray(_sobol(n, m)) ^ shifts
-        digits = min(32, jnp.finfo(float).nmant)  # the middle of a cell that the dtype can tell from its neighbours
+        digits = min(
+            32, jnp.finfo(jnp.result_type(float)).nmant
+        )  # the middle of a cell that the dtype can tell from its neighbours
         u = ((bits >> (32 - digits)).astype(float) + 0.5) * 2.0**-digits
         of = lambda u: form.draw(Uniforms(u, derivative))
         terms, back, _ = self._terms(form, f, of, u.reshape(-1, n))
