@@ -1,7 +1,10 @@
 """Errors name the argument, what came and what is taken, when the program is traced."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions
 import optax
 import pytest
@@ -188,3 +191,22 @@ def test_classes_are_no_numbers():
             mx.kl_divergence(P, Q)
     with pytest.raises(TypeError, match="Normal is not on classes"):
         mx.cross_entropy(numbers, classes)
+
+
+def test_probabilities_for_logits_are_warned_of():
+    """numpyro's first argument is probs. The warning shows the caller's line; arrays of JAX's are not read."""
+    for make in (
+        lambda: mx.Bernoulli(0.3),
+        lambda: mx.Bernoulli(np.array([0.2, 0.9])),
+        lambda: mx.Categorical([0.25, 0.75]),
+    ):
+        with pytest.warns(UserWarning, match="taken as logits") as seen:
+            make()
+        assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mx.Bernoulli(jnp.array(0.3))
+        mx.Bernoulli(probs=0.3)
+        mx.Bernoulli(0.0)
+        mx.Categorical(np.array([0.0, 2.0]))
+        jax.jit(lambda z: mx.Categorical([z, 1 - z]).probs)

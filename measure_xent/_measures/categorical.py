@@ -2,11 +2,13 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._forms.normal_form import NormalForm
@@ -37,7 +39,8 @@ class Categorical(Measure):
     float32.
 
     Args:
-        logits: unnormalised log-probabilities, any finite or infinite numbers.
+        logits: unnormalised log-probabilities, any finite or infinite numbers. Python's and NumPy's that sum to 1 are warned
+            of: numpyro takes a first argument for probabilities.
         probs: instead of logits, non-negative numbers that sum to 1 over the last axis (a chex value assertion).
 
     Raises:
@@ -59,6 +62,8 @@ class Categorical(Measure):
         array = real_array(f"Categorical({name})", getattr(self, name), floating=True)
         if array.ndim == 0 or array.shape[-1] == 0:
             raise ValueError(f"Categorical({name}): needs a last axis of at least one class, got shape {array.shape}")
+        sum_to_one = lambda x: np.all((x >= 0) & (abs(x.sum(-1, keepdims=True) - 1) < 1e-3))
+        _look_like_probabilities("Categorical", self.logits, sum_to_one)
         if name == "probs":
             p = array.astype(accumulator(array.dtype))
             tolerance = 8 * jnp.finfo(array.dtype).eps * array.shape[-1] ** 0.5
@@ -153,7 +158,8 @@ class Bernoulli(Measure):
     All axes of the parameter index the family. A logit ±inf is a certain outcome.
 
     Args:
-        logits: log-odds of 1, any finite or infinite numbers.
+        logits: log-odds of 1, any finite or infinite numbers. Python's and NumPy's numbers between 0 and 1 are warned of:
+            numpyro takes a first argument for probabilities.
         probs: instead of logits, probabilities of 1 in [0, 1] (a chex value assertion); a soft label is one.
 
     Raises:
@@ -174,6 +180,7 @@ class Bernoulli(Measure):
     def __post_init__(self):
         name = _one_of("Bernoulli", self.logits, self.probs)
         array = real_array(f"Bernoulli({name})", getattr(self, name), floating=True)
+        _look_like_probabilities("Bernoulli", self.logits, lambda x: np.all((x > 0) & (x < 1)))
         if name == "probs":
             check_values(jnp.all((array >= 0) & (array <= 1)), "Bernoulli(probs): probabilities must be in [0, 1]")
         set_fields(self, **{name: array})
@@ -290,6 +297,18 @@ class Row(NamedTuple):
 
         values = values_at(function, self.mass, (self,), stand_in)
         return jax.tree.map(lambda value: self.mass * value, values)
+
+
+def _look_like_probabilities(name: str, logits: Any, look: Callable[[np.ndarray], Any]) -> None:
+    """Warns of what numpyro would take for probabilities, where the host knows it: an array of JAX's may not be there."""
+    numbers = isinstance(logits, list | tuple) and all(isinstance(x, int | float) for x in logits)
+    known = numbers or isinstance(logits, int | float | np.ndarray)
+    if known and 0 < np.size(logits) <= 1 << 16 and look(np.asarray(logits, float)):
+        warnings.warn(
+            f"{name}({logits!r}): taken as logits; these look like probabilities, which are probs={logits!r}. "
+            "A jnp.array of logits is taken as it is",
+            stacklevel=5,
+        )
 
 
 def _one_of(name, logits, probs):
