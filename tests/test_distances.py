@@ -113,6 +113,39 @@ def test_vectors():
     assert jax.grad(lambda t: mx.maximum_mean_discrepancy(mx.Dirac(t), mx.Dirac(0.0), lambda x, y: x * y))(0.0) == 0
 
 
+def test_null_atoms_have_a_derivative_in_their_weight():
+    """That of an atom where they are; what they hold has none."""
+    with jax.enable_x64():
+        x, y, v = (jnp.asarray(a, jnp.float64) for a in (X[:6], Y[:5], 1 + V[:5]))
+        x, w = x.at[2].set(4), jnp.asarray(W[:6], jnp.float64).at[2].set(0)
+        for f in (
+            mx.wasserstein,
+            lambda P, Q: mx.wasserstein(P, Q, 2),
+            lambda P, Q: mx.wasserstein(Q, P, 3),
+            mx.energy_distance,
+        ):
+            loss = lambda w, x, f=f: f(*samples(x, y, w, v))
+            slope = (loss(w.at[2].set(1e-7), x) - loss(w, x)) / 1e-7
+            np.testing.assert_allclose(jax.grad(loss)(w, x)[2], slope, rtol=1e-5)
+            for held in (jnp.nan, jnp.inf):
+                np.testing.assert_allclose(loss(w, x.at[2].set(held)), loss(w, x), rtol=1e-12)
+                assert jax.grad(loss, 1)(w, x.at[2].set(held))[2] == 0
+
+
+def test_families():
+    """Each member by itself, whatever the families."""
+    points, weights = rng.normal(size=(3, 5)).astype(np.float32), rng.random((3, 5)).astype(np.float32)
+    others, theirs = rng.normal(size=(4, 1, 7)).astype(np.float32), rng.random((4, 1, 7)).astype(np.float32)
+    P, Q = mx.Discrete(jnp.asarray(points), jnp.asarray(weights)), mx.Discrete(jnp.asarray(others), jnp.asarray(theirs))
+    for f, scipy in ((mx.wasserstein, st.wasserstein_distance), (mx.energy_distance, st.energy_distance)):
+        found = f(P, Q)
+        assert found.shape == (4, 3)
+        expected = [[scipy(points[j], others[i, 0], weights[j], theirs[i, 0]) for j in range(3)] for i in range(4)]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert mx.wasserstein(P, Q, 2).shape == (4, 3)
+    assert jnp.isnan(mx.wasserstein(0 * P, Q)).all()
+
+
 def test_errors():
     P, Q = samples()
     with pytest.raises(ValueError, match=r"wasserstein\(p\)"):

@@ -1,5 +1,7 @@
 """Distances that know how far apart points are: by transport, by cdfs, by a kernel function of two points."""
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._forms.form import Form
 from .._forms.normal_form import NormalForm
 from .._integrands.integral import align
 from .._integrands.integrand import Integrand
@@ -17,7 +18,7 @@ from .._kernels.null import nan_where
 from .._measures.intervals import Uniform
 from .._measures.measure import Measure
 from .._measures.product import check_measure, product
-from .._measures.shapes import enumerable, family_of
+from .._measures.shapes import arity, enumerable, family_of
 from .._program import program
 from .._pytree import pytree, static
 
@@ -45,21 +46,13 @@ def wasserstein(P: Measure, Q: Measure, p: float = 1) -> Float[Array, "*family"]
         5.0
     """
     _check_line("wasserstein", P, Q)
-    if not isinstance(p, int | float) or isinstance(p, bool) or not p >= 1:
-        raise ValueError(f"wasserstein(p): a number of at least 1, got {p!r}")
-    if p == 1:
-        return _between_cdfs(P, Q, 1)
-    family = family_of(P, Q)
-    levels = jnp.sort(jnp.concatenate([*_levels(P, family), *_levels(Q, family)], axis=-1), axis=-1)
-    gaps = jnp.diff(levels, axis=-1)
+    if not isinstance(p, numbers.Real) or isinstance(p, bool) or not 1 <= p < math.inf:
+        raise ValueError(f"wasserstein(p): a finite number of at least 1, got {p!r}")
     if enumerable(P) and enumerable(Q):
-        middle = jnp.moveaxis(lax.stop_gradient((levels[..., 1:] + levels[..., :-1]) / 2), -1, 0)
-        # Where there is no gap, rounding may have put its middle beside an atom.
-        cost = jnp.moveaxis(_apart(P, Q, p, middle), 0, -1)
+        total = _between_atoms(P, Q, p)
     else:
-        pieces = jnp.moveaxis(levels[..., :-1], -1, 0), jnp.moveaxis(gaps, -1, 0)
-        return _root(_over_pieces(lambda low, gap: Between(P, Q, low, gap, float(p)), *pieces), p)
-    return _root((gaps * cost).sum(-1), p)
+        total = _between_cdfs(P, Q, 1) if p == 1 else _between_quantiles(P, Q, float(p))
+    return _root(_of_distributions(P, Q, total), p)
 
 
 @program
@@ -81,9 +74,11 @@ def energy_distance(P: Measure, Q: Measure) -> Float[Array, "*family"]:
     """
     check_measure("energy_distance(P, Q): P", P)
     check_measure("energy_distance(P, Q): Q", Q)
-    if not (P._is_of_numbers and Q._is_of_numbers):
+    if P._is_of_numbers != Q._is_of_numbers or arity(P) != arity(Q):
+        raise ValueError("energy_distance(P, Q): measures on one space, got points of different shapes")
+    if not P._is_of_numbers:
         return maximum_mean_discrepancy(P, Q, _minus_distance)
-    return _root(2 * _between_cdfs(P, Q, 2), 2)
+    return _root(_of_distributions(P, Q, 2 * _between_cdfs(P, Q, 2)), 2)
 
 
 @program
@@ -113,14 +108,15 @@ def maximum_mean_discrepancy(
     if not callable(k):
         raise TypeError(f"maximum_mean_discrepancy(k): a function of two points, got {type(k).__name__}")
     P, Q = P.normalize(), Q.normalize()
-    mean = lambda P, Q: product(P, Q).expect(k, method=method)
+    n, point = arity(P), lambda x: x[0] if len(x) == 1 else x
+    mean = lambda P, Q: product(P, Q).expect(lambda *x: k(point(x[:n]), point(x[n:])), method=method)
     square = mean(P, P) + mean(Q, Q) - 2 * mean(P, Q)
     return square if squared else _root(jnp.maximum(square, 0), 2)
 
 
 def _minus_distance(x, y):
-    gap = jnp.ravel(x - y)
-    square = gap @ gap
+    gaps = jax.tree.map(lambda x, y: jnp.asarray(x, float) - jnp.asarray(y, float), x, y)
+    square = sum(jnp.sum(gap**2) for gap in jax.tree.leaves(gaps))
     return -jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
@@ -134,34 +130,67 @@ def _check_line(name: str, P: Measure, Q: Measure) -> None:
     family_of(P, Q)
 
 
+def _of_distributions(P: Measure, Q: Measure, distance: Array) -> Array:
+    """The distance, NaN where one of them is no distribution."""
+    return nan_where(~((P.mass > 0) & (Q.mass > 0)), distance)
+
+
 def _root(x: Array, p: float) -> Array:
     """The p-th root, with the derivative 0 at 0."""
-    return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** (1 / p), x)
+    return x if p == 1 else jnp.where(x > 0, jnp.where(x > 0, x, 1) ** (1 / p), x)
 
 
-def _atoms(form: Form) -> list[Array]:
-    """The places of atoms, those of null ones where another is."""
-    if not isinstance(form, NormalForm):
-        return []
-    lists = []
-    for points, weights, _ in form.atom_lists():
-        points, weights = jnp.broadcast_arrays(points, weights)
-        there = jnp.argmax(weights != 0, axis=-1)[..., None]
-        lists.append(jnp.where(weights == 0, jnp.take_along_axis(points, there, axis=-1), points))
-    return lists
+def _atoms(P: Measure, family: tuple[int, ...]) -> tuple[Array, Array] | None:
+    """(places, masses) of P's atoms, [*family, k]; null ones that hold no number are where another is."""
+    lists = [atoms for form in P.forms() if isinstance(form, NormalForm) for atoms in form.atom_lists()]
+    if not lists:
+        return None
+    grown = lambda a: jnp.broadcast_to(a, (*family, a.shape[-1])).astype(float)
+    points = jnp.concatenate([grown(points) for points, _, _ in lists], axis=-1)
+    weights = jnp.concatenate([grown(weights) for _, weights, _ in lists], axis=-1)
+    there = jnp.argmax(weights != 0, axis=-1)[..., None]
+    nowhere = (weights == 0) & ~jnp.isfinite(points)
+    return jnp.where(nowhere, jnp.take_along_axis(points, there, axis=-1), points), weights
+
+
+def _between_atoms(P: Measure, Q: Measure, p: float) -> Array:
+    """Σ |x − y|ᵖ over the pieces of mass that the levels of both cdfs cut: each is of one atom of P and one of Q."""
+    family = family_of(P, Q)
+    (x, levels_p), (y, levels_q) = (_in_order(*_atoms(R, family)) for R in (P, Q))  # type: ignore[misc]
+    levels = jnp.concatenate([levels_p, levels_q], axis=-1)
+    order = jnp.argsort(levels, axis=-1)  # stable: a null atom's piece is nothing, and its own
+    levels, of_p = jnp.take_along_axis(levels, order, axis=-1), order < x.shape[-1]
+    before = lambda of: jnp.cumsum(of, axis=-1) - of
+    taken = lambda a, i: jnp.take_along_axis(a, jnp.minimum(i, a.shape[-1] - 1), axis=-1)
+    cost = jnp.abs(taken(x, before(of_p)) - taken(y, before(~of_p))) ** p
+    return (jnp.diff(levels, axis=-1, prepend=0) * cost).sum(-1)
+
+
+def _in_order(points: Array, weights: Array) -> tuple[Array, Array]:
+    """The points in order, and the cdf at each."""
+    order = jnp.argsort(points, axis=-1)
+    points, weights = (jnp.take_along_axis(a, order, axis=-1) for a in (points, weights))
+    below = jnp.cumsum(weights, axis=-1)
+    mass = below[..., -1:]
+    return points, jnp.where(mass == 0, 0, below / jnp.where(mass == 0, 1, mass))
+
+
+def _between_quantiles(P: Measure, Q: Measure, p: float) -> Array:
+    """∫ |F⁻¹ − G⁻¹|ᵖ du, between the levels of the atoms."""
+    family = family_of(P, Q)
+    levels = jnp.sort(jnp.concatenate([*_levels(P, family), *_levels(Q, family)], axis=-1), axis=-1)
+    pieces = jnp.moveaxis(levels[..., :-1], -1, 0), jnp.moveaxis(jnp.diff(levels, axis=-1), -1, 0)
+    return _over_pieces(lambda low, gap: Between(P, Q, low, gap, p), *pieces)
 
 
 def _levels(P: Measure, family: tuple[int, ...]) -> list[Array]:
     """Where P's quantile function jumps, or stands still: its cdf on both sides of its atoms; 0 and 1."""
     ends = jnp.broadcast_to(jnp.array([0.0, 1.0]), (*family, 2))
-    found = [ends]
-    for points in (points for form in P.forms() for points in _atoms(form)):
-        points = jnp.broadcast_to(points, (*P.shape, points.shape[-1])).astype(float)
-        at = jnp.moveaxis(points, -1, 0)
-        before = at + lax.stop_gradient(jnp.nextafter(at, -jnp.inf) - at)
-        cdfs = map(P.cdf, (at,) if enumerable(P) else (at, before))
-        found += [jnp.moveaxis(jnp.broadcast_to(F, (*at.shape[:1], *family)), 0, -1) for F in cdfs]
-    return found
+    if (atoms := _atoms(P, family)) is None:
+        return [ends]
+    at = jnp.moveaxis(atoms[0], -1, 0)
+    before = at + lax.stop_gradient(jnp.nextafter(at, -jnp.inf) - at)
+    return [ends, *(jnp.moveaxis(P.cdf(x), 0, -1) for x in (at, before))]
 
 
 def _apart(P: Measure, Q: Measure, p: float, u: Array) -> Array:
@@ -193,14 +222,14 @@ class Between(Integrand):
 
 def _between_cdfs(P: Measure, Q: Measure, p: int) -> Array:
     """∫ |F − G|ᵖ dx, between the atoms and beyond the last of them."""
-    family = jnp.broadcast_shapes(P.shape, Q.shape)
-    edges = [points for R in (P, Q) for form in R.forms() for points in _atoms(form)]
+    family = family_of(P, Q)
+    edges = [atoms[0] for R in (P, Q) if (atoms := _atoms(R, family)) is not None]
     whole = enumerable(P) and enumerable(Q)
     if not whole:  # and where each has its bulk
-        marks = [lax.stop_gradient(jnp.moveaxis(R.quantile(_grown(MARKS, R.shape)), 0, -1)) for R in (P, Q)]
-        edges += [marks[0], marks[1]]
-    edges = [jnp.broadcast_to(x, (*family, x.shape[-1])).astype(float) for x in edges]
-    edges = jnp.moveaxis(jnp.sort(jnp.concatenate(edges, axis=-1), axis=-1), -1, 0)
+        marks = jnp.asarray(MARKS, float).reshape(-1, *(1,) * len(family))
+        edges += [jnp.moveaxis(lax.stop_gradient(jnp.asarray(R.quantile(marks), float)), 0, -1) for R in (P, Q)]
+    edges = jnp.concatenate([jnp.broadcast_to(x, (*family, x.shape[-1])) for x in edges], axis=-1)
+    edges = jnp.moveaxis(jnp.sort(edges, axis=-1), -1, 0)
     gaps = jnp.diff(edges, axis=0)
     if whole:
         return (jnp.abs(P.cdf(edges[:-1]) - Q.cdf(edges[:-1])) ** p * gaps).sum(0)
@@ -223,10 +252,6 @@ def _over_pieces(f: Callable[..., Integrand], low: Array, step: Array, *more: Ar
 
 
 MARKS = np.array([0.001, 0.02, 0.2, 0.5, 0.8, 0.98, 0.999])
-
-
-def _grown(u: np.ndarray, family: tuple[int, ...]) -> Array:
-    return jnp.asarray(u, float).reshape(-1, *(1,) * len(family))
 
 
 @pytree

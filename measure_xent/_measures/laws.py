@@ -197,10 +197,7 @@ class Continuous(Line):
 
     def _inverse(self, tails: Callable, u: Any) -> Array:
         u = jnp.asarray(u, float)
-        x = quantile(tails, jnp.broadcast_to(u, jnp.broadcast_shapes(u.shape, self.shape)))
-        low, high = self.support  # before which the tails round to 0
-        x = jnp.where(u == 0, low, jnp.where(u == 1, high, x))
-        return jnp.where((u >= 0) & (u <= 1), x, jnp.nan)
+        return quantile(tails, jnp.broadcast_to(u, jnp.broadcast_shapes(u.shape, self.shape)))
 
     def bounds(self) -> tuple[Any, Any, Any]:
         """(low, high, width) of the law of x − centre."""

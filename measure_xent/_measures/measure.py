@@ -19,6 +19,7 @@ from .._integrands.density import LogDensity, RadonNikodym, along_the_path, rela
 from .._integrands.integral import Integral
 from .._integrands.integrand import Integrand, as_integrand, is_number
 from .._integrands.rules import integrate
+from .._kernels.checks import real_array
 from .._kernels.classes import Classes
 from .._kernels.mesh import sum_over
 from .._kernels.null import null_atoms, null_safe_product, without
@@ -49,6 +50,23 @@ def _compile(cls: type) -> None:
             setattr(cls, name, program(member, numbers=True))
     if "sample" in vars(cls):
         cls.sample = _sampler(cls.sample)
+    if "quantile" in vars(cls) and hasattr(cls, "support"):
+        cls.quantile = _quantile(cls.quantile)
+
+
+def _quantile(of: Callable) -> Callable:
+    """A law's quantile, of levels that are no probabilities NaN, or −1 of integers; the ends of the support at 0 and 1."""
+
+    @functools.wraps(of)
+    def checked(self, u):
+        u = jnp.asarray(real_array("quantile(u)", u), float)
+        x, (low, high) = of(self, u), self.support
+        known = (u >= 0) & (u <= 1)
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jnp.where(known, jnp.maximum(x, jnp.asarray(low).astype(int)), -1)
+        return jnp.where(known, jnp.where(u == 0, low, jnp.where(u == 1, high, x)), jnp.nan)
+
+    return checked
 
 
 def _sampler(sample: Callable) -> Callable:

@@ -67,6 +67,8 @@ class Pushforward(Transformed):
             x = g(jnp.where(there, y, middle))
             # What the map does not reach is below all of it, or above.
             x = jnp.where(there, x, jnp.where((y > middle) ^ falls, jnp.inf, -jnp.inf))
+            # Falling, the map takes [x, ∞) to what is up to y, and an atom at x is of it.
+            x = jnp.where(falls, x + lax.stop_gradient(jnp.nextafter(x, -jnp.inf) - x), x)
             below, above = of_P(x)
             return jnp.where(falls, above, below), jnp.where(falls, below, above)
 

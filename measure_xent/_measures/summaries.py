@@ -87,8 +87,8 @@ class Summaries:
 
     @property
     def std(self: Any) -> PyTree[Float[Array, "..."]]:
-        """The root of the variance."""
-        return jax.tree.map(jnp.sqrt, self.variance)
+        """The root of the variance, with the derivative 0 at 0."""
+        return jax.tree.map(lambda v: jnp.where(v == 0, 0, jnp.sqrt(jnp.where(v == 0, 1, v))), self.variance)
 
     @property
     @program
@@ -130,7 +130,8 @@ class Summaries:
 
     @program
     def quantile(self: Any, u: Float[Array, "*family"]) -> Float[Array, "*family"]:
-        """The least x with cdf(x) ≥ u, of 0 and 1 the ends of the support. NaN where u is no probability, or P not positive.
+        """The least x with cdf(x) ≥ u, of 0 and 1 the ends of the support. NaN, and −1 of integers, where u is no probability
+        or P not positive.
 
         Derivatives are those of the implicit function, and of an atom its own; of a pushforward without ``inverse`` NaN.
 
@@ -154,18 +155,17 @@ class Summaries:
         u = jnp.broadcast_to(u, jnp.broadcast_shapes(u.shape, self.shape))
         u = u.astype(jnp.result_type(u, *jax.eval_shape(tails, u)))
         mass = sum(tails(jnp.zeros(())))
+        known = functools.reduce(jnp.logical_and, map(_is_positive, forms)) & (mass > 0) & (u >= 0) & (u <= 1)
         lists = [atoms for form in forms if isinstance(form, NormalForm) for atoms in form.atom_lists()]
-        in_one_list = len(lists) == len(forms) == 1  # sorted, it says where they are
-        x = (
-            Sorted.of(*lists[0][:2], self.shape).quantile(u)
-            if in_one_list
-            else quantile(tails, u, ROUNDING if lists else 0)
-        )
-        for form in forms:
-            x = _or_atom(form, x, self.shape) if isinstance(form, NormalForm) else _or_end(form, x, u)
-        positive = functools.reduce(jnp.logical_and, map(_is_positive, forms)) & (mass > 0)
-        x = nan_where(~(positive & (u >= 0) & (u <= 1)), x)
-        return x.astype(int) if all(map(_is_of_integers, forms)) else x
+        if len(lists) == len(forms) == 1:  # sorted, it says where they are
+            x = Sorted.of(*lists[0][:2], self.shape).quantile(u)
+        else:
+            x = quantile(tails, u, ROUNDING if lists else 0)
+            for form in forms:
+                x = _or_atom(form, x, self.shape) if isinstance(form, NormalForm) else _or_end(form, x, u)
+        if all(map(_is_of_integers, forms)):
+            return jnp.where(known, x.astype(int), -1)
+        return nan_where(~known, x.astype(u.dtype))
 
     @property
     def median(self: Any) -> Float[Array, "*family"]:
@@ -235,12 +235,11 @@ def _sums(pairs: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 class Sorted(NamedTuple):
-    """Atoms on the line in order, members of a family one after another, and the masses up to each and from it on."""
+    """Atoms on the line in order, and the masses up to each and from it on."""
 
-    points: Shaped[Array, "members k"]
-    below: Float[Array, "members k+1"]
-    above: Float[Array, "members k+1"]
-    family: tuple[int, ...]
+    points: Shaped[Array, "*family k"]
+    below: Float[Array, "*family k+1"]
+    above: Float[Array, "*family k+1"]
 
     @classmethod
     def of(cls, points: Shaped[Array, "*#family k"], weights: Float[Array, "*#family k"], family: Any) -> "Sorted":
@@ -248,26 +247,23 @@ class Sorted(NamedTuple):
         points, weights = (jnp.broadcast_to(a, shape) for a in (points, weights))
         order = jnp.argsort(points, axis=-1)
         points, weights = (jnp.take_along_axis(a, order, axis=-1) for a in (points, weights))
-        k = shape[-1]
-        points, weights = points.reshape(-1, k), weights.reshape(-1, k)
         weights = jnp.where((points != points) & (weights != 0), jnp.nan, weights)  # NaN is on neither side
-        end = jnp.zeros((len(points), 1), weights.dtype)
+        end = jnp.zeros((*family, 1), weights.dtype)
         below = jnp.concatenate([end, jnp.cumsum(weights, axis=-1)], axis=-1)
-        above = jnp.concatenate([jnp.cumsum(weights[:, ::-1], axis=-1)[:, ::-1], end], axis=-1)
-        return cls(points, below, above, family)
+        above = jnp.concatenate([jnp.flip(jnp.cumsum(jnp.flip(weights, -1), axis=-1), -1), end], axis=-1)
+        return cls(points, below, above)
 
     def tails(self, x: Array) -> tuple[Array, Array]:
         (at,), taken = self._places(x, "right")
-        return taken(self.below, at), taken(self.above, at)
+        return tuple(nan_where(jnp.isnan(x), taken(sums, at)) for sums in (self.below, self.above))  # type: ignore[return-value]
 
     def quantile(self, u: Array) -> Array:
-        rows, taken = self._rows(u)
+        rows, flat, taken = self._rows(u)
         slack = ROUNDING * jnp.finfo(u.dtype).eps * jnp.minimum(rows, 1 - rows)
-        share = self.below[:, 1:] / self.below[:, -1:]
+        share = flat(self.below[..., 1:] / self.below[..., -1:])
         first = jax.vmap(jnp.searchsorted)(share, rows - slack)
         none = jax.vmap(lambda share: jnp.searchsorted(share, 0.0, side="right"))(share)[:, None]
-        at = jnp.clip(jnp.maximum(first, none), 0, self.points.shape[-1] - 1)
-        return taken(self.points, at).astype(u.dtype)
+        return taken(self.points, jnp.clip(jnp.maximum(first, none), 0, self.points.shape[-1] - 1))
 
     def at(self, x: Array) -> tuple[Array, Array]:
         """(the point of the first atom that is not below x, whether there is mass at x)."""
@@ -276,16 +272,19 @@ class Sorted(NamedTuple):
         return point, taken(self.below, first) != taken(self.below, last)
 
     def _places(self, x: Array, *sides: str) -> tuple[list[Array], Callable[[Array, Array], Array]]:
-        rows, taken = self._rows(x)
-        points = lax.stop_gradient(self.points).astype(x.dtype)
+        rows, flat, taken = self._rows(x)
+        points = flat(lax.stop_gradient(self.points).astype(x.dtype))
         search = lambda side: jax.vmap(lambda points, x: jnp.searchsorted(points, x, side=side))(points, rows)
         return list(map(search, sides)), taken
 
-    def _rows(self, x: Array) -> tuple[Array, Callable[[Array, Array], Array]]:
-        """Places or levels a member, and how to take what is at some indices of them."""
-        shape = jnp.broadcast_shapes(x.shape, self.family)
-        rows = jnp.broadcast_to(x, shape).reshape(-1, len(self.points)).T
-        return rows, lambda a, i: jnp.take_along_axis(a, i, axis=-1).T.reshape(shape)
+    def _rows(self, x: Array) -> tuple[Array, Callable[[Array], Array], Callable[[Array, Array], Array]]:
+        """Places or levels [members, n], the arrays of the atoms a member a row, and how to take what is at indices of them."""
+        family = self.points.shape[:-1]
+        family = jnp.broadcast_shapes(family, x.shape[max(0, x.ndim - len(family)) :])
+        shape, members = jnp.broadcast_shapes(x.shape, family), math.prod(family)
+        rows = jnp.broadcast_to(x, shape).reshape(-1, members).T
+        flat = lambda a: jnp.broadcast_to(a, (*family, a.shape[-1])).reshape(members, -1)
+        return rows, flat, lambda a, i: jnp.take_along_axis(flat(a), i, axis=-1).T.reshape(shape)
 
 
 def _integrated(form: LawForm, x: Array) -> tuple[Array, Array]:
@@ -321,11 +320,16 @@ def _or_atom(form: NormalForm, x: Array, family: tuple[int, ...]) -> Array:
 
 
 def _or_end(form: Form, x: Array, u: Array) -> Array:
-    """Of u = 0 and 1 the ends of a law, before which its tails round to 0, else x."""
+    """Of u = 0 and 1 the ends of a law, before which its tails round to 0; an integer, where it has mass at x; else x."""
     if not isinstance(form, LawForm) or not _is_plain(form):
         return x
     low, high = (jnp.where(form.c > 0, end, x) for end in form.law.support)
-    return jnp.where(u == 0, jnp.minimum(x, low), jnp.where(u == 1, jnp.maximum(x, high), x))
+    x = jnp.where(u == 0, jnp.minimum(x, low), jnp.where(u == 1, jnp.maximum(x, high), x))
+    if not _is_of_integers(form):
+        return x
+    whole = lax.stop_gradient(jnp.round(x))
+    at_atom = (jnp.abs(x - whole) <= jnp.finfo(x.dtype).tiny) & (form.c * form.law.density_of(whole) > 0)
+    return jnp.where(at_atom, whole, x)
 
 
 def _is_positive(form: Form) -> Array:

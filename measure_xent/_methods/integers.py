@@ -43,7 +43,7 @@ def over_the_integers(P: Integers, f: Integrand, tolerance: float | None) -> Int
     """Σ f(k) p(k) over a window of integers around the mean. What its outer half adds bounds what is left out."""
     rank = max(len(P.shape), len(f.shape))
     P = P.with_family_rank(rank)
-    mean, sd = (jnp.broadcast_to(lax.stop_gradient(x), P.shape)[..., None] for x in (P.mean, P.width))
+    mean, sd = (jnp.broadcast_to(lax.stop_gradient(x), P.shape)[..., None] for x in (P.centre, P.width))
     # A pmf that is wide is a smooth curve: every so many integers will do. One with a bulk beside 0 has an edge there.
     stride, edge = jnp.maximum(1, jnp.ceil(32 * sd / WINDOW)), (sd > 16) & (mean < 16 * sd)
     (from_0, fine), (_, coarse) = graded(), graded(2)
