@@ -146,10 +146,21 @@ def test_families():
     assert jnp.isnan(mx.wasserstein(0 * P, Q)).all()
 
 
+def test_tuples_and_integers():
+    pairs = [mx.product(mx.Dirac(0), mx.Dirac(y)) for y in (1, 4)]
+    np.testing.assert_allclose(mx.energy_distance(*pairs), np.sqrt(2 * 3), rtol=1e-6)
+    assert mx.maximum_mean_discrepancy(*pairs, lambda x, y: x[1] * y[1], squared=True).item() == 9
+    far = [mx.Empirical(jnp.array([[x, 0]], jnp.int32)) for x in (50000, 0)]
+    np.testing.assert_allclose(mx.energy_distance(*far), np.sqrt(1e5), rtol=1e-6)
+    with pytest.raises(ValueError, match="one space"):
+        mx.energy_distance(far[0], mx.Empirical(jnp.ones(2)))
+
+
 def test_errors():
     P, Q = samples()
-    with pytest.raises(ValueError, match=r"wasserstein\(p\)"):
-        mx.wasserstein(P, Q, p=0.5)
+    for p in (0.5, float("inf"), True, "2"):
+        with pytest.raises(ValueError, match=r"wasserstein\(p\)"):
+            mx.wasserstein(P, Q, p=p)
     with pytest.raises(NotImplementedError, match="no numbers"):
         mx.wasserstein(P, mx.Empirical(jnp.ones((3, 2))))
     with pytest.raises(TypeError, match="must be a Measure"):

@@ -266,3 +266,48 @@ def test_what_is_shown():
         assert not any(name.startswith("_") for name in shown)
     assert {"loc", "scale"} <= set(dir(mx.Normal(0.0, 1.0)))
     assert {"n", "special"} <= set(dir(Own(3)))
+
+
+def test_levels_that_are_none():
+    """NaN, or −1 of integers; of 0 and 1 the ends of the support."""
+    u = jnp.array([0.0, 1.0, -0.1, 1.1, jnp.nan])
+    ends = {
+        (-np.inf, np.inf): (mx.Normal(0.0, 1.0), mx.Cauchy(0.0, 1.0), mx.Laplace(), mx.StudentT(3.0)),
+        (0, np.inf): (mx.Exponential(2.0), mx.Gamma(2.0, 1.0), mx.LogNormal(0.0, 1.0)),
+        (1, 2): (mx.Uniform(1.0, 2.0), mx.Empirical(jnp.array([1.0, 2.0])), mx.truncate(mx.Normal(0.0, 1.0), 1.0, 2.0)),
+    }
+    for both, measures in ends.items():
+        for P in measures:
+            np.testing.assert_allclose(P.quantile(u), [*both, np.nan, np.nan, np.nan], rtol=1e-6)
+    for P in (mx.Binomial(5, 0.3), mx.Empirical(jnp.array([5, 0, 2])), mx.Categorical(jnp.zeros(6))):
+        assert P.quantile(u).tolist() == [0, 5, -1, -1, -1]
+    assert mx.Poisson(3.0).quantile(u)[2:].tolist() == [-1, -1, -1]
+    assert mx.Empirical(jnp.array([16777217, 16777219, 5])).quantile(1.0).item() == 16777219  # no float32
+    assert jnp.isnan(mx.Empirical(jnp.array([1.0, 2.0])).cdf(jnp.nan))
+
+
+def test_points_and_families_broadcast():
+    """A family with an axis of size 1, and places or levels with more of that axis."""
+    family = jax.vmap(jax.vmap(mx.Empirical))(jnp.array([[[0.0, 1.0]], [[10.0, 11.0]]]))
+    np.testing.assert_allclose(family.cdf(jnp.array([[0.5] * 3, [10.5] * 3])), 0.5)
+    found = family.quantile(jnp.array([[0.25, 0.75, 0.25]] * 2))
+    np.testing.assert_array_equal(found, [[0, 1, 0], [10, 11, 10]])
+    mixed = 0.5 * mx.Normal(jnp.array([[0.0], [10.0]]), 1.0) + 0.5 * family
+    expected = [st.norm.ppf(0.2), 0, 1]
+    np.testing.assert_allclose(
+        mixed.quantile(jnp.array([[0.1, 0.4, 0.9]] * 2)) - jnp.array([[0], [10]]), [expected] * 2, atol=1e-5
+    )
+
+
+def test_atoms_of_maps_and_of_counts():
+    """A falling map takes what is from x on to what is up to its image; a count's atom stays where it is."""
+    P = mx.pushforward(lambda x: -x, 0.5 * mx.Dirac(1.0) + 0.5 * mx.Normal(0.0, 1.0), inverse=lambda y: -y)
+    np.testing.assert_allclose([P.cdf(-1.0), P.survival(-1.0)], [0.5793276, 0.4206724], rtol=1e-5)
+    counts = mx.pushforward(lambda k: -k, mx.Poisson(2.0), inverse=lambda y: -y)
+    at = np.array([-3.0, -2.0, 0.0])
+    np.testing.assert_allclose(counts.cdf(jnp.asarray(at)), st.poisson.sf(-at - 1, 2), rtol=1e-5)
+    assert counts.quantile(jnp.array([0.2, 0.5])).tolist() == [-3, -2]
+    mixture = lambda r: 0.5 * mx.Poisson(r) + 0.5 * mx.Normal(0.0, 1.0)
+    value, slopes = jax.value_and_grad(lambda r, u: mixture(r).quantile(u), (0, 1))(2.0, 0.3)
+    assert (value, *slopes) == (0, 0, 0)
+    assert jax.grad(lambda x: mx.Empirical(x).std)(jnp.array([2.0])) == 0

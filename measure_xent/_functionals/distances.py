@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from .._forms.normal_form import NormalForm
 from .._integrands.integral import align
 from .._integrands.integrand import Integrand
+from .._kernels.cumulative import just_below
 from .._kernels.null import nan_where
 from .._measures.intervals import Uniform
 from .._measures.measure import Measure
@@ -189,8 +190,7 @@ def _levels(P: Measure, family: tuple[int, ...]) -> list[Array]:
     if (atoms := _atoms(P, family)) is None:
         return [ends]
     at = jnp.moveaxis(atoms[0], -1, 0)
-    before = at + lax.stop_gradient(jnp.nextafter(at, -jnp.inf) - at)
-    return [ends, *(jnp.moveaxis(P.cdf(x), 0, -1) for x in (at, before))]
+    return [ends, *(jnp.moveaxis(P.cdf(x), 0, -1) for x in (at, just_below(at)))]
 
 
 def _apart(P: Measure, Q: Measure, p: float, u: Array) -> Array:

@@ -83,6 +83,12 @@ def quantile(
     return root(lambda x: share(*tails(x)) - u, solve)
 
 
+def just_below(x: Array) -> Array:
+    """A float before x, with its derivative; before 0 it is no subnormal one, which processors take for 0."""
+    info = jnp.finfo(x.dtype)
+    return x - lax.stop_gradient(jnp.maximum(jnp.abs(x) * info.eps, info.tiny))
+
+
 def share(part: Array, rest: Array) -> Array:
     """part / (part + rest), of nothing 0."""
     whole = part + rest

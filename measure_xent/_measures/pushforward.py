@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._forms.law_form import LawForm
+from .._kernels.cumulative import just_below
 from .._kernels.scaled import ScaledNumber
 from .._pytree import as_node, pytree, set_fields
 from .._strict import of_user
@@ -68,7 +69,7 @@ class Pushforward(Transformed):
             # What the map does not reach is below all of it, or above.
             x = jnp.where(there, x, jnp.where((y > middle) ^ falls, jnp.inf, -jnp.inf))
             # Falling, the map takes [x, ∞) to what is up to y, and an atom at x is of it.
-            x = jnp.where(falls, x + lax.stop_gradient(jnp.nextafter(x, -jnp.inf) - x), x)
+            x = jnp.where(falls, just_below(x), x)
             below, above = of_P(x)
             return jnp.where(falls, above, below), jnp.where(falls, below, above)
 

@@ -327,7 +327,7 @@ def _or_end(form: Form, x: Array, u: Array) -> Array:
     x = jnp.where(u == 0, jnp.minimum(x, low), jnp.where(u == 1, jnp.maximum(x, high), x))
     if not _is_of_integers(form):
         return x
-    whole = lax.stop_gradient(jnp.round(x))
+    whole = lax.stop_gradient(jnp.round(x)) + 0.0  # and no −0
     at_atom = (jnp.abs(x - whole) <= jnp.finfo(x.dtype).tiny) & (form.c * form.law.density_of(whole) > 0)
     return jnp.where(at_atom, whole, x)
 
