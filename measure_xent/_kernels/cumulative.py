@@ -86,7 +86,8 @@ def quantile(
 def just_below(x: Array) -> Array:
     """A float before x, with its derivative; before 0 it is no subnormal one, which processors take for 0."""
     info = jnp.finfo(x.dtype)
-    return x - lax.stop_gradient(jnp.maximum(jnp.abs(x) * info.eps, info.tiny))
+    step = jnp.where(jnp.isfinite(x), jnp.maximum(jnp.abs(x) * info.eps, info.tiny), 0)
+    return x - lax.stop_gradient(step)
 
 
 def share(part: Array, rest: Array) -> Array:
