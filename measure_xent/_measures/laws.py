@@ -25,6 +25,7 @@ from .._pytree import replaced
 from .exponential_family import Natural, Statistic
 from .measure import Measure
 from .shapes import arity, static_mass
+from .summaries import ROUNDING
 
 
 class Law(Measure):
@@ -247,6 +248,7 @@ class Integers(Line):
 
     def quantile(self, u):
         top = jnp.ceil(self.centre + 50 * self.width + 50)
+        u = u - ROUNDING * jnp.finfo(jnp.result_type(float)).eps * jnp.minimum(u, 1 - u)
 
         def halve(_, ends):
             low, high = ends

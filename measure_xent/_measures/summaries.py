@@ -22,7 +22,7 @@ from .._pytree import pytree, static
 from .shapes import arity
 from .statistics import Identity, OnOneSide, SquaredDeviation
 
-ROUNDING = 8  # what sums of weights may be off by, in units of eps
+ROUNDING = 8  # what a cdf at an atom may be off by, in units of eps
 Tails = Callable[[Array], tuple[Array, Array]]
 
 
