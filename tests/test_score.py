@@ -11,7 +11,7 @@ import pytest
 from pyarrow import csv, parquet
 
 from measure_xent.cli import main
-from measure_xent.cli.score import of_rows
+from measure_xent.cli.totals import of_rows
 
 rng = np.random.default_rng(0)
 N, V = 600, 5

@@ -7,6 +7,11 @@ from importlib.metadata import version
 
 from .terminal import CommandError
 
+EXTRAS = {
+    **dict.fromkeys(("sklearn", "matplotlib", "rich", "tokenizers", "orbax", "pyarrow"), "examples"),
+    **dict.fromkeys(("dask", "distributed", "upath"), "cluster"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs a command; gives the exit status."""
@@ -36,14 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"measure-xent: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] in (
-            "sklearn",
-            "matplotlib",
-            "rich",
-            "tokenizers",
-            "orbax",
-            "pyarrow",
-        ):
-            print(f"measure-xent: {error.name} is not installed: pip install 'measure-xent[examples]'", file=sys.stderr)
+        if extra := EXTRAS.get((error.name or "").split(".")[0]):
+            print(f"measure-xent: {error.name} is not installed: pip install 'measure-xent[{extra}]'", file=sys.stderr)
             return 1
         raise

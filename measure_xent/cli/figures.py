@@ -65,15 +65,25 @@ def lm_report(path: Path, metrics: dict[str, Any], history: dict[str, Any], voca
         plt.close(figure)
 
 
-def reliability_report(path: Path, bins: Float[np.ndarray, "bins 6"], figures: dict[str, Any]) -> None:
-    """The reliability diagram of the most probable class."""
-    mass, expected, correct, _, square, product = bins.T
-    edges = np.linspace(0, 1, len(mass) + 1)
-    axes = Reliability(*map(jnp.asarray, (edges, mass, expected, correct, square, product))).plot(count=figures["rows"])
-    low, high = figures["calibration_error_interval"]
-    axes.set_title(f"calibration error {figures['calibration_error']:.3g} ({low:.3g}–{high:.3g})", fontsize=10)
-    axes.figure.savefig(path, dpi=120)
-    plt.close(axes.figure)
+def reliability_report(
+    path: Path, titles: list[str], bins: Float[np.ndarray, "models bins 6"], models: list[dict[str, Any]]
+) -> None:
+    """The reliability diagram of the most probable class, of each model."""
+    figure, all_axes = plt.subplots(
+        1, len(models), figsize=(5.2 * len(models), 4.8), squeeze=False, constrained_layout=True
+    )
+    for axes, title, of_model, figures in zip(all_axes[0], titles, bins, models, strict=True):
+        mass, expected, correct, _, square, product = of_model.T
+        edges = np.linspace(0, 1, len(mass) + 1)
+        of_bins = Reliability(*map(jnp.asarray, (edges, mass, expected, correct, square, product)))
+        of_bins.plot(axes, count=figures["rows"])
+        low, high = figures["calibration_error_interval"]
+        named = f"{title}\n" if len(models) > 1 else ""
+        axes.set_title(
+            f"{named}calibration error {figures['calibration_error']:.3g} ({low:.3g}–{high:.3g})", fontsize=10
+        )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def bench_report(path: Path, cases: list[Any], versions: dict[str, str]) -> None:
