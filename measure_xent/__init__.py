@@ -20,7 +20,8 @@ Likelihood   log_likelihood, project, information_projection, score, fisher_info
              gauss_newton, natural_gradient
 Scores       brier, spherical, crps; entmax, sparsemax, fenchel_young_loss; reliability, calibration_error
 Codes        code_length, quantize, encode, decode
-Integrals    P.expect(f), P.integrate(f), Integral; by a method: Adaptive, Quadrature, MonteCarlo, QuasiMonteCarlo
+Integrals    P.expect(f), P.integrate(f), Integral; by a method: Adaptive, Quadrature, MonteCarlo, QuasiMonteCarlo,
+             ImportanceSampling
 Training     value_and_grad of an Integral, accumulate; ``losses``: optax's and torch's by their names
 Pictures     plot; a measure shows itself in Jupyter
 Extension    Measure, Continuous, Integers, AbstractConditional, Integrand, Method, LogDensity, RadonNikodym, NormalForm, rule,
@@ -102,6 +103,7 @@ from ._measures.product import power, product
 from ._measures.pushforward import pushforward
 from ._measures.table import table
 from ._measures.vectors import independent
+from ._methods.importance import ImportanceSampling
 from ._methods.method import Method
 from ._methods.quadrature import Adaptive, Quadrature
 from ._methods.sampling import MonteCarlo, QuasiMonteCarlo
@@ -129,6 +131,7 @@ __all__ = [
     "Exponential",
     "Gamma",
     "Geometric",
+    "ImportanceSampling",
     "Integers",
     "Integral",
     "Integrand",

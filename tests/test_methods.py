@@ -121,7 +121,7 @@ def test_errors():
         mx.MonteCarlo(samples=1000)
     with pytest.raises(ValueError, match=r"samples\): an int of at least 2, got 0"):
         mx.MonteCarlo(KEY, 0)
-    with pytest.raises(ValueError, match='"pathwise" or "score", got \'reparam\''):
+    with pytest.raises(ValueError, match='"pathwise", "score" or "measure-valued", got \'reparam\''):
         mx.MonteCarlo(KEY, 10, derivative="reparam")
     with pytest.raises(ValueError, match="Poisson is on the integers"):
         mx.Poisson(2.0).expect(jnp.sin, method=mx.MonteCarlo(KEY, 10, derivative="pathwise"))

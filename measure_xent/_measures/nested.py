@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._integrands.integrand import Integrand, as_tuple
+from .._kernels.null import null_safe_product
+from .._kernels.scaled import ScaledNumber
 from .._pytree import pytree, static
 from .laws import Law
 from .measure import Lowered, Measure
@@ -39,6 +41,9 @@ class Nested(Law):
         return jnp.broadcast_to(self.outer.proposed() * given, self.shape)
 
     def parts(self):
+        given = list(self.K.Q.parts()) if isinstance(self.K, ConstantKernel) else []
+        if len(given) == 1:
+            return {(*self.outer.at_atoms, *given[0]): self}
         return {(False,) * arity(self): self}
 
     def sample(self, key, shape=()):
@@ -59,6 +64,18 @@ class Nested(Law):
             )
         )
         return (*jax.tree.map(spread(weight), x), *jax.tree.map(spread(inner), y)), total
+
+    def scaled_density(self, *x):
+        form, n = self.outer, self.outer.arity
+        if form.transform is not None:
+            raise NotImplementedError("the density of a joint measure whose first coordinates are seen through a map")
+        density = ScaledNumber(*form.law.scaled_density(*x[:n]))
+        Q = self.K.Q if isinstance(self.K, ConstantKernel) else self.K(*x[:n])
+        density = density.times(ScaledNumber(*Q.scaled_density(*x[n:])))
+        factor = density.factor * form.c
+        for f in form.factors:
+            factor = null_safe_product(factor, jnp.asarray(f(*x[:n]), factor.dtype))
+        return ScaledNumber(density.log_scale, factor)
 
     def log_density_of(self, x):
         raise NotImplementedError
