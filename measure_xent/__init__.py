@@ -4,8 +4,9 @@
 
 Measures     Dirac, Categorical, Bernoulli, Discrete, DiscreteUniform, Counting, Atoms, Empirical,
              table
-Laws         Normal, Laplace, StudentT, Cauchy, Uniform, Exponential, Gamma, Beta, LogNormal, Lebesgue, truncate,
-             Poisson, Geometric, Binomial, MultivariateNormal, Dirichlet, independent, from_distribution
+Laws         Normal, Laplace, StudentT, Cauchy, Gumbel, Uniform, Exponential, Gamma, Beta, LogNormal, HalfNormal,
+             InverseGamma, Weibull, Pareto, Lebesgue, truncate, Poisson, Geometric, Binomial, NegativeBinomial,
+             MultivariateNormal, Dirichlet, independent, from_distribution
 Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, power, joint, bind,
              marginal, pushforward
 Conditionals Conditional, LinearSoftmax, LinearNormal, posterior, compose
@@ -89,16 +90,17 @@ from ._integrands.integrand import Integrand
 from ._integrands.rules import rule
 from ._measures.atoms import Atoms, Empirical
 from ._measures.categorical import Bernoulli, Categorical
-from ._measures.counts import Binomial, Geometric, Poisson
+from ._measures.counts import Binomial, Geometric, NegativeBinomial, Poisson
 from ._measures.dirichlet import Dirichlet
 from ._measures.discrete import Counting, Dirac, Discrete, DiscreteUniform
 from ._measures.external import from_distribution
+from ._measures.extremes import Gumbel, Pareto, Weibull
 from ._measures.intervals import Lebesgue, Uniform, truncate
 from ._measures.laws import Continuous, Integers
 from ._measures.line import Cauchy, Laplace, Normal, StudentT
 from ._measures.measure import Measure
 from ._measures.multivariate_normal import MultivariateNormal
-from ._measures.positive import Beta, Exponential, Gamma, LogNormal
+from ._measures.positive import Beta, Exponential, Gamma, HalfNormal, InverseGamma, LogNormal
 from ._measures.product import power, product
 from ._measures.pushforward import pushforward
 from ._measures.table import table
@@ -131,10 +133,13 @@ __all__ = [
     "Exponential",
     "Gamma",
     "Geometric",
+    "Gumbel",
+    "HalfNormal",
     "ImportanceSampling",
     "Integers",
     "Integral",
     "Integrand",
+    "InverseGamma",
     "Laplace",
     "Lebesgue",
     "LinearNormal",
@@ -145,8 +150,10 @@ __all__ = [
     "Method",
     "MonteCarlo",
     "MultivariateNormal",
+    "NegativeBinomial",
     "Normal",
     "NormalForm",
+    "Pareto",
     "Poisson",
     "Quadrature",
     "QuasiMonteCarlo",
@@ -154,6 +161,7 @@ __all__ = [
     "Reliability",
     "StudentT",
     "Uniform",
+    "Weibull",
     "accumulate",
     "bind",
     "brier",

@@ -19,11 +19,17 @@ LAWS = {
     "Gamma": (mx.Gamma(2.5, 3.0), st.gamma(2.5, scale=1 / 3)),
     "Beta": (mx.Beta(2.0, 3.5), st.beta(2, 3.5)),
     "StudentT": (mx.StudentT(5.0, 1.0, 2.0), st.t(5, 1, 2)),
+    "Gumbel": (mx.Gumbel(1.0, 2.0), st.gumbel_r(1, 2)),
+    "Weibull": (mx.Weibull(2.0, 1.5), st.weibull_min(1.5, scale=2)),
+    "Pareto": (mx.Pareto(1.5, 3.5), st.pareto(3.5, scale=1.5)),
+    "HalfNormal": (mx.HalfNormal(1.5), st.halfnorm(scale=1.5)),
+    "InverseGamma": (mx.InverseGamma(4.5, 2.0), st.invgamma(4.5, scale=2)),
 }
 COUNTS = {
     "Poisson": (mx.Poisson(7.5), st.poisson(7.5)),
     "Geometric": (mx.Geometric(0.3), st.geom(0.3, loc=-1)),
     "Binomial": (mx.Binomial(20, 0.3), st.binom(20, 0.3)),
+    "NegativeBinomial": (mx.NegativeBinomial(2.5, 0.6), st.nbinom(2.5, 0.4)),
 }
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.scipy import special
 from jaxtyping import Array, Float
 
-from .._kernels.checks import a_probability, parameters
+from .._kernels.checks import a_probability, parameters, positive
 from .._pytree import pytree
 from .exponential_family import Natural
 from .laws import Integers
@@ -194,6 +194,61 @@ class Binomial(Integers):
     def closest_to(self, P):
         P = P.normalize()
         return Binomial(self.total_count, P.expect(Identity()) / self.total_count)
+
+
+@pytree
+class NegativeBinomial(Integers):
+    """The number of successes, each of probability probs, before total_count failures; numpyro's NegativeBinomialProbs.
+
+    ``total_count`` need not be whole: the law is Poisson's, of a rate of Gamma(total_count, 1 / probs − 1).
+
+    Examples:
+        >>> import measure_xent as mx
+        >>> P = mx.NegativeBinomial(2., 0.75)
+        >>> P.mean.item(), P.variance.item()
+        (6.0, 24.0)
+    """
+
+    total_count: Float[Array, "*family"]
+    probs: Float[Array, "*family"]
+
+    def __post_init__(self):
+        parameters(self, total_count=positive, probs=a_probability)
+
+    @property
+    def mean(self):
+        return self.total_count * self.probs / (1 - self.probs)
+
+    @property
+    def variance(self):
+        return self.mean / (1 - self.probs)
+
+    def _last_fails(self, x):
+        """The law of successes among x + total_count trials, and the share of which the last is a failure."""
+        x = jnp.maximum(jnp.asarray(x, float), 0)
+        n = x + self.total_count
+        return Binomial(n, self.probs), self.total_count / n
+
+    def log_density_of(self, x):
+        trials, share = self._last_fails(x)
+        return trials.log_density_of(x) + jnp.log(share)
+
+    def density_of(self, x):
+        trials, share = self._last_fails(x)
+        return trials.density_of(x) * share
+
+    def sample(self, key, shape=()):
+        rate, count = jax.random.split(key)
+        r = jnp.broadcast_to(self.total_count, self.shape)
+        rates = jax.random.gamma(rate, r, (*shape, *self.shape), r.dtype) * self.probs / (1 - self.probs)
+        return jax.random.poisson(count, rates, dtype=int)
+
+    def cdf(self, x):
+        inside = special.betainc(self.total_count, jnp.floor(jnp.maximum(x, 0)) + 1, 1 - self.probs)
+        return jnp.where(x < 0, 0, inside)
+
+    def moment(self, statistic):
+        return moments(self.mean, self.variance)(statistic)
 
 
 def not_negative(x):

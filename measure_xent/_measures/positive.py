@@ -331,3 +331,108 @@ class LogNormal(Continuous):
         # Where the mean overflows its logarithm does not.
         log_mean = dict(gap=self.scale**2 / 2, Logarithm=self.loc)
         return moments(mean, variance, **log_mean, SquaredLogDeviation=deviation)(statistic)
+
+
+@pytree
+class HalfNormal(Continuous):
+    """The law of |N(0, scale²)|.
+
+    Examples:
+        >>> import measure_xent as mx
+        >>> mx.HalfNormal(1.).mean.item()  # √(2/π)
+        0.79788
+    """
+
+    scale: Float[Array, "*family"] = 1.0  # type: ignore[assignment]
+
+    def __post_init__(self):
+        parameters(self, scale=positive)
+
+    @property
+    def _both_sides(self):
+        return Normal(jnp.zeros_like(self.scale), self.scale)
+
+    @property
+    def centre(self):
+        return self.scale
+
+    @property
+    def width(self):
+        return self.scale
+
+    @property
+    def support(self):
+        return 0.0, float("inf")
+
+    def log_density_of(self, x):
+        return jnp.where(x >= 0, self._both_sides.log_density_of(x) + np.log(2), -jnp.inf)
+
+    def sample(self, key, shape=()):
+        return jnp.abs(self._both_sides.sample(key, shape))
+
+    def cdf(self, x):
+        return special.erf(jnp.maximum(x, 0) / (np.sqrt(2) * self.scale))
+
+    def survival(self, x):
+        return special.erfc(jnp.maximum(x, 0) / (np.sqrt(2) * self.scale))
+
+    def quantile(self, u):
+        return np.sqrt(2) * self.scale * special.erfinv(u)
+
+    def moment(self, statistic):
+        variance = (1 - 2 / np.pi) * self.scale**2
+        return moments(np.sqrt(2 / np.pi) * self.scale, variance)(statistic)
+
+
+@pytree
+class InverseGamma(Continuous):
+    """The law of 1 / x for x of Gamma(concentration, rate).
+
+    Examples:
+        >>> import measure_xent as mx
+        >>> mx.InverseGamma(3., 2.).mean.item()  # rate / (concentration − 1)
+        1.0
+    """
+
+    concentration: Float[Array, "*family"]
+    rate: Float[Array, "*family"] = 1.0  # type: ignore[assignment]
+
+    def __post_init__(self):
+        parameters(self, concentration=positive, rate=positive)
+
+    @property
+    def _inverse_of(self):
+        return Gamma(self.concentration, self.rate)
+
+    @property
+    def centre(self):
+        return self.rate / (self.concentration + 1)
+
+    @property
+    def width(self):
+        return self.centre / jnp.sqrt(self.concentration + 1)
+
+    @property
+    def support(self):
+        return 0.0, float("inf")
+
+    def log_density_of(self, x):
+        inside = x > 0
+        inverse = 1 / jnp.where(inside, x, 1)
+        return jnp.where(inside, self._inverse_of.log_density_of(inverse) + 2 * jnp.log(inverse), -jnp.inf)
+
+    def sample(self, key, shape=()):
+        return 1 / self._inverse_of.sample(key, shape)
+
+    def cdf(self, x):
+        return jnp.where(x > 0, self._inverse_of.survival(1 / jnp.where(x > 0, x, 1)), 0)
+
+    def survival(self, x):
+        return jnp.where(x > 0, self._inverse_of.cdf(1 / jnp.where(x > 0, x, 1)), 1)
+
+    def moment(self, statistic):
+        a, r = self.concentration, self.rate
+        mean = jnp.where(a > 1, r / jnp.where(a > 1, a - 1, 1), jnp.inf)
+        some = jnp.where(a > 2, a, 3)
+        variance = jnp.where(a > 2, r**2 / ((some - 1) ** 2 * (some - 2)), jnp.inf)
+        return moments(mean, variance, Logarithm=jnp.log(r) - special.digamma(a))(statistic)
