@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from scipy import stats
 
 import measure_xent as mx
 
@@ -73,17 +74,17 @@ def test_every_measure_has_a_picture(entry):
 
 
 def test_what_has_no_picture_has_words():
-    pair, vector = mx.product(N, mx.Poisson(3.0)), mx.MultivariateNormal(jnp.zeros(2), jnp.eye(2))
+    triple, vector = mx.product(mx.product(N, N), N), mx.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
     image, large = mx.pushforward(jnp.square, N), mx.Categorical(jnp.zeros((70000, 10)))
-    for P, said in ((pair, "tuples of 2"), (vector, "on vectors"), (image, "density"), (large, "shape (70000,)")):
+    for P, said in ((triple, "tuples of 3"), (vector, "on vectors"), (image, "density"), (large, "shape (70000,)")):
         root = page(P)
         assert not list(root.iter("svg"))
         assert said in "".join(root.itertext())
     seen = []
     jax.jit(lambda x: seen.append(mx.Normal(x, 1.0)._repr_mimebundle_()) or x)(0.0)
     assert "Normal" in seen[0]["text/html"]
-    with pytest.raises(TypeError, match=r"plot\(P\).*tuples of 2"):
-        mx.plot(pair)
+    with pytest.raises(TypeError, match=r"plot\(P\).*tuples of 3"):
+        mx.plot(triple)
     with pytest.raises(TypeError, match="float"):
         mx.plot(3.0)
 
@@ -117,6 +118,82 @@ def test_plots():
     mx.plot(mx.Categorical(probs=table), axes[3])
     np.testing.assert_allclose(axes[3].images[0].get_array(), table)
     plt.close(figure)
+
+
+def test_two_plots_on_one_axes():
+    """Each its colour and label, by matplotlib's keywords; axes grow, masses and densities keep to their sides."""
+    figure, (one, two, three) = plt.subplots(1, 3)
+    mx.plot(N, one, label="prior")
+    mx.plot(mx.Normal(9.0, 0.1), one, label="posterior", linestyle="--", linewidth=3)
+    first, second = one.lines
+    assert first.get_color() != second.get_color()
+    assert [second.get_linestyle(), second.get_linewidth()] == ["--", 3]
+    assert one.get_legend_handles_labels()[1] == ["prior", "posterior"]
+    assert one.get_xlim()[0] < -3
+    assert one.get_xlim()[1] > 9
+    assert one.get_ylim()[1] > 3.9
+    mx.plot(mx.Normal(jnp.arange(2.0), 1.0), one, label="member", color="k")
+    assert one.get_legend_handles_labels()[1][2:] == ["member 0", "member 1"]
+    assert one.lines[-1].get_color() == "k"
+    for c in (0.3, 0.6):
+        mx.plot(c * mx.Dirac(0.0) + (1 - c) * N, two, label=str(c))
+    assert [a.get_ylabel() for a in figure.axes] == ["density", "mass", "", "density"]
+    assert two.get_ylim()[1] == pytest.approx(0.66)
+    assert two.get_legend_handles_labels()[1] == ["0.3", "0.6"]
+    mx.plot(N, two)
+    assert len(figure.axes[3].lines) == 3
+    for P in (mx.Poisson(3.0), mx.Geometric(0.3)):
+        mx.plot(P, three, alpha=0.5)
+    colors = {bar.get_facecolor() for bar in three.patches}
+    assert len(colors) == 2
+    assert {color[3] for color in colors} == {0.5}
+    with pytest.raises(ValueError, match="one a member, of 2, got 3"):
+        mx.plot(mx.Normal(jnp.arange(2.0), 1.0), one, label=["a", "b", "c"])
+    plt.close(figure)
+
+
+def test_heat_maps():
+    """Masses of tables and pairs of atoms, densities of pairs, vectors and joint measures: as they are where a cell is."""
+    figure, axes = plt.subplots(1, 5)
+    p = rng.dirichlet(np.ones(6)).reshape(2, 3)
+    draw = lambda P, ax, **keywords: mx.plot(P, ax, **keywords).collections[0]
+    np.testing.assert_allclose(draw(mx.table(jnp.asarray(p, float)), axes[0]).get_array(), p.T, rtol=1e-5)
+    x, y = rng.normal(size=(2, 400))
+    shown = draw(mx.Empirical((jnp.asarray(x), jnp.asarray(y))), axes[1]).get_array()
+    np.testing.assert_allclose(shown.sum(), 1, rtol=1e-5)
+    cov = np.array([[1.0, 0.5], [0.5, 2.0]])
+    V = mx.MultivariateNormal(jnp.array([1.0, -1.0]), jnp.asarray(cov))
+    given = mx.joint(mx.Categorical(jnp.zeros(3)), mx.Conditional(lambda k: mx.Normal(2.0 * k, 1.0 + k)))
+    exact = {
+        V: lambda x, y: stats.multivariate_normal([1, -1], cov).pdf(np.stack([x, y], -1)),
+        mx.product(N, mx.Poisson(3.0)): lambda x, y: stats.norm.pdf(x) * stats.poisson(3).pmf(y),
+        given: lambda x, y: stats.norm(2 * x, 1 + x).pdf(y) / 3,
+    }
+    for (P, density), ax in zip(exact.items(), axes[2:], strict=True):
+        mesh = draw(P, ax, cmap="magma")
+        corners = mesh.get_coordinates()
+        middle = (corners[1:, 1:] + corners[:-1, :-1]) / 2
+        values = np.reshape(mesh.get_array(), middle.shape[:2])
+        np.testing.assert_allclose(values, density(*np.moveaxis(middle, -1, 0)), rtol=1e-3, atol=1e-5)
+        assert mesh.get_cmap().name == "magma"
+        (svg,) = page(P).iter("svg")
+        assert len(list(svg.iter("rect"))) > 20
+    plt.close(figure)
+    for P in (V, given):
+        assert not jax.jit(lambda P: "<svg" in P._repr_mimebundle_()["text/html"] or 0.0)(P)
+
+
+def test_words_of_conditionals():
+    """What is bound is where its measures are, whatever it is drawn by."""
+    coin = mx.Categorical(jnp.zeros(2))
+    for K, said in (
+        (lambda x: mx.Normal(1.0 * x, 1.0), "with a density on the line"),
+        (lambda x: mx.Poisson(x + 1.0), "on the integers"),
+        (lambda x: mx.Dirac(x + 1.0), "made of atoms"),
+    ):
+        text = "".join(page(mx.bind(coin, mx.Conditional(K))).itertext())
+        assert said in text
+        assert ("atoms" in text) == (said == "made of atoms")
 
 
 def test_treescope_shows_the_tree():

@@ -7,17 +7,21 @@ from .._integrands.integrand import Integrand
 from .._measures.measure import Measure
 from .._strict import promoting
 from .formula import formula, plain, words
-from .picture import picture, plot
-from .svg import svg
+from .heat import heat_map
+from .picture import picture
+from .plotting import plot
+from .svg import svg, svg_of_heat
 
-__all__ = ["formula", "mimebundle", "picture", "plot"]
+__all__ = ["formula", "mimebundle", "plot"]
 
 
 def mimebundle(P: Measure) -> dict[str, str]:
     """What Jupyter shows: ``text/plain``, ``text/html`` and ``text/latex``."""
     seen = picture(P)
     tex = formula(P)
-    drawing = "" if seen is None else f"<div>{svg(seen)}</div>"
+    heat = heat_map(P) if seen is None else None
+    drawn = svg(seen) if seen is not None else svg_of_heat(heat) if heat is not None else ""
+    drawing = f"<div>{drawn}</div>" if drawn else ""
     page = f'<div style="line-height:1.5">{html.escape(plain(tex))}<br><small>{html.escape(words(P))}</small>{drawing}</div>'
     return {"text/plain": repr(P), "text/html": page, "text/latex": f"${tex}$"}
 

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from .._conditionals.bind import Bind
 from .._conditionals.conditional import AbstractConditional
 from .._conditionals.joint import Joint
-from .._forms.law_form import LawForm
+from .._forms.law_form import has_law
 from .._forms.normal_form import NormalForm
 from .._integrands.composites import Indicator
 from .._integrands.density import LogDensity, RadonNikodym
@@ -20,7 +20,6 @@ from .._integrands.integrand import Composed, Function, Integrand, Multiple, Pro
 from .._integrands.integrand import Sum as SumOfFunctions
 from .._measures.atoms import Atoms
 from .._measures.discrete import Dirac
-from .._measures.laws import Integers
 from .._measures.measure import Measure, Normalized, Scaled, Sum, Weighted
 from .._measures.product import ProductMeasure
 from .._measures.pushforward import Pushforward
@@ -52,11 +51,15 @@ def _space(P: Measure) -> str:
     classes = {form.classes for form in forms if isinstance(form, NormalForm) and form.classes}
     if classes and all(isinstance(form, NormalForm) for form in forms):
         return f"on the {max(classes)} classes 0…{max(classes) - 1}"
-    vectors = any(form.event_rank for form in forms if isinstance(form, LawForm))
-    density = f"with a density on {'vectors' if vectors else 'the line'}"
-    kinds = ["on the integers" if isinstance(f.law, Integers) else density for f in forms if isinstance(f, LawForm)]
-    atoms = ["made of atoms"] if any(not isinstance(form, LawForm) for form in forms) else []
-    return " and ".join(dict.fromkeys(atoms + kinds))
+    return " and ".join(sorted(dict.fromkeys(map(_place, forms))))
+
+
+def _place(form: Any) -> str:
+    if not has_law(form):
+        return "made of atoms"
+    if form.at_atoms[-1]:
+        return "on the integers"
+    return f"with a density on {'vectors' if form.event_shape else 'the line'}"
 
 
 @functools.singledispatch

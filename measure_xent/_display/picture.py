@@ -13,7 +13,6 @@ from .._forms.normal_form import NormalForm
 from .._measures.laws import Integers, Line
 from .._measures.measure import Measure
 from .._measures.shapes import arity
-from .formula import words
 
 MEMBERS, BARS, LARGEST = 6, 48, 1 << 18  # small multiples; bars rather than a strip; numbers that are worth a picture
 GRID = 161
@@ -132,58 +131,6 @@ def _density(P: Measure, smooth: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
     values = jnp.moveaxis(jax.vmap(at)(jnp.asarray(grid)), 0, -1)
     return grid, np.nan_to_num(_members(P, [values]), posinf=0, neginf=0)
-
-
-def plot(P: Measure, ax: Any = None) -> Any:
-    """A matplotlib picture of a measure on numbers: bars or stems of the masses of atoms, a curve of the density.
-
-    Members of a family are drawn on one another, or as rows of colours where they are many. Masses and the density
-    have axes of their own, left and right, where a measure has both. Needs the ``examples`` extra.
-
-    Args:
-        ax: axes to draw on, by default the current ones.
-
-    Returns:
-        The axes.
-
-    Raises:
-        TypeError: P is no measure on numbers, or has no picture.
-
-    Examples:
-        >>> import measure_xent as mx
-        >>> ax = mx.plot(0.3 * mx.Dirac(0.) + 0.7 * mx.Normal(0., 1.))
-        >>> ax.get_ylabel()
-        'mass'
-    """
-    from matplotlib import pyplot as plt
-
-    seen = picture(P) if isinstance(P, Measure) else None
-    if seen is None:
-        raise TypeError(f"plot(P): P must be a measure on numbers, of at most {LARGEST} parameters, got {words(P)}")
-    ax = plt.gca() if ax is None else ax
-    ax.set_xlim(*seen.range)
-    if seen.rows is not None:
-        extent = (*seen.range, seen.members - 0.5, -0.5)
-        shown = ax.imshow(seen.rows[1], aspect="auto", cmap="Blues", vmin=0, extent=extent)
-        ax.figure.colorbar(shown, ax=ax, label="mass" if seen.has_atoms else "density")
-        ax.set_ylabel("member")
-        return ax
-    if seen.has_atoms:
-        for i, (x, masses) in enumerate(zip(seen.x, seen.masses, strict=True)):
-            if seen.bars:
-                ax.bar(x + 0.8 * (i + 0.5) / seen.members - 0.4, masses, 0.8 / seen.members, color=f"C{i}")
-            else:
-                ax.stem(x, masses, linefmt=f"C{i}", basefmt=" ")
-        ax.set_ylabel("mass")
-        ax.set_ylim(min(0, 1.1 * seen.masses.min()), max(0, 1.1 * seen.masses.max()) or 1)
-    if seen.has_density:
-        side = ax.twinx() if seen.has_atoms else ax
-        for i, density in enumerate(seen.density):
-            side.plot(seen.grid, density, color=f"C{i}")
-            side.fill_between(seen.grid, density, alpha=0.15, color=f"C{i}", linewidth=0)
-        side.set_ylabel("density")
-        side.set_ylim(min(0, seen.density.min()), 1.1 * top_of(seen))
-    return ax
 
 
 def top_of(seen: Picture) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .heat import HeatMap
 from .picture import BARS, MEMBERS, Picture, top_of
 
 WIDTH, HEIGHT, LEFT, BASE = 320, 110, 20, 92
@@ -19,6 +20,30 @@ def svg(seen: Picture) -> str:
     panels = [_panel(seen, i) for i in range(shown)]
     more = "" if shown == seen.members else f"<div>… and {seen.members - shown} more</div>"
     return "".join(panels) + more
+
+
+def svg_of_heat(seen: HeatMap) -> str:
+    """A cell's mass or density is how dark it is."""
+    left, side, bottom = 44, 200, 204
+    top = np.abs(seen.values).max(initial=0) or 1.0
+    at = lambda e, x: (x - e[0]) / (e[-1] - e[0])
+    across, up = (lambda x: left + side * at(seen.x, x)), (lambda y: bottom - side * at(seen.y, y))
+    body = "".join(
+        f'<rect x="{across(a):.1f}" y="{up(d):.1f}" width="{across(b) - across(a):.1f}" height="{up(c) - up(d):.1f}" '
+        f'fill="{RED if v < 0 else BLUE}" fill-opacity="{abs(v) / top:.2f}"/>'
+        for a, b, row in zip(seen.x, seen.x[1:], seen.values, strict=False)
+        for c, d, v in zip(seen.y, seen.y[1:], row, strict=False)
+        if abs(v) > 0.005 * top
+    )
+    ends = [centres[[0, -1]] for centres in seen.centres]
+    ticks = "".join(
+        f'<text x="{across(x):.1f}" y="{bottom + 12}" text-anchor="middle">{x:.3g}</text>' for x in {*ends[0]}
+    )
+    ticks += "".join(f'<text x="{left - 4}" y="{up(y) + 3:.1f}" text-anchor="end">{y:.3g}</text>' for y in {*ends[1]})
+    frame = f'<path d="M{left} 4h{side}v{side}h-{side}z" fill="none" stroke="{INK}" stroke-opacity=".4"/>'
+    said = f'<text x="{left + side + 8}" y="14">{seen.what} to {seen.values.max():.3g}</text>'
+    size = f'width="{WIDTH}" height="{bottom + 18}" viewBox="0 0 {WIDTH} {bottom + 18}"'
+    return f'<svg {size} font-size="10" fill="{INK}" style="margin:2px">{body}{frame}{ticks}{said}</svg>'
 
 
 def _frame(seen: Picture, body: str, height: int = HEIGHT, base: float = BASE) -> str:
