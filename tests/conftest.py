@@ -158,7 +158,7 @@ def no_gigabytes():
     yield
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 2**31
-    if resident() > max(2 * WORKER // 5, kept[0] + WORKER // 8):
+    if resident() > max(WORKER // 3, kept[0] + WORKER // 8):
         jax.clear_caches()
         with contextlib.suppress(OSError, AttributeError):  # glibc's: what is free goes back to the system
             ctypes.CDLL(None).malloc_trim(0)

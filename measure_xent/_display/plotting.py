@@ -30,8 +30,8 @@ def plot(P: Measure, ax: Any = None, *, label: str | Sequence[str] | None = None
         TypeError: P is no measure on numbers or pairs of them, or has no picture.
 
     Examples:
-        >>> import measure_xent as mx
-        >>> ax = mx.plot(0.3 * mx.Dirac(0.) + 0.7 * mx.Normal(0., 1.), label="spike and slab")
+        >>> import matplotlib.pyplot as plt, measure_xent as mx
+        >>> ax = mx.plot(0.3 * mx.Dirac(0.) + 0.7 * mx.Normal(0., 1.), plt.figure().gca(), label="spike and slab")
         >>> ax.get_ylabel()
         'mass'
     """
