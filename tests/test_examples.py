@@ -57,6 +57,16 @@ def test_fsdp():
     np.testing.assert_allclose(train(devices=8, steps=12), train(devices=1, steps=12), rtol=1e-5)
 
 
+@pytest.mark.slow("trains a model twice")
+def test_batchnorm():
+    train = example("batchnorm")["train"]
+    (one, _), (eight, _) = train(devices=1, steps=12), train(devices=8, steps=12)
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+    history, accuracy = train(devices=1)
+    assert history[-1] < 0.05 * history[0]
+    assert accuracy > 0.9
+
+
 @pytest.mark.slow("trains")
 def test_equinox():
     history, accuracy = example("equinox_mlp")["train"]()
