@@ -64,6 +64,12 @@ def test_weights_that_cannot_be_trusted():
     assert of_two[1] < of_two[0]
     with pytest.raises(ValueError, match="made of atoms"):
         mx.ImportanceSampling(mx.Normal(), KEY, 10).effective_samples(mx.Dirac(0.0))
+    wide = mx.ImportanceSampling(mx.Normal(jnp.zeros((2, 1)), 2.0), KEY, N)
+    near(mx.Normal(jnp.arange(3.0), 1.0).integrate(square, method=wide), np.array([[1.0, 2.0, 5.0]] * 2))
+    vector = mx.MultivariateNormal(jnp.zeros(2), jnp.eye(2))
+    for P, R in ((mx.Normal(), mx.product(mx.Normal(), mx.Normal())), (vector, mx.Normal())):
+        with pytest.raises(ValueError, match="points of shapes"):
+            P.integrate(lambda *x: 1.0, method=mx.ImportanceSampling(R, KEY, 10))
     with pytest.raises(TypeError, match="a Measure, got float"):
         mx.ImportanceSampling(1.0, KEY, 10)
     with pytest.raises(ValueError, match="at least 2"):

@@ -117,3 +117,20 @@ def test_errors():
     P = mx.NegativeBinomial(2.0, jnp.array([0.0, 0.5]))
     np.testing.assert_allclose(jnp.exp(mx.log(P)(jnp.array(0))), [1.0, 0.25], rtol=1e-6)
     np.testing.assert_allclose(mx.log(P)(1), [-np.inf, np.log(0.25)], rtol=1e-6)
+
+
+def test_ends_of_parameters_and_points():
+    """Tails beyond the last digit of 1; families; infinity and NaN; far below a Gumbel's location."""
+    np.testing.assert_allclose(mx.NegativeBinomial(10.0, 0.01).survival(3.0), st.nbinom(10, 0.99).sf(3), rtol=1e-3)
+    np.testing.assert_allclose(mx.NegativeBinomial(2.0, 0.5).survival(60.0), st.nbinom(2, 0.5).sf(60), rtol=1e-3)
+    rates = [1.0, 2.0, 7.0]
+    for law in (mx.Poisson, lambda r: mx.NegativeBinomial(r, 0.5)):
+        np.testing.assert_array_equal(law(jnp.array(rates)).quantile(0.5), [law(rate).quantile(0.5) for rate in rates])
+    weibulls = mx.Weibull(1.0, 1.0), mx.Weibull(1.0, 0.5)
+    for P in (*weibulls, mx.Pareto(1.0, 2.0), mx.HalfNormal(1.0), mx.InverseGamma(0.5, 2.0)):
+        assert mx.log(P)(jnp.inf) == -jnp.inf
+        assert jnp.isnan(P.cdf(jnp.nan))
+        assert jnp.isnan(P.survival(jnp.nan))
+    G = mx.Gumbel(0.0, 1.0)
+    for f in (G.cdf, G.survival, lambda x: jnp.exp(mx.log(G)(x)), lambda s: mx.Gumbel(0.0, -s / 800).cdf(-800.0)):
+        assert jax.grad(f)(-800.0) == 0

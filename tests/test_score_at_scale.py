@@ -295,6 +295,57 @@ def test_workers(tmp_path, capsys, monkeypatch):
     assert "--scheduler tcp://127.0.0.1:1: " in score(capsys, *files, "--scheduler", "tcp://127.0.0.1:1")[2]
 
 
+def test_parts_that_are_empty(tmp_path, capsys):
+    """A part without rows is none; all of them so are told of."""
+    whole = score(capsys, write(tmp_path / "a.npz"))[1]
+    for suffix in (".npz", ".parquet", ".csv"):
+        empty = write(tmp_path / f"empty{suffix}", slice(0, 0))
+        for order in ([empty, write(tmp_path / f"a{suffix}")], [tmp_path / f"a{suffix}", empty]):
+            status, report, err = score(capsys, *order)
+            assert status == 0, err
+            same(whole, report, rtol=1e-6)
+        assert "no rows" in score(capsys, empty)[2]
+    none = {"weights": np.zeros(0), "groups": np.zeros(0, int), "labels": np.zeros(0, int)}
+    parquet.write_table(pa.table({"logits": pa.array([], pa.list_(pa.float32())), **none}), tmp_path / "lists.parquet")
+    same(whole, score(capsys, tmp_path / "lists.parquet", tmp_path / "a.npz")[1])
+
+
+def test_groups_and_weights_of_several_files(tmp_path, capsys):
+    """Equal groups are one, whatever they are stored as; one without rows that count is none; what only some have is told."""
+    for name, groups in (("int", np.zeros(N, int)), ("str", np.array(["0"] * N)), ("bytes", np.array([b"0"] * N))):
+        np.savez(tmp_path / f"{name}.npz", logits=Z, labels=Y, groups=groups)
+    files = [tmp_path / f"{name}.npz" for name in ("int", "str", "bytes")]
+    assert {k: v["rows"] for k, v in score(capsys, *files)[1]["by_group"].items()} == {"0": 3 * N}
+    assert score(capsys, "--compare", *files[:2])[1]["by_group"]["0"]["difference"]["nats"] == 0
+    np.savez(tmp_path / "null.npz", logits=Z, labels=Y, groups=G, weights=1.0 * (G == "b"))
+    assert set(score(capsys, tmp_path / "null.npz")[1]["by_group"]) == {"b"}
+    assert main(["score", str(tmp_path / "null.npz")]) == 0
+    capsys.readouterr()
+    plain = write(tmp_path / "plain.npz", more=False)
+    assert f"{files[0]} has groups, and {plain} has none" in score(capsys, files[0], plain)[2]
+    (tmp_path / "same.npz").symlink_to(plain)
+    assert "given twice" in score(capsys, plain, tmp_path / "same.npz")[2]
+    np.savez(tmp_path / "w32.npz", logits=Z, labels=Y, weights=(W / 3).astype(np.float32))
+    np.savez(tmp_path / "w64.npz", logits=Z, labels=Y, weights=W / 3)
+    assert score(capsys, "--compare", tmp_path / "w32.npz", tmp_path / "w64.npz")[0] == 0
+
+
+def test_numbers_that_the_first_block_does_not_tell_of(tmp_path, capsys):
+    """Probabilities that are all 0 and 1 at first; ones that float32 does not hold; blocks of any size."""
+    n = 20000
+    first = np.tile([1.0, 0.0], (n, 1))
+    p = np.concatenate([first, [[0.25, 0.75], [1e-60, 1.0], [1e-40, 1.0]]])
+    y = np.zeros(n + 3, int)
+    lines = ["prob_0,prob_1,label", *("1,0,0" for _ in range(n)), "0.25,0.75,0", "1e-60,1,0", "1e-40,1,0"]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    np.savez(tmp_path / "a.npz", probs=p, labels=y)
+    expected = -np.log([0.25, 1e-60, 1e-40]).sum() / (n + 3)
+    for name in ("a.csv", "a.npz"):
+        for block in ("1e-5", "0.01", "100000"):
+            assert main(["score", str(tmp_path / name), "--json", "--block", block]) == 0
+            np.testing.assert_allclose(json.loads(capsys.readouterr().out)["overall"]["nats"], expected, rtol=1e-6)
+
+
 def test_find_keeps_the_order_given(tmp_path):
     a, b = (write(tmp_path / name) for name in ("b.npz", "a.npz"))
     assert find([str(a), str(b)]) == [a, b]

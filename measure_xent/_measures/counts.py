@@ -244,8 +244,14 @@ class NegativeBinomial(Integers):
         return jax.random.poisson(count, rates, dtype=int)
 
     def cdf(self, x):
+        above = self.survival(x)
         inside = special.betainc(self.total_count, jnp.floor(jnp.maximum(x, 0)) + 1, 1 - self.probs)
-        return jnp.where(x < 0, 0, inside)
+        # 1 − probs is rounded, which as many trials multiply.
+        return jnp.where(x < 0, 0, jnp.where(above < 0.99, 1 - above, inside))
+
+    def survival(self, x):
+        inside = special.betainc(jnp.floor(jnp.maximum(x, 0)) + 1, self.total_count, self.probs)
+        return jnp.where(x < 0, 1, inside)
 
     def moment(self, statistic):
         return moments(self.mean, self.variance)(statistic)

@@ -26,25 +26,29 @@ class Gumbel(LocationScale):
     loc: Float[Array, "*family"] = 0.0  # type: ignore[assignment]
     scale: Float[Array, "*family"] = 1.0  # type: ignore[assignment]
 
-    finite_derivatives = False  # far below loc exp(−z) overflows
-
     def standard_log_density(self, z):
-        return jnp.where(z == -jnp.inf, -jnp.inf, -z - jnp.exp(-z))
+        inside = _not_far_below(z)
+        return jnp.where(z == -jnp.inf, -jnp.inf, -inside - jnp.exp(-inside))
 
     def standard_sample(self, key, shape):
         return jax.random.gumbel(key, shape, self.scale.dtype)
 
     def standard_cdf(self, z):
-        return jnp.exp(-jnp.exp(-z))
+        return jnp.exp(-jnp.exp(-_not_far_below(z)))
 
     def survival(self, x):
-        return -jnp.expm1(-jnp.exp((self.loc - x) / self.scale))
+        return -jnp.expm1(-jnp.exp(-_not_far_below((x - self.loc) / self.scale)))
 
     def quantile(self, u):
         return self.loc - self.scale * jnp.log(-jnp.log(u))
 
     def moment(self, statistic):
         return moments(self.loc + np.euler_gamma * self.scale, np.pi**2 / 6 * self.scale**2)(statistic)
+
+
+def _not_far_below(z):
+    """z, where exp(−z) is finite: below, the density is 0 and so are its derivatives."""
+    return jnp.maximum(z, -0.98 * np.log(float(jnp.finfo(jnp.result_type(z, float)).max)))
 
 
 @pytree
@@ -79,14 +83,14 @@ class Weibull(Continuous):
 
     def _hazard(self, x):
         """(x / scale)^concentration, of x > 0, and the logarithm of x / scale."""
-        log_ratio = jnp.log(jnp.where(x > 0, x, self.scale) / self.scale)
-        return jnp.where(x > 0, jnp.exp(self.concentration * log_ratio), 0), log_ratio
+        log_ratio = jnp.log(jnp.where(x <= 0, self.scale, x) / self.scale)
+        return jnp.where(x <= 0, 0, jnp.exp(self.concentration * log_ratio)), log_ratio
 
     def log_density_of(self, x):
         k = self.concentration
         hazard, log_ratio = self._hazard(x)
         at_zero = jnp.where(k == 1, 0, jnp.where(k < 1, jnp.inf, -jnp.inf))
-        rise = jnp.where(x == 0, at_zero, (k - 1) * log_ratio)
+        rise = jnp.where(x == 0, at_zero, (k - 1) * jnp.where(x == jnp.inf, 0, log_ratio))
         return jnp.where(x >= 0, jnp.log(k / self.scale) + rise - hazard, -jnp.inf)
 
     def cdf(self, x):

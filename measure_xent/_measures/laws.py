@@ -256,7 +256,8 @@ class Integers(Line):
             above = self.cdf(middle) < u
             return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-        ends = jnp.full(jnp.shape(u), -1.0), jnp.broadcast_to(top, jnp.shape(u))
+        shape = jnp.broadcast_shapes(jnp.shape(u), self.shape)
+        ends = jnp.full(shape, -1.0), jnp.broadcast_to(top, shape)
         return jax.lax.stop_gradient(jax.lax.fori_loop(0, 40, halve, ends)[1]).astype(int)
 
 

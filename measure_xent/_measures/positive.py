@@ -417,7 +417,7 @@ class InverseGamma(Continuous):
         return 0.0, float("inf")
 
     def log_density_of(self, x):
-        inside = x > 0
+        inside = (x > 0) & (x < jnp.inf)
         inverse = 1 / jnp.where(inside, x, 1)
         return jnp.where(inside, self._inverse_of.log_density_of(inverse) + 2 * jnp.log(inverse), -jnp.inf)
 
@@ -425,10 +425,10 @@ class InverseGamma(Continuous):
         return 1 / self._inverse_of.sample(key, shape)
 
     def cdf(self, x):
-        return jnp.where(x > 0, self._inverse_of.survival(1 / jnp.where(x > 0, x, 1)), 0)
+        return jnp.where(x <= 0, 0, self._inverse_of.survival(1 / jnp.where(x <= 0, 1, x)))
 
     def survival(self, x):
-        return jnp.where(x > 0, self._inverse_of.cdf(1 / jnp.where(x > 0, x, 1)), 1)
+        return jnp.where(x <= 0, 1, self._inverse_of.cdf(1 / jnp.where(x <= 0, 1, x)))
 
     def moment(self, statistic):
         a, r = self.concentration, self.rate

@@ -27,7 +27,7 @@ class ImportanceSampling(Method):
 
     The status tells of weights dP/dR that cannot be trusted: fewer than 10 effective draws, one draw with a quarter of all
     squares, or a mean of the weights that is not P's mass, as where R has no mass and P has. Derivatives are those of f and of
-    the weights, by P's parameters; the proposal has none.
+    the weights, by P's parameters that its support does not move with; the proposal has none.
 
     Args:
         proposal: a measure of positive mass that can be sampled, on the points of P; of a pushforward, on those before the map.
@@ -59,7 +59,7 @@ class ImportanceSampling(Method):
 
     def integrate(self, form: LawForm, f: Integrand) -> Integral:
         points, weights = self._draws(form.law)
-        rank = max(len(form.family), len(f.shape))
+        rank = max(len(form.family), len(f.shape), weights.ndim - 1)
         one_more = lambda x: x.reshape((1,) * (rank + 1 - weights.ndim) + x.shape)
         points, weights = jax.tree.map(one_more, points), one_more(weights)
         terms, back = weighted_leaves(form.of_law(f).values(points, rank + 1), weights)
@@ -70,7 +70,7 @@ class ImportanceSampling(Method):
             spread = jnp.sqrt(((known - mass[..., None]) ** 2).sum(-1)) / self.samples
             exact = jnp.asarray(form.law.mass)
             beyond |= jnp.abs(lax.stop_gradient(mass - exact)) > FAR * spread + 1e-3 * jnp.abs(exact)
-        return form.times_c(Integral(found.value, found.error, found.status | beyond.astype(jnp.int32)), f)
+        return Integral(found.value, found.error, found.status | beyond.astype(jnp.int32)).scale(form.c, rank)
 
     def effective_samples(self, P: Measure) -> Float[Array, "*family"]:
         """(Σ w)² / Σ w² of the weights dP/dR at the draws that an integral takes: how many draws of P they are worth.
@@ -94,8 +94,13 @@ class ImportanceSampling(Method):
         """Points of the proposal, each with all members' weights; and dP/dR there."""
         R = jax.tree.map(lax.stop_gradient, self.proposal.normalize())
         x = lax.stop_gradient(R.sample(self.key, (self.samples,)))
+        events = lambda point, family: [a.shape[len(family) :] for a in jax.tree.leaves(point)]
+        own, theirs = events(law.one_point(), law.shape), events(jax.eval_shape(lambda: x), (0, *R.shape))
+        if own != theirs:
+            raise ValueError(f"ImportanceSampling(proposal): points of shapes {own}, as P's, got {theirs}")
         family = jnp.broadcast_shapes(law.shape, R.shape)
         rank = len(family)
+        law = law.with_family_rank(rank)
 
         def spread(x):
             x = jnp.moveaxis(x, 0, len(R.shape))  # [*R's family, n, *event]

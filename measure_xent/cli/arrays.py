@@ -67,7 +67,7 @@ def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes:
         expected = shape if what == "predictions" else of_rows
         if array.shape != expected:
             raise CommandError(f"{path}: {others[what]} for --{what} has shape {array.shape}; predictions have {shape}")
-    if rows == 0 or classes == 0:
+    if classes == 0 < rows:
         raise CommandError(f"{path}: {prediction} is empty: shape {shape}")
     check_dtypes(path, {k: a.dtype for k, a in chosen.items()})
     size, starts = path.stat().st_size, None if all(a.anywhere for a in chosen.values()) else [0]
@@ -84,7 +84,7 @@ def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes:
                 yield row, {k: _read(path, streams[k], a.dtype, n * width(k)) for k, a in what.items()}
 
     def blocks(first: int, last: int | None) -> Iterator[Block]:
-        at_once = max(1, block_bytes // (classes * chosen["predictions"].dtype.itemsize))
+        at_once = max(1, block_bytes // (max(1, classes) * chosen["predictions"].dtype.itemsize))
         for row, parts in read(chosen, at_once, first, rows if last is None else last):
             z, y = parts["predictions"].reshape(-1, classes), parts["labels"]
             yield Block(path, row, z, y, parts.get("weights"), parts.get("groups"), size * len(y) // rows)
@@ -94,7 +94,8 @@ def _of_arrays(path: Path, arrays: dict[str, Stored], names: Names, block_bytes:
             yield parts["labels"]
 
     text = chosen["labels"].dtype.kind in "US"
-    return Predictions(path, kind, size, classes, rows, starts, blocks, labels, text)
+    beside = frozenset(chosen) - {"predictions", "labels"}
+    return Predictions(path, kind, size, classes, rows, starts, blocks, labels, beside, text)
 
 
 def _npz(path: Path) -> dict[str, Stored]:

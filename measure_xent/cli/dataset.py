@@ -44,7 +44,7 @@ class Reading(NamedTuple):
             for block in file.blocks(piece.first, piece.last):
                 z, labels = block.predictions, block.labels
                 if file.text:
-                    words, where = np.unique(_words(labels), return_inverse=True)
+                    words, where = np.unique(as_text(labels), return_inverse=True)
                     numbers = [index.get(w, int(w) if INTEGER.fullmatch(w) else -1) for w in words]
                     labels = np.array(numbers)[where.ravel()]
                 labels = _whole(block, labels)
@@ -97,6 +97,7 @@ def open_dataset(texts: Sequence[str], names: Names, block_bytes: int) -> DataSe
             differ in what they hold.
     """
     files = tuple(open_predictions(path, names, block_bytes) for path in find(texts))
+    files = tuple(file for file in files if file.rows != 0) or files[:1]  # a part may be empty
     first, *others = files
     for file in others:
         for what in ("kind", "classes", "columns"):
@@ -104,6 +105,9 @@ def open_dataset(texts: Sequence[str], names: Names, block_bytes: int) -> DataSe
             if a != b and not (a is None or b is None):
                 a, b = map(_short, (a, b))
                 raise CommandError(f"{file.path}: its {what} are {b}, and those of {first.path} {a}")
+        for what in file.beside ^ first.beside:
+            one, other = (file, first) if what in file.beside else (first, file)
+            raise CommandError(f"{one.path} has {what}, and {other.path} has none")
     title = str(first.path) if not others else f"{len(files)} files, {first.path} to {others[-1].path.name}"
     return DataSet(title, files, Reading(names, block_bytes, _class_names(title, files)))
 
@@ -111,9 +115,12 @@ def open_dataset(texts: Sequence[str], names: Names, block_bytes: int) -> DataSe
 def find(texts: Sequence[str]) -> list[Path]:
     """The files that are meant: of globs and folders in the order of their names."""
     paths = [path for text in texts for path in _find(text)]
-    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
-    if twice:
-        raise CommandError(f"{twice[0]}: given twice; its rows would count twice")
+    seen = set()
+    for path in paths:
+        same = str(path.resolve() if isinstance(path, Path) else path)
+        if same in seen:
+            raise CommandError(f"{path}: given twice; its rows would count twice")
+        seen.add(same)
     return paths
 
 
@@ -226,7 +233,7 @@ def _class_names(title: str, files: Sequence[Predictions]) -> tuple[str, ...] | 
     width = max(files[0].classes, 2)
     columns = next((file.columns for file in files if file.columns is not None), None)
     for labels in itertools.chain.from_iterable(file.labels() for file in files if file.text):
-        words |= set(np.unique(_words(labels)).tolist())
+        words |= set(np.unique(as_text(labels)).tolist())
         if len(words) > 2 * width + SHOWN_WORDS:
             break
     named = {word for word in words if not INTEGER.fullmatch(word)}
@@ -248,7 +255,8 @@ def _short(what: Any) -> str:
     return ", ".join(map(str, what[:SHOWN_WORDS])) + (", …" if len(what) > SHOWN_WORDS else "")
 
 
-def _words(labels: np.ndarray) -> np.ndarray:
+def as_text(labels: np.ndarray) -> np.ndarray:
+    """Numbers, bytes and strings as strings."""
     return np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels.astype(str)
 
 

@@ -70,6 +70,7 @@ class Predictions(NamedTuple):
     starts: Sequence[int] | None  # the rows where reading may begin at no cost; None: any
     blocks: Callable[[int, int | None], Iterator[Block]]  # of rows from the first to before the last, None for the end
     labels: Callable[[], Iterator[np.ndarray]]  # all of them, as they are stored
+    beside: frozenset[str]  # of weights and groups, what there is
     text: bool = False  # labels are words
     columns: tuple[str, ...] | None = None  # the names of columns, one a class
 

@@ -79,7 +79,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--bins", type=positive(int, at_most=10_000), default=15, help="of the calibration error (default 15)"
     )
-    parser.add_argument("--block", type=positive(float), default=16, metavar="MIB", help="read at a time (default 16)")
+    parser.add_argument(
+        "--block", type=positive(float, at_most=1 << 20), default=16, metavar="MIB", help="read at a time (default 16)"
+    )
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="write the reliability diagram")
     parser.set_defaults(run=run)
@@ -162,6 +164,8 @@ def total(sets: Sequence[DataSet], scoring: Scoring, workers: int | None, schedu
         raise CommandError("\n".join(wrong))
     if totals.overall is None or not totals.overall[0].mass:
         title = " and ".join(s.title for s in sets)
+        if not totals.rows:
+            raise CommandError(f"{title}: no rows")
         raise CommandError(f"{title}: none of its {totals.rows} rows counts: all are ignored or weigh 0")
     return totals
 
@@ -206,7 +210,7 @@ def reported(sets: Sequence[DataSet], totals: Totals, names: tuple[str, ...] | N
         "rows_ignored": totals.rows - int(overall.rows),
         "overall": of(overall),
         "by_class": {names[c] if names else str(c): of(s) for c, s in by_class.items()},
-        "by_group": {str(g): of(s) for g, s in (totals.by_group or {}).items()},
+        "by_group": {g: of(s) for g, s in (totals.by_group or {}).items() if s.rows},
     }
 
 
@@ -264,9 +268,9 @@ def figures(s: Sums, model: int = 0) -> dict[str, Any]:
         "accuracy_interval": bounded(low[1], high[1]),
         "top_k_accuracy": _number(mean[2]),
         "top_k_accuracy_interval": bounded(low[2], high[2]),
-        "calibration_error": error,
+        "calibration_error": _number(error),
         "calibration_error_interval": bounded(*(2 * error - np.quantile(drawn, [0.975, 0.025]))),
-        "brier_of_the_mode": score,
+        "brier_of_the_mode": _number(score),
     }
 
 

@@ -11,22 +11,26 @@ import numpy as np
 from .predictions import Block, Names, Predictions, check_dtypes, choose, known
 from .terminal import CommandError
 
+LEAST_OF_CSV, MOST = 1 << 16, 2**31 - 1  # a line has to fit
 STEMS = {"logits": ("logit",), "log-probs": ("log_prob", "logprob"), "probs": ("prob",)}  # of columns, one a class
-# (columns, the first row asked for) -> some rows, from there or before, the number of the first, and their bytes in the file
-Batches = Callable[[list[str], int], Iterator[tuple[Any, int, int]]]
+# (columns, the first row asked for, which are real numbers) -> rows, from there or before, the number of the first, their bytes
+Batches = Callable[[list[str], int, list[str]], Iterator[tuple[Any, int, int]]]
 
 
 def open_csv(path: Path, names: Names, block_bytes: int) -> Predictions:
-    from pyarrow import ArrowInvalid, csv
+    from pyarrow import ArrowInvalid, csv, float64
 
-    def opened(stream: Any, columns: Sequence[str] = ()):
-        convert = csv.ConvertOptions(include_columns=list(columns))
+    block_bytes = min(max(block_bytes, LEAST_OF_CSV), MOST)
+
+    def opened(stream: Any, columns: Sequence[str] = (), real: Sequence[str] = ()):
+        # The first block would say what columns are, though its numbers may all be whole.
+        convert = csv.ConvertOptions(include_columns=list(columns), column_types=dict.fromkeys(real, float64()))
         return csv.open_csv(stream, read_options=csv.ReadOptions(block_size=block_bytes), convert_options=convert)
 
-    def batches(columns: list[str], first: int) -> Iterator[tuple[Any, int, int]]:
+    def batches(columns: list[str], first: int, real: list[str]) -> Iterator[tuple[Any, int, int]]:
         row = before = 0
         with path.open("rb") as stream:
-            for batch in opened(stream, columns):
+            for batch in opened(stream, columns, real):
                 yield batch, row, stream.tell() - before
                 row, before = row + batch.num_rows, stream.tell()
 
@@ -52,9 +56,9 @@ def open_parquet(path: Path, names: Names, block_bytes: int) -> Predictions:
         raise CommandError(f"{path}: broken or cut off: {error}") from None
     starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
     size = path.stat().st_size
-    at_once = max(1, block_bytes * rows // max(1, sum(group.total_byte_size for group in groups)))
+    at_once = min(max(1, block_bytes * rows // max(1, sum(group.total_byte_size for group in groups))), MOST)
 
-    def batches(columns: list[str], first: int) -> Iterator[tuple[Any, int, int]]:
+    def batches(columns: list[str], first: int, real: list[str]) -> Iterator[tuple[Any, int, int]]:
         group = bisect.bisect(starts, first) - 1
         row = starts[group]
         with path.open("rb") as stream, opened(stream) as file:
@@ -77,7 +81,7 @@ def _of_table(
         raise CommandError(f"{path}: several columns are named {', '.join(map(repr, twice))}")
     prediction, kind, others = choose(path, schema.names, names)
     others = {what: name for what, name in others.items() if name is not None}
-    number = lambda kind: types.is_floating(kind) or types.is_integer(kind)
+    number = lambda kind: types.is_floating(kind) or types.is_integer(kind) or types.is_null(kind)  # of no rows
     is_list = lambda kind: types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     of = lambda name: schema.field(name).type
     for name in others.values():
@@ -115,6 +119,7 @@ def _of_table(
     begins = re.escape(names.predictions) if names.predictions else r"(log_?)?prob(abilit(y|ies)|s)?|logits?"
     stem = re.compile(rf"({begins})[\W_]*")
     class_names = None if columns is None else tuple(stem.sub("", c, count=1) if stem.match(c) else c for c in columns)
+    real = [*(columns or ()), *(others[what] for what in ("weights",) if what in others)]
     read = [*(columns if columns is not None else [prediction]), *others.values()]
 
     def array(batch: Any, name: str, row: int) -> np.ndarray:
@@ -142,11 +147,11 @@ def _of_table(
         """The batches that have rows; what breaks them is told of."""
         row = first
         try:
-            for batch, row, taken in batches(columns, first):
+            for batch, row, taken in batches(columns, first, [name for name in real if name in columns]):
                 if batch.num_rows:
                     yield batch, row, taken
         except (ArrowInvalid, OSError) as error:
-            raise CommandError(f"{path}: broken or cut off after row {row}: {error}") from None
+            raise CommandError(f"{path}: after row {row} broken, cut off, or not as before: {error}") from None
 
     def blocks(first: int, last: int | None) -> Iterator[Block]:
         for batch, row, taken in told(read, first):
@@ -168,13 +173,13 @@ def _of_table(
 
     if columns is None:
         some = next(told(read, 0), None)
-        if some is None:
-            raise CommandError(f"{path}: no rows")
-        classes = of_batch(some[0].slice(0, 1), 0).shape[1]
+        classes = 0 if some is None else of_batch(some[0].slice(0, 1), 0).shape[1]
     else:
         classes = len(columns)
     size = path.stat().st_size
-    return Predictions(path, kind, size, classes, rows, starts, blocks, labels, text, class_names)
+    return Predictions(
+        path, kind, size, classes, rows, starts, blocks, labels, frozenset(others) - {"labels"}, text, class_names
+    )
 
 
 def _offsets(lists: Any) -> np.ndarray:

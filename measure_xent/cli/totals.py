@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 import measure_xent as mx
 
-from .dataset import Piece, Reading, paired
+from .dataset import Piece, Reading, as_text, paired
 from .predictions import Block
 from .terminal import CommandError
 
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 SHOWN = 10  # rows of a report of bad ones
 BY_CLASS = 4096  # classes at most that are scored one by one
-FLOAT_MAX = float(jnp.finfo(jnp.float32).max)
+FLOAT_MAX, TINY = float(jnp.finfo(jnp.float32).max), float(jnp.finfo(jnp.float32).tiny)
 LOOSE = 1e-2  # how far from 1 the sum of a row of probabilities may be, for half precision and printed decimals
 BAD = (
     "labels outside the classes",
@@ -73,6 +73,7 @@ class Scored(NamedTuple):
     wrong_weights: Bool[np.ndarray, "n"]
     padded_rows: Float[Array, "4 size"]  # the first n of them
     padded_faults: Bool[Array, "3 size"]
+    own: Float[np.ndarray, "n"] | None  # the labels' probabilities, which float32 may not hold
 
     @classmethod
     def of(cls, block: Block, kind: str, ignore_index: int, top_k: int, size: int) -> "Scored":
@@ -90,11 +91,18 @@ class Scored(NamedTuple):
                 predictions = (predictions - np.where(np.isfinite(largest), largest, 0)).astype(np.float32)
         full = lambda x: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)]) if len(x) < size else x
         rows, faults = of_rows(*map(full, (predictions, labels, (weights != 0).astype(np.float32))), kind, top_k)
-        return cls(block, weights, counts & ~fine, rows, faults)
+        own = None
+        if kind == "probs":
+            at = np.clip(labels, 0, block.predictions.shape[1] - 1)[:, None]
+            own = np.take_along_axis(block.predictions, at, axis=1)[:, 0].astype(np.float64)
+        return cls(block, weights, counts & ~fine, rows, faults, own)
 
     @property
     def rows(self) -> Float[np.ndarray, "4 n"]:
-        return np.asarray(self.padded_rows, np.float64)[:, : self.block.rows]
+        rows = np.array(self.padded_rows, np.float64)[:, : self.block.rows]
+        if self.own is not None and np.any(few := (self.own > 0) & (self.own < TINY) & (self.weights != 0)):
+            rows[0, few] = -np.log(self.own[few])
+        return rows
 
     @property
     def faults(self) -> Bool[np.ndarray, "4 n"]:
@@ -238,7 +246,7 @@ class Scoring(NamedTuple):
         if block.groups is not None:
             keys, which = np.unique(block.groups, return_inverse=True)
             of_groups = within(which.ravel(), len(keys))
-            keys = ["nan" if key != key else key for key in keys.tolist()]  # a NaN is no key twice
+            keys = as_text(keys).tolist()
             for i, key in enumerate(keys):
                 by_group[key] = of_groups[i] + by_group.get(key)
         return Totals(block.rows, overall, by_class, by_group, bad)
@@ -254,7 +262,13 @@ def alike(a: Block, b: Block) -> tuple[Block, Block]:
     for what in ("labels", "weights", "groups"):
         x, y = getattr(a, what), getattr(b, what)
         own[what] = y if x is None else x
-        if x is not None and y is not None and np.any(differ := (x != y) & ((x == x) | (y == y))):
+        if x is None or y is None:
+            continue
+        if what == "weights":  # of other precisions perhaps
+            differ = ~np.isclose(x.astype(float), y.astype(float), rtol=1e-6, atol=0, equal_nan=True)
+        else:
+            differ = as_text(x) != as_text(y) if x.dtype.kind != y.dtype.kind else (x != y) & ((x == x) | (y == y))
+        if np.any(differ):
             i = int(np.argmax(differ))
             raise CommandError(
                 f"{a.path} has {x[i]} for {what} at row {a.first + i}, {b.path} {y[i]} at row {b.first + i}: "
