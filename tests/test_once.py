@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.stats as st
 from scipy.special import entr, rel_entr
 
@@ -133,3 +134,31 @@ def test_calibration():
     np.testing.assert_allclose(parts.reliability, (share * (mean(p) - mean(right)) ** 2).sum(), rtol=1e-5)
     np.testing.assert_allclose(parts.resolution, (share * (mean(right) - base) ** 2).sum(), rtol=1e-5)
     np.testing.assert_allclose(parts.uncertainty, base * (1 - base), rtol=1e-5)
+
+
+def test_slopes_where_measures_nearly_agree():
+    """Of KL and cross-entropy between softmax measures that differ by 1e-4: to what float32 logits tell apart."""
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(3, 7)).astype(np.float32)
+    w = (z + 1e-4 * rng.normal(size=z.shape)).astype(np.float32)
+    slope = jax.grad(lambda w: mx.kl_divergence(mx.Categorical(jnp.asarray(z)), mx.Categorical(w)).sum())(
+        jnp.asarray(w)
+    )
+    p, q = (np.exp(x.astype(float)) / np.exp(x.astype(float)).sum(-1, keepdims=True) for x in (z, w))
+    np.testing.assert_allclose(slope, q - p, rtol=1e-3, atol=1e-3 * np.abs(q - p).max() * 0.1)
+
+
+def test_accumulated_gradients():
+    """(3 + 5) / (3 + 1), and not the mean of 1 and 5."""
+    optimizer = mx.accumulate(optax.sgd(1.0), steps=2)
+    state = optimizer.init(jnp.zeros(1))
+    for total, mass, expected in ((3.0, 3.0, 0.0), (5.0, 1.0, -2.0), (4.0, 4.0, 0.0), (2.0, 2.0, -1.0)):
+        update, state = optimizer.update(mx.Integral(jnp.array([total]), 0.0, mass=mass), state)
+        np.testing.assert_allclose(update, [expected])
+
+
+def test_bins_of_counts_and_sizes():
+    edges = jnp.array([1.0, 2.5, 4.0])
+    for P, law, below in ((mx.Poisson(3.0), st.poisson(3), [0, 2, 3]), (mx.Gamma(2.0, 1.0), st.gamma(2), edges)):
+        masses = np.diff([0, *law.cdf(np.asarray(below)), 1])
+        np.testing.assert_allclose(mx.quantize(P, edges).probs, masses, rtol=1e-5)
