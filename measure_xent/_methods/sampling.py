@@ -48,12 +48,12 @@ class MonteCarlo(Sampled):
         derivative: the estimator of derivatives in the measure's parameters. "pathwise" differentiates the draws (the integrand
             has to be continuous), "score" weighs them by the derivative of the log-density (any integrand, a fixed
             support). By default pathwise, and score for laws on the integers. Atoms that come first are enumerated.
-            "measure-valued", for one law on the integers, takes f(x + 1) − f(x) against the measure −∂F/∂θ, F its cdf: by
-            parts that is the derivative, and it varies less than the score does.
+            "measure-valued", for one law on the integers, integrates f(x + 1) − f(x) against the measure −∂F/∂θ, where F is
+            the cdf: summation by parts makes this the derivative. Its variance is less than the score's.
         antithetic: draws in pairs from u and 1 − u.
         control: a function whose integral is known, or can be had without a method, that goes along with f.
-        baseline: score derivatives are of f less its mean over the other draws (Kool et al. 2019), which are as far off in the
-            mean, 0, and vary less.
+        baseline: in score derivatives, subtract from f its mean over the other draws (Kool et al. 2019). They stay unbiased,
+            and their variance is less.
 
     Source: Glasserman 2003, *Monte Carlo Methods in Financial Engineering*, §4 and §7; Mohamed et al. 2020,
     *Monte Carlo Gradient Estimation in Machine Learning*.
@@ -127,7 +127,7 @@ class MonteCarlo(Sampled):
             )
         still = jax.tree.map(lax.stop_gradient, law)
         x = jnp.moveaxis(jax.vmap(still.sample)(jax.random.split(self.key, self.samples)), 0, -1)
-        across = jax.tree.map(lambda p: p[..., None], law.with_family_rank(len(law.shape)))
+        across = law.with_point_axis()
         F = across.cdf(x)
         moved = (lax.stop_gradient(F) - F) * law.mass[..., None]
         p = lax.stop_gradient(jnp.exp(across.log_density_of(x)))

@@ -33,7 +33,8 @@ def cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
             client: Any = stack.enter_context(Client(at, timeout=STARTING, set_as_default=False))
             client.wait_for_workers(1, timeout=STARTING)
         except (OSError, ValueError, TimeoutError) as error:
-            raise CommandError(f"--scheduler {scheduler}: {error}") from None
+            asked = f"--workers {workers}" if scheduler is None else f"--scheduler {scheduler}"
+            raise CommandError(f"{asked}: {error}") from None
         yield client
 
 
