@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from .._forms.normal_form import NormalForm
 from .._integrands.density import log
 from .._measures.measure import Measure
 from .._measures.shapes import arity
+from .picture import can_be_looked_at
 
-CELLS, DRAWS, LARGEST = 40, 4096, 1 << 18
+CELLS, DRAWS = 40, 4096
 
 
 class HeatMap(NamedTuple):
@@ -33,8 +33,7 @@ def heat_map(P: Measure) -> HeatMap | None:
 
     Atoms are counted in their cells, of integers one each. Else cells are where 4096 draws are, with the density amid each.
     """
-    arrays = [x for x in jax.tree.leaves(P) if hasattr(x, "shape")]
-    if any(isinstance(x, Tracer) for x in arrays) or sum(x.size for x in arrays) > LARGEST or P.shape:
+    if P.shape or not can_be_looked_at(P):
         return None
     try:
         pairs = _is_on_pairs(P)

@@ -63,8 +63,7 @@ class Picture(NamedTuple):
 
 def picture(P: Measure) -> Picture | None:
     """The picture of a measure on numbers; None of another, of one that is being traced, or of one too large to look at."""
-    arrays = [x for x in jax.tree.leaves(P) if hasattr(x, "shape")]
-    if any(isinstance(x, Tracer) for x in arrays) or sum(x.size for x in arrays) > LARGEST:
+    if not can_be_looked_at(P):
         return None
     try:
         forms = P.forms()
@@ -81,6 +80,12 @@ def picture(P: Measure) -> Picture | None:
         return None
     inside = x[np.isfinite(x)]
     return Picture(np.where(np.isfinite(x), x, inside.min(initial=0.0)), masses, grid, density)
+
+
+def can_be_looked_at(P: Measure) -> bool:
+    """Whether its numbers are here, and not too many."""
+    arrays = [x for x in jax.tree.leaves(P) if hasattr(x, "shape")]
+    return not any(isinstance(x, Tracer) for x in arrays) and sum(x.size for x in arrays) <= LARGEST
 
 
 def _on_numbers(form: Any) -> bool:
