@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.core
 import numpy as np
+from jax.extend.core import find_top_trace
 
 from ._strict import at_home, seen_by_user
 
@@ -117,8 +118,10 @@ def _remember(known: dict, key: Any, value: bool) -> None:
 
 def _is_small(call: Any, compiled: Any, structure: "_Structure", operands: list) -> bool:
     """Whether on a CPU a call is worth no more than a quick look of the compiler's: half of the time until it first answers."""
-    inside = isinstance(jax.device_put(0), jax.core.Tracer)  # of a program, which is compiled as a whole
-    if inside or jax.default_backend() != "cpu" or any(isinstance(x, jax.core.Tracer) for x in operands):
+    # What is inside of a program is compiled with it.
+    if type(find_top_trace(())).__name__ != "EvalTrace" or jax.default_backend() != "cpu":
+        return False
+    if any(isinstance(x, jax.core.Tracer) for x in operands):
         return False
     small = _SMALL.get(call)
     if small is None:

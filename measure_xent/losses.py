@@ -28,8 +28,7 @@ from optax.losses import (
 from ._conditionals.conditional import AbstractConditional, Conditional
 from ._conditionals.joint import joint
 from ._conditionals.linear_softmax import LinearSoftmax
-from ._functionals.divergences import cumulant
-from ._functionals.information import cross_entropy, entropy
+from ._functionals.information import cross_entropy
 from ._functionals.scoring import fenchel_young_loss
 from ._integrands.density import log, log_partition
 from ._integrands.integral import Integral
@@ -41,6 +40,7 @@ from ._measures.atoms import Atoms
 from ._measures.categorical import Bernoulli, Categorical
 from ._measures.discrete import Dirac, Discrete, DiscreteUniform
 from ._measures.measure import Measure
+from ._measures.relative_entropy import sum_over_classes
 from ._program import program
 from ._strict import of_user
 
@@ -145,7 +145,9 @@ def softmax_cross_entropy_with_integer_labels(
     """
     z, mask = _classes_last(real_array("logits", logits, floating=True), axis, where)
     P = Dirac(_one_a_row(labels, z.shape[:-1]))
-    return cross_entropy(P if where is None or mask is None else jnp.any(mask, -1) * P, _restricted(z, mask))
+    return cross_entropy(
+        P if where is None or mask is None else jnp.any(mask, -1) * P, Categorical(_restricted(z, mask))
+    )
 
 
 @program
@@ -194,21 +196,15 @@ def sigmoid_focal_loss(
         [0.001804, 0.173287]
     """
     P, z = _outcome(logits, labels), jnp.asarray(logits)
-    saturated = jnp.isinf(z)
-    finite = jnp.where(saturated, 0, z)
-
-    # Bernoulli(−z) gives an outcome what Bernoulli(z) gives the other: 1 − p without cancellation.
-    def weight(z):
-        log_weight = cumulant(P, log(Bernoulli(-z)))
-        return jnp.exp(null_safe_product(jnp.asarray(gamma), log_weight))  # 0⁰ = 1
-
-    surprisal = lambda z: cross_entropy(P, Bernoulli(z))
+    one = P.expect(lambda y: y)
+    miss = one * jax.nn.sigmoid(-z) + (1 - one) * jax.nn.sigmoid(z)  # ∫ 1 − p dP, without cancellation
+    weight = jnp.exp(null_safe_product(jnp.asarray(gamma), jnp.where(miss == 0, -jnp.inf, _log_of_positive(miss))))
+    surprisal, saturated = cross_entropy(P, Bernoulli(z)), jnp.isinf(z)
     # At infinite logits the weight stands still, which times an infinite surprisal would be NaN.
-    end = jax.lax.stop_gradient(weight(z)) * surprisal(z)
-    loss = jnp.where(saturated, end, weight(finite) * surprisal(finite))
+    end = jax.lax.stop_gradient(weight) * surprisal
+    loss = jnp.where(saturated, end, weight * jnp.where(saturated, 0, surprisal))
     if alpha is None:
         return loss
-    one = P.expect(lambda y: y)
     return null_safe_product(alpha * one + (1 - jnp.asarray(alpha)) * (1 - one), loss)
 
 
@@ -260,8 +256,8 @@ def kl_divergence(
         >>> losses.kl_divergence(jnp.array([-jnp.inf, jnp.log(0.5), jnp.log(0.5)]), jnp.array([0., 0.25, 0.75])).item()
         0.130812
     """
-    P, Q = _target_and_model(log_predictions, targets, axis, where)
-    return -entropy(P) - P.expect(log(Q) + log_partition(Q))  # a logit is log q + A
+    p, log_q = _masses_and_scores(log_predictions, targets, axis, where)
+    return jnp.sum(null_safe_product(p, _log_of_positive(p) - log_q), axis=-1)
 
 
 @program
@@ -301,8 +297,8 @@ def generalized_kl_divergence(
         >>> losses.generalized_kl_divergence(jnp.log(jnp.array([1., 1.])), jnp.array([2., 2.])).item()  # 2 (2 log 2 − 1)
         0.772589
     """
-    P, Q = _target_and_model(log_predictions, targets, axis, where)
-    return kl_divergence(log_predictions, targets, axis, where) + jnp.exp(Q.log_partition) - P.mass
+    p, log_q = _masses_and_scores(log_predictions, targets, axis, where)
+    return sum_over_classes(p, jnp.exp(log_q), _log_of_positive(p) - log_q, jnp.asarray(0.0))
 
 
 def smooth_labels(
@@ -541,6 +537,14 @@ def _outcome(logits: Float[ArrayLike, "*family"], labels: Num[ArrayLike, "*famil
 
 def _target_and_model(logits: Any, labels: Any, axis: Axis, where: Where) -> tuple[Measure, Categorical]:
     """(the measure with masses ``labels``, the softmax measure), both on the classes that ``where`` leaves."""
+    masses, scores = _masses_and_scores(logits, labels, axis, where)
+    return Discrete(weights=masses), Categorical(scores)
+
+
+def _masses_and_scores(
+    logits: Any, labels: Any, axis: Axis, where: Where
+) -> tuple[Float[Array, "*family V"], Float[Array, "*family V"]]:
+    """(labels, logits) with the class axis last, 0 and −inf at the classes that ``where`` leaves out."""
     logits = real_array("logits", logits, floating=True)
     labels = jnp.asarray(labels, accumulator(logits.dtype))
     try:
@@ -549,11 +553,15 @@ def _target_and_model(logits: Any, labels: Any, axis: Axis, where: Where) -> tup
         raise ValueError(f"labels of shape {labels.shape} do not broadcast to the logits' {logits.shape}") from None
     z, mask = _classes_last(logits, axis, where)
     masses, _ = _classes_last(labels, axis)
-    return Discrete(weights=masses if mask is None else jnp.where(mask, masses, 0)), _restricted(z, mask)
+    return masses if mask is None else jnp.where(mask, masses, 0), _restricted(z, mask)
 
 
-def _restricted(logits: Float[Array, "*family V"], where: Bool[Array, "*family V"] | None) -> Categorical:
-    return Categorical(logits if where is None else jnp.where(where, logits, -jnp.inf))
+def _restricted(logits: Float[Array, "*family V"], where: Bool[Array, "*family V"] | None) -> Float[Array, "*family V"]:
+    return logits if where is None else jnp.where(where, logits, -jnp.inf)
+
+
+def _log_of_positive(p: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.log(jnp.where(p == 0, 1, p))
 
 
 def _classes_last(array: Array, axis: Axis, where: Where = None) -> tuple[Array, Bool[Array, "*family V"] | None]:

@@ -18,7 +18,12 @@ SHORT_ROW = 32
 
 
 def in_row_blocks(
-    f: Callable, matrix: Shaped[Array, "*rows V"], rows: Any = (), shared: Any = (), size: int = BLOCK_BYTES
+    f: Callable,
+    matrix: Shaped[Array, "*rows V"],
+    rows: Any = (),
+    shared: Any = (),
+    size: int = BLOCK_BYTES,
+    longer_than: int = SHORT_ROW,
 ) -> Any:
     """``f(matrix, rows, shared)``, on a CPU, in blocks of rows, of so many bytes in float32, where that is faster.
 
@@ -27,13 +32,16 @@ def in_row_blocks(
     shape = matrix.shape[:-1]
     count, columns = math.prod(shape), matrix.shape[-1]
     some = max(1, size // (4 * columns))
-    if not isinstance(count, int) or columns <= SHORT_ROW or count <= some:
+    if not isinstance(count, int) or columns <= longer_than or count <= some:
         return f(matrix, rows, shared)
     return _blocked(f, shape, some, matrix, rows, shared)
 
 
 def _blocked(f, shape, size, matrix, rows, shared):
     n, count = len(shape), math.prod(shape)
+    size = -(-count // -(-count // size))  # so many blocks, but of one size: what overlaps is done twice
+    if matrix.shape[-1] <= 2 * SHORT_ROW:
+        size = min(count, size + -size % LANES)  # see is_odd
     flatten = lambda x: x.reshape(count, *x.shape[n:])
     matrix, rows = flatten(matrix), jax.tree.map(flatten, rows)
 

@@ -83,6 +83,15 @@ def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"])
     return Relative(logit, jnp.log1p(jnp.exp(lower - logit) * larger), at)
 
 
+def relative_to_maximum(z: Float[Array, "*family V"]) -> Relative:
+    """Relative to the maximum by plain arithmetic, told by its value: NaN where that is infinite, and no class is named."""
+    top = jnp.max(z, axis=-1, keepdims=True)
+    lower = materialise_row(top)
+    tail = sum_in_parts(lambda _, z: jnp.exp(z - lower) * below(top, z), z)
+    alike = z.shape[-1] - sum_in_parts(lambda _, z: below(top, z, "background"), z)
+    return Relative(top, jnp.log1p(tail + (alike - 1)), jnp.full(top.shape, -1, jnp.int32))
+
+
 def sum_in_parts(f: Callable, *arrays: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
     """Σ_c f(c, *arrays at c), for CPUs; c are floating-point numbers, for comparisons of integers are not kept in the loop."""
     count = arrays[0].shape[-1]
@@ -99,8 +108,19 @@ def sum_in_parts(f: Callable, *arrays: Float[Array, "*family V"]) -> Float[Array
 def all_but(c: Float[Array, "V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
     """0 for the class ``at``, 1 for the others, by floating-point arithmetic, which XLA keeps in the loop over the classes."""
     index = materialise_row(at.astype(jnp.float32), of)
-    one = materialise_row(0 * index + 1)  # a literal 1 would be shared with other sums, see below
-    return jnp.minimum(jnp.abs(c - index), one)
+    return jnp.minimum(jnp.abs(c - index), _alike(index, 1, of))
+
+
+def below(top: Float[Array, "*family 1"], z: Float[Array, "*family V"], of: str = "tail") -> Float[Array, "*family V"]:
+    """0 where z is ``top``, 1 where it is less, in the same way: any distance is a number of the smallest."""
+    return jnp.minimum(
+        (materialise_row(top, of) - z) * _alike(top, float(jnp.finfo(z.dtype).max), of), _alike(top, 1, of)
+    )
+
+
+def _alike(row: Float[Array, "*family 1"], number: float, of: str) -> Float[Array, "*family 1"]:
+    """The same number a row: a literal would be shared with other sums, see below."""
+    return materialise_row(0 * row + number, of)
 
 
 def materialise_row(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family 1"]:

@@ -32,7 +32,6 @@ from .._strict import custom_jvp
 from .blocks import SHORT_ROW, in_even_rows, in_float32, in_row_blocks, is_odd
 from .classes import Classes, accumulator, class_index, entry, first_maximum, part_size
 from .fallback import unless
-from .labels import LARGE, SCATTERED, labels
 from .layout import CLASSES, rows_of
 from .linear import Linear
 from .log_sum import (
@@ -43,16 +42,19 @@ from .log_sum import (
     distance,
     materialise_row,
     relative_to_class,
+    relative_to_maximum,
     relative_to_top,
     sum_in_parts,
 )
 from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
 from .partition import explicit_mesh, partitioned
+from .stored import LARGE, SCATTERED, of_labels, of_masses
 from .target import Target, expand, is_null, join, split_by_row
 
 # Of so few the quick pass would save 30 µs, measured on x86 CPUs, and take 0.2 s to compile beside the one it is tried before.
 FEW_LOGITS = 1 << 16
+FEW_ATOMS = 4  # each class of a row is compared with
 FEW_CLASSES = 4  # measured on the same: rows of so few are quicker written out column by column
 
 
@@ -250,9 +252,8 @@ def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
     classes = Classes.of(z, axis_name)
     on = lambda platform: functools.partial(_pass, classes=classes, row_statistics=row_statistics, platform=platform)
     operands = z, own, shared
-    if axis_name is None and _is_stored(z) and not row_statistics and _is_of_labels(z, join(own, shared)):
-        stored = in_even_rows(_scaled_rows) if is_odd(z) else _scaled_rows
-        return lax.platform_dependent(*operands, cpu=lambda *of: stored(*of)[0], default=on("default"))
+    if axis_name is None and not row_statistics and _is_stored(z, join(own, shared)):
+        return lax.platform_dependent(*operands, cpu=lambda *of: _stored_rows(*of)[0], default=on("default"))
     if z.shape[-1] <= SHORT_ROW or z.size <= FEW_LOGITS:
         half = z.dtype.itemsize == 2 and z.shape[-1] <= SHORT_ROW
         if not (half or is_odd(z)):
@@ -268,10 +269,12 @@ def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
         if z.shape[-1] <= 1 << 24 and not jax.debug_nans.value:
             # Blocks of rows where the quick pass would store a matrix as large as the logits: half precision's conversion, and
             # rows whose length has no good divisor; for float64 and long sums too.
-            v = z.shape[-1]
-            whole = (_pivots(join(own, shared), row_statistics) or v % part_size(v) == 0) and v <= LONGEST_SUM
+            v, target = z.shape[-1], join(own, shared)
+            whole = z.dtype == jnp.float32 and v <= LONGEST_SUM and (not row_statistics or v % part_size(v) == 0)
             plain = functools.partial(_pass, classes=classes, row_statistics=row_statistics, plain=True)
-            plain = plain if whole and z.dtype == jnp.float32 else functools.partial(in_row_blocks, plain)
+            plain = plain if whole else functools.partial(in_row_blocks, plain)
+            if target.dense is not None and not row_statistics and _can_be_stored(z, target):
+                cpu = functools.partial(in_row_blocks, lambda *of: _stored(*of)[0])
             cpu = functools.partial(_quick_pass, row_statistics=row_statistics, plain=plain, exact=cpu)
     return lax.platform_dependent(*operands, cpu=cpu, **platforms)
 
@@ -312,8 +315,13 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
     z = z.astype(accumulator(z.dtype))
     # Where a sum may be tiny beside the logits, ``others`` makes the reference's own term 0, by its index.
     if plain:
-        at = _pivot(indices, weights, z.shape[-1]) if _pivots(target, row_statistics) else first_maximum(z, "cpu")[1]
-        reference, log_sum, at = relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
+        if _pivots(target, row_statistics):
+            at = _pivot(indices, weights, z.shape[-1])
+            reference, log_sum, at = relative_to_class(z, jnp.broadcast_to(at, (*z.shape[:-1], 1)))
+        elif row_statistics:
+            reference, log_sum, at = relative_to_class(z, first_maximum(z, "cpu")[1])
+        else:
+            reference, log_sum, at = relative_to_maximum(z)
         gap = lambda z, of="tail": materialise_row(reference, of) - z
         others = lambda x, c, of: x * all_but(c, at, of)
         total_of = sum_in_parts
@@ -332,9 +340,9 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
         gaps = materialise_row(total_of(lambda c, z: gap(z, "background"), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     if dense is not None and plain:
-        above_reference = sum_in_parts(lambda c, z, dense: dense * others(gap(z, "dense"), c, "dense"), z, dense)
-        mass = sum_in_parts(lambda _, dense: dense, dense)
-        total += materialise_row(above_reference)[..., 0] + log_sum[..., 0] * materialise_row(mass)[..., 0]
+        # Stored, and then summed: a selection would keep the sum from YNNPACK.
+        here = materialise_row(log_sum, "dense")
+        total += sum_in_parts(lambda _, z, dense: dense * (gap(z, "dense") + here), z, dense)[..., 0]
     elif dense is not None:
         here = classes.first + jnp.arange(z.shape[-1])
         total += classes.all_parts(jnp.sum(_pair(dense, others(gap(z), here, "dense") + log_sum), axis=-1))
@@ -350,12 +358,16 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
     return out
 
 
-def _is_of_labels(z, target):
-    """Whether the target is one atom a row, of classes that are more than a few."""
+def _is_of_labels(target):
+    """Whether the target is one atom a row."""
     k = 0 if target.indices is None else target.indices.shape[-1]
-    alone = k == 1 and target.background is None and target.dense is None
+    return k == 1 and target.background is None and target.dense is None
+
+
+def _can_be_stored(z, target):
+    """Whether the target is one a row, of classes that are more than a few, and no half precision would be converted again."""
     return (
-        alone
+        target != Target()
         and (z.dtype.itemsize >= 4 or (z.shape[-1] <= SHORT_ROW and z.size <= LARGE))
         and (z.shape[-1] > FEW_CLASSES or is_odd(z))
         and _family(z, *target) == z.shape[:-1]
@@ -363,11 +375,12 @@ def _is_of_labels(z, target):
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0,))
-def _rows_and_residual(classes, z, indices, weights) -> tuple[Rows, Array]:
-    """The rows of labels with their gradient in the logits."""
-    indices, weights = jnp.broadcast_arrays(indices, weights)
+def _rows_and_residual(classes, z, indices, weights, background, dense) -> tuple[Rows, Array]:
+    """The rows with their gradient in the logits."""
+    if indices is not None:
+        indices, weights = jnp.broadcast_arrays(indices, weights)
     local = lambda axes: functools.partial(_part_of_rows_and_residual, axes.get(CLASSES) or classes.axis_name)
-    return _by_rows(local, z, Target(indices, weights))
+    return _by_rows(local, z, Target(indices, weights, background, dense))
 
 
 def _part_of_rows_and_residual(axis_name, z, own, shared):
@@ -379,32 +392,46 @@ def _part_of_rows_and_residual(axis_name, z, own, shared):
 
     if axis_name is not None:
         return plain(z, own, shared)
-    cpu = in_even_rows(_scaled_rows) if is_odd(z) else _scaled_rows
-    return lax.platform_dependent(z, own, shared, cpu=cpu, default=plain)
+    return lax.platform_dependent(z, own, shared, cpu=_stored_rows, default=plain)
 
 
-def _is_stored(z):
+def _is_stored(z, target):
     """Whether a loss alone is quicker by stored exponentials: few logits, or rows that are too long to be summed in a pass."""
     v = z.shape[-1]
+    if not _can_be_stored(z, target):
+        return False
+    if not _is_of_labels(target):
+        compared = target.indices is None or target.indices.shape[-1] <= FEW_ATOMS
+        short = v <= SHORT_ROW and target.dense is not None
+        return compared and (is_odd(z) or short or (v > SHORT_ROW and z.size <= FEW_LOGITS))
     return is_odd(z) or (v > SHORT_ROW and (z.size <= FEW_LOGITS or (v > LONGEST_SUM and z.size <= LARGE)))
 
 
-def _scaled_rows(z, own, shared):
-    indices, weights, *_ = join(own, shared)
-    column = lambda x: jnp.broadcast_to(x, (*z.shape[:-1], 1)).reshape(-1, 1)
+def _stored_rows(z, own, shared):
+    """Rows and residual by one exponential a logit, of any target but labels some rows at a time: more than one is stored."""
+    if not _is_of_labels(join(own, shared)) and z.size > LARGE:
+        return in_row_blocks(_stored, z, own, shared, longer_than=0)
+    return (in_even_rows(_stored) if is_odd(z) else _stored)(z, own, shared)
+
+
+def _stored(z, own, shared):
+    target = join(own, shared)
     if z.dtype.itemsize == 2:
         z = lax.optimization_barrier(z.astype(jnp.float32))  # once, and not where it is read
-    flat = labels(z.reshape(-1, z.shape[-1]), column(indices), column(weights))
+    if not _is_of_labels(target):
+        value, reference, log_sum, residual = of_masses(z, target)
+        return Rows(value, reference, log_sum), residual
+    column = lambda x: jnp.broadcast_to(x, (*z.shape[:-1], 1)).reshape(-1, 1)
+    flat = of_labels(z.reshape(-1, z.shape[-1]), column(target.indices), column(target.weights))
     value, reference, log_sum, residual = (x.reshape(*z.shape[:-1], x.shape[-1]) for x in flat)
     return Rows(value[..., 0], reference, log_sum), residual
 
 
 def _rows_and_residual_jvp(classes, primals, tangents):
-    dz, none, dweights = tangents
     out, residual = _rows_and_residual(classes, *primals)
-    _, d_out = _rows_jvp((), classes, (*primals, None, None), (*tangents, None, None))
-    known = *primals, None, None, out.reference, out.log_sum
-    _, d_residual = _residual_jvp(classes, known, (dz, none, dweights, None, None, None, None))
+    _, d_out = _rows_jvp((), classes, primals, tangents)
+    still = None, None
+    _, d_residual = _residual_jvp(classes, (*primals, out.reference, out.log_sum), (*tangents, *still))
     return (out, residual), (d_out, d_residual)
 
 
@@ -414,11 +441,11 @@ _rows_and_residual.defjvp(_rows_and_residual_jvp, symbolic_zeros=True)
 def _rows_jvp(row_statistics, classes, primals, tangents):
     z, indices, weights, background, dense = primals
     dz, _, dweights, dbackground, ddense = (differentiated(t) for t in tangents)
-    of_labels = dz is not None and not row_statistics and _is_of_labels(z, Target(*primals[1:]))
+    stored = dz is not None and not row_statistics and _can_be_stored(z, Target(*primals[1:]))
     # Where memory is waited for, two exponentials read and write less than one that is stored.
-    of_labels &= z.size <= LARGE or not SCATTERED < z.shape[-1] <= LONGEST_SUM
-    if of_labels:
-        out, residual = _rows_and_residual(classes, z, indices, weights)
+    stored &= z.size <= LARGE or not SCATTERED < z.shape[-1] <= LONGEST_SUM
+    if stored:
+        out, residual = _rows_and_residual(classes, *primals)
     else:
         out, residual = _rows(row_statistics, classes, *primals), None
     tangent = jnp.zeros((), out.cross_entropy.dtype)
