@@ -1,5 +1,7 @@
 """Every kind of number once, with its derivative, as NumPy and SciPy have it: quick, and in every run."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import scipy.stats as st
 from scipy.special import entr, rel_entr
 
 import measure_xent as mx
+from measure_xent import losses
+from tests import oracle
 
 LEVELS = np.array([0.02, 0.3, 0.5, 0.9])
 LAWS = {
@@ -162,3 +166,241 @@ def test_bins_of_counts_and_sizes():
     for P, law, below in ((mx.Poisson(3.0), st.poisson(3), [0, 2, 3]), (mx.Gamma(2.0, 1.0), st.gamma(2), edges)):
         masses = np.diff([0, *law.cdf(np.asarray(below)), 1])
         np.testing.assert_allclose(mx.quantize(P, edges).probs, masses, rtol=1e-5)
+
+
+def test_vectors():
+    """Density, entries, moments and divergence of a normal law, of one through a linear map and its inverse, of shares."""
+    rng = np.random.default_rng(3)
+    factors, noise_factor, weight = rng.normal(size=(2, 3, 3)), rng.normal(size=(2, 2)), rng.normal(size=(3, 2))
+    (A, B), R = factors @ factors.mT + np.eye(3), noise_factor @ noise_factor.T + np.eye(2)
+    (a, b, x), y, bias = rng.normal(size=(3, 3)), rng.normal(size=2), rng.normal(size=2)
+    alpha = np.array([2.0, 3.0, 4.5])
+
+    @jax.jit
+    def ours(a, A, b, B, weight, bias, R, x, y, alpha):
+        P, Q = mx.MultivariateNormal(a, A), mx.MultivariateNormal(b, B)
+        K, shares = mx.LinearNormal(weight, bias, R), mx.Dirichlet(alpha)
+        image, inverse = mx.bind(P, K), mx.posterior(P, K)(y)
+        normal = mx.log(P)(x), mx.entropy(P), mx.kl_divergence(P, Q), mx.marginal(P, 1).std, mx.bind(P, K).mean
+        linear = image.covariance, inverse.mean, inverse.covariance
+        return *normal, *linear, mx.log(shares)(alpha / alpha.sum()), shares.mean, shares.covariance, mx.entropy(shares)
+
+    single = (jnp.asarray(x, float) for x in (a, A, b, B, weight, bias, R, x, y, alpha))
+    P, shares, S = st.multivariate_normal(a, A), st.dirichlet(alpha), weight.T @ A @ weight + R
+    gap, gain = b - a, A @ weight @ np.linalg.inv(S)
+    log_dets = np.log(np.linalg.det(B) / np.linalg.det(A))
+    kl = (np.trace(np.linalg.solve(B, A)) + gap @ np.linalg.solve(B, gap) - 3 + log_dets) / 2
+    mean = alpha / alpha.sum()
+    spread = (np.diag(mean) - np.outer(mean, mean)) / (alpha.sum() + 1)
+    normal = P.logpdf(x), P.entropy(), kl, np.sqrt(A[1, 1]), a @ weight + bias
+    linear = S, a + gain @ (y - a @ weight - bias), A - gain @ S @ gain.T
+    expected = *normal, *linear, shares.logpdf(mean), mean, spread, shares.entropy()
+    for i, (got, known) in enumerate(zip(ours(*single), expected, strict=True)):
+        np.testing.assert_allclose(got, known, rtol=2e-4, atol=2e-4, err_msg=str(i))
+
+
+def test_made_of_others():
+    """Products, images, parts, mixtures, Bayes, two steps of a chain: density, mass and mean."""
+    p, rows, then = np.array([0.2, 0.5, 0.3]), np.array([[0.1, 0.9], [0.5, 0.5], [0.8, 0.2]]), np.array([0.25, 0.9])
+    x = np.array([0.4, 1.3])
+
+    @jax.jit
+    def ours(p, rows, then, x):
+        K = mx.Conditional(lambda i: mx.Categorical(probs=rows[i]))
+        L = mx.Conditional(lambda j: mx.Bernoulli(probs=then[j]))
+        P, N = mx.Categorical(probs=p), mx.Normal(0.0, 1.0)
+        given = mx.posterior(P, K)(1)
+        squared = mx.pushforward(jnp.square, N, inverse=(jnp.sqrt, lambda y: -jnp.sqrt(y)))
+        mixture, pair = 0.3 * mx.Normal(-1.0, 0.5) + 0.7 * mx.Gamma(2.0, 1.0), mx.product(P, mx.Bernoulli(probs=0.3))
+        part = mx.truncate(N, 0.0, 1.0)
+        bayes = given.mass, given.expect(lambda i: i), mx.bind(P, K).expect(lambda j: j), mx.compose(K, L)(2).mean
+        image = jnp.exp(mx.log(squared)(x)), squared.mean
+        others = jnp.exp(mx.log(mixture)(x)), mixture.mean, part.mean, jnp.exp(mx.log(part)(x)), mx.entropy(pair)
+        return *bayes, *image, *others, (P / mx.DiscreteUniform(3))(jnp.arange(3)), pair.expect(lambda i, j: i * j)
+
+    weighed = p * rows[:, 1]
+    bayes = 1.0, weighed @ np.arange(3) / weighed.sum(), weighed.sum(), rows[2] @ then
+    density = 0.3 * st.norm(-1, 0.5).pdf(x) + 0.7 * st.gamma(2).pdf(x)
+    inside = st.truncnorm(0, 1)
+    others = density, -0.3 + 1.4, inside.mean(), inside.pdf(x), entr(p).sum() + entr([0.3, 0.7]).sum()
+    expected = *bayes, st.chi2(1).pdf(x), 1.0, *others, 3 * p, 0.3 * (p @ np.arange(3))
+    got = ours(*(jnp.asarray(a, float) for a in (p, rows, then, x)))
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, err_msg=str(i))
+
+
+def test_ctc():
+    """Loss and gradient, by all paths; a label that comes twice must have a blank between."""
+    z, labels = np.random.default_rng(4).normal(size=(2, 5, 3)), np.array([[1, 1], [1, 2]])
+    log_p = oracle.log_softmax(z)
+    spells = lambda path: [c for c, _ in itertools.groupby(path) if c]
+    paths = np.array(list(itertools.product(range(3), repeat=5)))
+    pads = jnp.zeros((2, 5)), jnp.asarray(labels), jnp.zeros((2, 2))
+    value, slope = jax.jit(jax.value_and_grad(lambda z: jnp.sum(losses.ctc_loss(z, *pads) * jnp.array([1.0, -2.0]))))(
+        jnp.asarray(z, float)
+    )
+    loss, gradient = np.zeros(2), np.exp(log_p)
+    for row in range(2):
+        mine = paths[[spells(path) == list(labels[row]) for path in paths]]
+        weights = np.exp(log_p[row, np.arange(5), mine].sum(-1))
+        loss[row] = -np.log(weights.sum())
+        gradient[row] -= np.einsum("n,ntc->tc", weights / weights.sum(), oracle.one_hot(mine, 3))
+    np.testing.assert_allclose(value, loss @ [1, -2], rtol=1e-5)
+    np.testing.assert_allclose(slope, gradient * np.array([1, -2])[:, None, None], rtol=1e-4, atol=1e-6)
+
+
+def test_heads():
+    """A loss with every gradient, and the figures, losses a row and divergences of heads."""
+    rng = np.random.default_rng(5)
+    h, w, b, w2 = rng.normal(size=(6, 4)), rng.normal(size=(4, 9)), rng.normal(size=9), rng.normal(size=(4, 9))
+    y, weights = rng.integers(9, size=6), np.array([1.0, 0.5, 0.0, 2.0, 1.0, 1.0])
+    cotangents = np.linspace(-1, 1, 6)
+    single = [jnp.asarray(a, float) for a in (h, w, b, weights)]
+
+    @jax.jit
+    def ours(h, w, b, weights):
+        smoothed = 0.75 * mx.Dirac(y) + 0.25 * mx.DiscreteUniform(9)
+        mean = lambda *a: mx.cross_entropy(
+            mx.joint(mx.Empirical(a[0], weights=a[3]), smoothed), mx.LinearSoftmax(*a[1:3])
+        )
+        each = lambda w: cotangents @ mx.cross_entropy(mx.Dirac(y), mx.LinearSoftmax(w)(h))
+        Q, R = mx.LinearSoftmax(w)(h), mx.LinearSoftmax(jnp.asarray(w2, float))(h)
+        rows = mx.entropy(Q), Q.log_partition, mx.kl_divergence(Q, R), mx.jensen_shannon(Q, R), mx.total_variation(Q, R)
+        return jax.value_and_grad(mean, argnums=(0, 1, 2, 3))(h, w, b, weights), jax.grad(each)(w), rows
+
+    (value, slopes), of_each, rows = ours(*single)
+    target = 0.75 * oracle.one_hot(y, 9) + 0.25 / 9
+    expected = oracle.head(h, w, b, target, weights)
+    for got, known in zip((value, *slopes), expected, strict=True):
+        np.testing.assert_allclose(got, known, rtol=1e-4, atol=1e-6)
+    slope = oracle.rows_gradient(h @ w, oracle.one_hot(y, 9))
+    np.testing.assert_allclose(of_each, h.T @ (cotangents[:, None] * slope), rtol=1e-4, atol=1e-5)
+    log_q, log_r = oracle.log_softmax(h @ w), oracle.log_softmax(h @ w2)
+    q, r = np.exp(log_q), np.exp(log_r)
+    middle = np.log((q + r) / 2)
+    partition = (h @ w)[:, 0] - log_q[:, 0]
+    js = (q * (log_q - middle) + r * (log_r - middle)).sum(-1) / 2
+    known = -(q * log_q).sum(-1), partition, (q * (log_q - log_r)).sum(-1), js, np.abs(q - r).sum(-1) / 2
+    for got, figure in zip(rows, known, strict=True):
+        np.testing.assert_allclose(got, figure, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_every_target():
+    """One, two and many atoms, smoothed, dense and mixed targets; ties of the maximum, a forbidden class, a null row."""
+    rng = np.random.default_rng(6)
+    for V in (7, 40):
+        z, p, y = (
+            rng.normal(size=(5, V)).astype(np.float32),
+            rng.dirichlet(np.ones(V), size=5),
+            rng.integers(3, V, size=5),
+        )
+        z[0, 1:3] = z[0].max() + 1  # two maxima
+        z[1, 0], p[1, 0] = -np.inf, 0
+        mask, hit = np.array([1.0, 2.0, 0.0, 1.0, 0.5]), oracle.one_hot(y, V)
+        kept = np.argsort(p)[:, -6:]
+        top = np.take_along_axis(p, kept, -1)
+        targets = {
+            "label": (mx.Dirac(y), hit),
+            "smoothed": (0.75 * mx.Dirac(y) + 0.25 * mx.DiscreteUniform(V), 0.75 * hit + 0.25 / V),
+            "dense": (mx.Discrete(weights=jnp.asarray(p, float)), p),
+            "mixed": (0.5 * mx.Dirac(y) + 0.5 * mx.Discrete(weights=jnp.asarray(p, float)), 0.5 * hit + 0.5 * p),
+            "top": (mx.Discrete(kept, jnp.asarray(top, float)), np.where(p >= top[:, :1], p, 0)),
+        }
+        cotangents = np.linspace(-1, 2, 5)
+        total = lambda z: {
+            n: cotangents @ mx.cross_entropy(mask * P, mx.Categorical(z)) for n, (P, _) in targets.items()
+        }
+        value, slope = jax.jit(lambda z: (total(z), jax.jacrev(total)(z)))(jnp.asarray(z))
+        for name, (_, target) in targets.items():
+            target = mask[:, None] * target
+            finite = slice(None) if name != "smoothed" else [0, 2, 3, 4]
+            if name != "smoothed":  # which has mass on the forbidden class
+                np.testing.assert_allclose(value[name], cotangents @ oracle.rows(z, target), rtol=1e-5, err_msg=name)
+            known = cotangents[:, None] * oracle.rows_gradient(z, target)
+            np.testing.assert_allclose(
+                np.asarray(slope[name])[finite], known[finite], rtol=1e-4, atol=1e-6, err_msg=name
+            )
+            assert not np.any(slope[name][2])
+
+
+def test_draws():
+    """Means of 20000 draws, within five standard errors."""
+    key, n = jax.random.key(0), 20_000
+    p = jnp.array([0.1, 0.6, 0.3])
+    K = mx.Conditional(lambda i: mx.Normal(2.0 * i, 0.5))
+    measures = {
+        "classes": (mx.Categorical(probs=p), lambda i: i),
+        "atoms": (mx.Empirical(jnp.array([1.0, 5.0]), weights=jnp.array([3.0, 1.0])), lambda x: x),
+        "mixture": (0.25 * mx.Normal(-1.0, 1.0) + 0.75 * mx.Exponential(0.5), lambda x: x),
+        "joint": (mx.joint(mx.Categorical(probs=p), K), lambda i, x: i * x),
+        "bind": (mx.bind(mx.Categorical(probs=p), K), lambda x: x),
+        "product": (mx.product(mx.Poisson(3.0), mx.Gamma(2.0, 1.0)), lambda k, x: k - x),
+        "restricted": (mx.Categorical(probs=p).restrict(lambda i: i > 0).normalize(), lambda i: i),
+    }
+    for name, (P, f) in measures.items():
+        drawn = P.sample(key, n)
+        values = np.asarray(jax.vmap(f)(*drawn) if isinstance(drawn, tuple) else f(drawn), np.float64)
+        error = 5 * values.std() / np.sqrt(n)
+        np.testing.assert_allclose(values.mean(), P.expect(f), atol=error, err_msg=name)
+
+
+def test_losses_of_other_names():
+    """optax's and torch's, value and derivative along a direction, by their formulas in float64."""
+    rng = np.random.default_rng(7)
+    z, dz = rng.normal(size=(2, 4, 5))
+    p, y, binary = rng.dirichlet(np.ones(5), size=4), rng.integers(5, size=4), rng.integers(2, size=(4, 5))
+    single = lambda x: jnp.asarray(x, float)
+    q, log_q, hit = lambda z: np.exp(oracle.log_softmax(z)), oracle.log_softmax, oracle.one_hot(y, 5)
+    weight, target = np.linspace(1, 2, 5), np.array([y[0], -100, *y[2:]])
+    counts = weight[y] * (target >= 0)
+    right = lambda z: 1 / (1 + np.exp(np.where(binary == 1, -z, z)))
+    smoothed = 0.9 * hit + 0.1 / 5
+    cases = {
+        "labels": (
+            lambda z: losses.softmax_cross_entropy_with_integer_labels(z, y),
+            lambda z: -(hit * log_q(z)).sum(-1),
+        ),
+        "dense": (lambda z: losses.softmax_cross_entropy(z, single(p)), lambda z: -(p * log_q(z)).sum(-1)),
+        "smooth": (
+            lambda z: losses.softmax_cross_entropy(z, losses.smooth_labels(single(hit), 0.1)),
+            lambda z: -(smoothed * log_q(z)).sum(-1),
+        ),
+        "poly": (
+            lambda z: losses.poly_loss_cross_entropy(z, single(p), epsilon=1.5),
+            lambda z: (p * (1.5 * (1 - q(z)) - log_q(z))).sum(-1),
+        ),
+        "kl": (lambda z: losses.kl_divergence(z, single(p)), lambda z: (p * (np.log(p) - z)).sum(-1)),
+        "generalized": (
+            lambda z: losses.generalized_kl_divergence(z, single(2 * p)),
+            lambda z: (2 * p * (np.log(2 * p) - z) - 2 * p + np.exp(z)).sum(-1),
+        ),
+        "binary": (
+            lambda z: losses.sigmoid_binary_cross_entropy(z, single(binary)),
+            lambda z: -np.log(right(z)),
+        ),
+        "focal": (
+            lambda z: losses.sigmoid_focal_loss(z, single(binary), alpha=0.25, gamma=1.5),
+            lambda z: -np.where(binary == 1, 0.25, 0.75) * (1 - right(z)) ** 1.5 * np.log(right(z)),
+        ),
+        "torch": (
+            lambda z: losses.cross_entropy_loss(z, target, single(weight), label_smoothing=0.1),
+            lambda z: ((target >= 0) * (weight * smoothed * -log_q(z)).sum(-1)).sum() / counts.sum(),
+        ),
+        "sparsemax": (
+            lambda z: losses.sparsemax_loss(z, binary),
+            lambda z: _sparsemax_of_two(np.where(binary == 1, z, -z)),
+        ),
+    }
+    ours = {name: loss for name, (loss, _) in cases.items()}
+    value, slope = jax.jit(
+        lambda z, dz: jax.jvp(lambda z: {name: loss(z) for name, loss in ours.items()}, (z,), (dz,))
+    )(single(z), single(dz))
+    step = 1e-6
+    for name, (_, known) in cases.items():
+        np.testing.assert_allclose(value[name], known(z), rtol=1e-5, atol=1e-7, err_msg=name)
+        difference = (known(z + step * dz) - known(z - step * dz)) / (2 * step)
+        np.testing.assert_allclose(slope[name], difference, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def _sparsemax_of_two(margin):
+    return np.where(margin >= 1, 0, np.where(margin <= -1, -margin, (1 - margin) ** 2 / 4))
