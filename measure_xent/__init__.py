@@ -5,8 +5,8 @@
 Measures     Dirac, Categorical, Bernoulli, Discrete, DiscreteUniform, Counting, Atoms, Empirical,
              table
 Laws         Normal, Laplace, StudentT, Cauchy, Gumbel, Uniform, Exponential, Gamma, Beta, LogNormal, HalfNormal,
-             InverseGamma, Weibull, Pareto, Lebesgue, truncate, Poisson, Geometric, Binomial, NegativeBinomial,
-             MultivariateNormal, Dirichlet, independent, from_distribution
+             InverseGamma, Weibull, Pareto, VonMises, Lebesgue, truncate, Poisson, Geometric, Binomial,
+             NegativeBinomial, Hypergeometric, Multinomial, MultivariateNormal, Dirichlet, independent, from_distribution
 Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, power, joint, bind,
              marginal, pushforward
 Conditionals Conditional, LinearSoftmax, LinearNormal, posterior, compose
@@ -90,7 +90,8 @@ from ._integrands.integrand import Integrand
 from ._integrands.rules import rule
 from ._measures.atoms import Atoms, Empirical
 from ._measures.categorical import Bernoulli, Categorical
-from ._measures.counts import Binomial, Geometric, NegativeBinomial, Poisson
+from ._measures.circle import VonMises
+from ._measures.counts import Binomial, Geometric, Hypergeometric, NegativeBinomial, Poisson
 from ._measures.dirichlet import Dirichlet
 from ._measures.discrete import Counting, Dirac, Discrete, DiscreteUniform
 from ._measures.external import from_distribution
@@ -99,6 +100,7 @@ from ._measures.intervals import Lebesgue, Uniform, truncate
 from ._measures.laws import Continuous, Integers
 from ._measures.line import Cauchy, Laplace, Normal, StudentT
 from ._measures.measure import Measure
+from ._measures.multinomial import Multinomial
 from ._measures.multivariate_normal import MultivariateNormal
 from ._measures.positive import Beta, Exponential, Gamma, HalfNormal, InverseGamma, LogNormal
 from ._measures.product import power, product
@@ -135,6 +137,7 @@ __all__ = [
     "Geometric",
     "Gumbel",
     "HalfNormal",
+    "Hypergeometric",
     "ImportanceSampling",
     "Integers",
     "Integral",
@@ -149,6 +152,7 @@ __all__ = [
     "Measure",
     "Method",
     "MonteCarlo",
+    "Multinomial",
     "MultivariateNormal",
     "NegativeBinomial",
     "Normal",
@@ -161,6 +165,7 @@ __all__ = [
     "Reliability",
     "StudentT",
     "Uniform",
+    "VonMises",
     "Weibull",
     "accumulate",
     "bind",

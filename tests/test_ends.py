@@ -378,3 +378,25 @@ def test_counts_with_a_bulk_beside_0_and_a_long_tail(p, x64):
         np.testing.assert_allclose(
             mx.kl_divergence(mx.Geometric(p), mx.Poisson(50.0)), mass @ (np.log(mass) - log_other), rtol=rtol
         )
+
+
+@pytest.mark.long
+def test_kinks_at_an_end_and_beyond():
+    """Derivatives in where a Laplace law is, inside of an interval and not, forwards and backwards; of two such laws."""
+    inside, U = lambda m: mx.truncate(mx.Laplace(m, 1.0), 0.0, 3.0).mean, mx.Uniform(0.0, 3.0)
+    two = lambda m: mx.cross_entropy(U, 0.5 * mx.Laplace(m, 1.0) + 0.5 * mx.Laplace(2.0, 1.0))
+    at = np.array([-2.0, 0.0, 1.0, 2.5, 3.0, 4.0])
+    x = np.linspace(0, 3, 300_001)
+    mean_over = lambda f: (f[1:] + f[:-1]).mean() / 2
+    density = lambda m: np.exp(-np.abs(x - m)) / 2
+
+    def of(m):
+        p = density(m)
+        return np.stack([mean_over(x * p) / mean_over(p), -mean_over(np.log(p / 2 + density(2.0) / 2))])
+
+    both = lambda m: jnp.stack([inside(m), two(m)])
+    slopes = jax.jit(jax.vmap(lambda m: (both(m), jax.jacfwd(both)(m), jax.jacrev(both)(m))))(jnp.asarray(at, float))
+    h = 1e-4
+    known = np.stack([of(m) for m in at]), np.stack([(of(m + h) - of(m - h)) / (2 * h) for m in at])
+    for got, expected in zip(slopes, (known[0], known[1], known[1]), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-4, atol=3e-4)

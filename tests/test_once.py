@@ -11,6 +11,7 @@ from scipy.special import entr, rel_entr
 
 import measure_xent as mx
 from measure_xent import losses
+from measure_xent.cli.totals import Sums
 from tests import oracle
 
 LEVELS = np.array([0.02, 0.3, 0.5, 0.9])
@@ -404,3 +405,45 @@ def test_losses_of_other_names():
 
 def _sparsemax_of_two(margin):
     return np.where(margin >= 1, 0, np.where(margin <= -1, -margin, (1 - margin) ** 2 / 4))
+
+
+def test_likelihood():
+    """A fit, the projection on a mean, the Fisher information and a product with it."""
+    x, weights = np.array([0, 1, 1, 2]), np.array([1.0, 2.0, 3.0, 1.0])
+    p = np.bincount(x, weights, 3) / weights.sum()
+    P = mx.Empirical(jnp.asarray(x), weights=jnp.asarray(weights, float))
+    np.testing.assert_allclose(mx.project(P, mx.Poisson(1.0)).rate, p @ np.arange(3), rtol=1e-5)
+    die = mx.Categorical(probs=jnp.full(6, 1 / 6))
+    tilted = mx.information_projection(die, lambda face: face + 1.0, jnp.array([4.5]))
+    q = np.exp(jax.vmap(mx.log(tilted))(jnp.arange(6)))
+    slopes = np.diff(np.log(q))
+    np.testing.assert_allclose([q.sum(), q @ np.arange(1, 7)], [1, 4.5], rtol=1e-4)
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-3)  # exponential in the face
+    normal, theta = lambda theta: mx.Normal(theta[0], theta[1]), jnp.array([1.0, 2.0])
+    fisher = np.diag([1 / 4, 2 / 4])
+    np.testing.assert_allclose(mx.fisher_information(normal, theta), fisher, atol=1e-5)
+    v = jnp.array([3.0, -1.0])
+    np.testing.assert_allclose(mx.fisher_vector_product(normal, theta)(v), fisher @ v, rtol=1e-4)
+
+
+def test_sums_of_scores():
+    """What ``measure-xent score`` adds up, row by row: of two models, two parts of the rows, three bins."""
+    rng = np.random.default_rng(8)
+    models, w, part = rng.random((2, 4, 20)), rng.integers(0, 3, 20).astype(float), rng.integers(0, 2, 20)
+    models[:, 1] = models[:, 1] > 0.5
+    sums = Sums.of(models, w, part, parts=2, bins=3)
+    figures = np.concatenate([models, models[1:] - models[:1]])[:, :3]
+    for k in range(2):
+        own = part == k
+        moments = [
+            [[sum(w[own] * f[own]), sum(w[own] ** 2 * f[own]), sum((w[own] * f[own]) ** 2)] for f in m] for m in figures
+        ]
+        np.testing.assert_allclose(sums[k].moments, moments)
+        np.testing.assert_allclose(
+            [sums[k].rows, sums[k].mass, sums[k].square], [(w[own] > 0).sum(), w[own].sum(), (w[own] ** 2).sum()]
+        )
+        for m, (_, c, _, p) in enumerate(models):
+            for b in range(3):
+                rows = own & (np.floor(3 * p) == b)
+                each = np.stack([w, w * p, w * c, w**2 * (c - p) ** 2, w * p**2, w * p * c])
+                np.testing.assert_allclose(sums[k].bins[m, b], each[:, rows].sum(-1))

@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy import special
 from jaxtyping import Array, Float
 
-from .._kernels.checks import a_probability, parameters, positive
+from .._kernels.checks import a_probability, check_values, parameters, positive
+from .._kernels.cumulative import without_derivative
 from .._pytree import pytree
 from .exponential_family import Natural
 from .laws import Integers
@@ -252,6 +254,86 @@ class NegativeBinomial(Integers):
     def survival(self, x):
         inside = special.betainc(jnp.floor(jnp.maximum(x, 0)) + 1, self.total_count, self.probs)
         return jnp.where(x < 0, 1, inside)
+
+    def moment(self, statistic):
+        return moments(self.mean, self.variance)(statistic)
+
+
+@pytree
+class Hypergeometric(Integers):
+    """The number of successes among draws without replacement; scipy's hypergeom(M=population, n=successes, N=draws).
+
+    Examples:
+        >>> import measure_xent as mx
+        >>> hand = mx.Hypergeometric(52, 4, 5)                          # the aces among five cards
+        >>> hand.expect(lambda k: k >= 1).item(), hand.mean.item()
+        (0.34116, 0.384615)
+    """
+
+    population: Float[Array, "*family"]
+    successes: Float[Array, "*family"]
+    draws: Float[Array, "*family"]
+
+    def __post_init__(self):
+        parameters(self, population=positive, successes=not_negative, draws=not_negative)
+        for name in ("successes", "draws"):
+            within = jnp.all(getattr(self, name) <= self.population)
+            check_values(within, f"Hypergeometric({name}): at most the population")
+
+    @property
+    def support(self):
+        return 0.0, jnp.minimum(self.successes, self.draws)
+
+    @property
+    def mean(self):
+        return self.draws * (self.successes / self.population)
+
+    @property
+    def variance(self):
+        others = jnp.maximum(self.population - 1, 1)
+        left = (self.population - self.draws) / others
+        return self.mean * (1 - self.successes / self.population) * left
+
+    def log_density_of(self, x):
+        # Of the draws, p of all, as many successes are drawn as if each of the population were with probability p.
+        p = (self.draws + 0.5) / (self.population + 1)
+        of = lambda n, k: Binomial(n, p).log_density_of(k)
+        failures = self.draws - jnp.asarray(x, float)
+        inside = (failures >= 0) & (failures <= self.population - self.successes)
+        value = of(self.successes, x) + of(self.population - self.successes, failures) - of(self.population, self.draws)
+        return jnp.where(inside, value, -jnp.inf)
+
+    def sample(self, key, shape=()):
+        tiny = jnp.finfo(jnp.result_type(float)).tiny
+        return self.quantile(jax.random.uniform(key, (*shape, *self.shape), minval=tiny))
+
+    def cdf(self, x):
+        return self._both_tails(x)[0]
+
+    def survival(self, x):
+        return self._both_tails(x)[1]
+
+    def _both_tails(self, x):
+        """(mass up to x, mass above), the smaller one summed from x outwards, where its terms fall."""
+        n, K, rest = self.draws, self.successes, self.population - self.successes
+        x = jnp.floor(jnp.asarray(x, float))
+        left = x < self.mean
+        k = jnp.clip(jnp.where(left, x, x + 1), -1, self.support[1] + 1)
+        ratio_up = lambda k: (K - k) * (n - k) / ((k + 1) * jnp.maximum(rest - n + k + 1, 1))
+        ratio_down = lambda k: k * (rest - n + k) / ((K - k + 1) * (n - k + 1))
+
+        def add(state):
+            k, term, total = state
+            ratio = jnp.where(left, ratio_down(k), ratio_up(k))
+            term = term * jnp.maximum(ratio, 0)
+            return jnp.where(left, k - 1, k + 1), term, total + term
+
+        first = jnp.exp(self.log_density_of(k))
+        eps = jnp.finfo(first.dtype).eps
+        start = k, first, first
+        _, _, tail = lax.while_loop(lambda s: jnp.any(s[1] > eps * s[2]), add, jax.tree.map(lax.stop_gradient, start))
+        below, above = jnp.where(left, tail, 1 - tail), jnp.where(left, 1 - tail, tail)
+        return tuple(without_derivative(jnp.where(jnp.isnan(x), jnp.nan, t), (self, x)) for t in (below, above))
 
     def moment(self, statistic):
         return moments(self.mean, self.variance)(statistic)

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 from .._forms.batches import in_batches
 from .._forms.form import Form, check_one_space
 from .._forms.law_form import LawForm
-from .._forms.members import by_members, without_null
+from .._forms.members import by_members, deferred_families, without_null
 from .._integrands.composites import Indicator
 from .._integrands.density import LogDensity, RadonNikodym, along_the_path, relative_to
 from .._integrands.integral import Integral
@@ -369,6 +369,8 @@ class Measure(Summaries, abc.ABC):
 
 def _log_density_by_members(P: Measure, *x: Any) -> Any:
     """Of a family that exists in blocks, whose axes are the last ones of the points."""
+    if not deferred_families((P,)):
+        return NotImplemented
     shape = jnp.broadcast_shapes(P.shape, *map(jnp.shape, x))
     lead = len(shape) - len(P.shape)
     if shape[lead:] != P.shape:

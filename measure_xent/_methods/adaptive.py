@@ -112,8 +112,12 @@ class Panels:
         self.forward, back = tanh_sinh_map(*map(fixed, (*support, P.width)))
         self.tip = end_of(self.dtype)
         place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.tip, self.tip))
-        # All at once: an inverse hyperbolic sine takes the compiler as long as a few panels do.
-        known = place(jnp.concatenate([self.spread(x) for x in (*kinks, *marks)], axis=-1))
+        # All at once: an inverse hyperbolic sine takes the compiler as long as a few panels do. What is at an end, or beyond it,
+        # does not move: there the map has no finite derivative.
+        (low, high), at = P.support, jnp.concatenate([self.spread(x) for x in (*kinks, *marks)], axis=-1)
+        moves = (np.arange(at.shape[-1]) < len(kinks)) & (at > low) & (at < high)
+        known = place(jnp.where(moves, at, stop(at)))
+        known = jnp.where(moves, known, stop(known))
         self.kinks = [known[..., i : i + 1] for i in range(len(kinks))]
         self.ends = self._ends(support, P.width, place)
         self.movable = [i for i, end in enumerate(filter(finite, support)) if not isinstance(end, float)]
