@@ -1,5 +1,6 @@
 """Every kind of number once, with its derivative, as NumPy and SciPy have it: quick, and in every run."""
 
+import functools
 import itertools
 
 import jax
@@ -11,6 +12,7 @@ from scipy.special import entr, rel_entr
 
 import measure_xent as mx
 from measure_xent import losses
+from measure_xent._kernels import head_function
 from measure_xent.cli.totals import Sums
 from tests import oracle
 
@@ -447,3 +449,30 @@ def test_sums_of_scores():
                 rows = own & (np.floor(3 * p) == b)
                 each = np.stack([w, w * p, w * c, w**2 * (c - p) ** 2, w * p**2, w * p * c])
                 np.testing.assert_allclose(sums[k].bins[m, b], each[:, rows].sum(-1))
+
+
+def test_heads_as_accelerators_make_them(monkeypatch):
+    """By scaled exponentials, the programs of TPUs and GPUs: labels with a softcap, smoothed ones with a bias."""
+    rng = np.random.default_rng(9)
+    h, w, b = rng.normal(size=(6, 4)), 2 * rng.normal(size=(4, 40)), rng.normal(size=40)
+    y, weights = rng.integers(40, size=6), np.array([1.0, 0.5, 0.0, 2.0, 1.0, 1.0])
+
+    def loss(eps, softcap, h, w, b):
+        target = (1 - eps) * mx.Dirac(y) + eps * mx.DiscreteUniform(40) if eps else mx.Dirac(y)
+        P = mx.joint(mx.Empirical(h, weights=jnp.asarray(weights, float)), target)
+        return mx.cross_entropy(P, mx.LinearSoftmax(w, b, softcap))
+
+    for platform in ("tpu", "default"):
+
+        def on_platform(f, sizes, *operands, platform=platform):
+            return f(platform, sizes[platform], *operands)
+
+        monkeypatch.setattr(head_function, "_on_platform", on_platform)
+        for eps, softcap, numbers in ((0.0, 4.0, (0, 1)), (0.25, None, (0, 1, 2))):
+            slopes = jax.jit(jax.value_and_grad(functools.partial(loss, eps, softcap), argnums=numbers))
+            value, slopes = slopes(*(jnp.asarray(a, float) for a in (h, w, b)))
+            target = (1 - eps) * oracle.one_hot(y, 40) + eps / 40
+            known, *gradients, _ = oracle.head(h, w, b, target, weights, softcap)
+            np.testing.assert_allclose(value, known, rtol=1e-5, err_msg=platform)
+            for got, expected in zip(slopes, gradients, strict=False):
+                np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6, err_msg=platform)

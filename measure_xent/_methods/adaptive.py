@@ -112,7 +112,7 @@ class Panels:
         self.forward, back = tanh_sinh_map(*map(fixed, (*support, P.width)))
         self.tip = end_of(self.dtype)
         place = lambda x: self.spread(jnp.clip(back(x - self.origin), -self.tip, self.tip))
-        # All at once: an inverse hyperbolic sine takes the compiler as long as a few panels do. What is at an end, or beyond it,
+        # All at once: an inverse hyperbolic sine takes the compiler as long as a few panels do. What is at an end or beyond
         # does not move: there the map has no finite derivative.
         (low, high), at = P.support, jnp.concatenate([self.spread(x) for x in (*kinks, *marks)], axis=-1)
         moves = (np.arange(at.shape[-1]) < len(kinks)) & (at > low) & (at < high)

@@ -17,6 +17,8 @@ OPERATIONS = {
     "value": "one loss a row",
     "gradient": "the mean loss and its gradient in the logits",
     "smoothed": f"the same with labels smoothed by {EPSILON}",
+    "dense": "the same against a dense target",
+    "binary": "the mean loss of a binary label each, and its gradient in the logits",
     "matmul": f"the mean loss and its gradients, logits made by a matmul over {WIDTH} features",
 }
 HEAD_OPERATIONS = {
@@ -46,13 +48,17 @@ class Case(NamedTuple):
         return len(self.sizes) == 3
 
     def operands(self, seed: int, rows: int | None = None) -> tuple[jax.Array, ...]:
-        """(logits, labels), or (hidden, weight, labels)."""
+        """(logits, labels), or (hidden, weight, labels); labels are masses [rows, classes] of a dense target, and bits."""
         n, *features, classes = self.sizes
         n = rows or n
         keys = jax.random.split(jax.random.key(seed), 3)
         labels = jax.random.randint(keys[0], (n,), 0, classes)
         if self.operation == "matmul":
             features = [WIDTH]
+        if self.operation == "dense":
+            labels = jax.nn.softmax(jax.random.normal(keys[2], (n, classes), self.dtype))
+        if self.operation == "binary":
+            labels = jax.random.bernoulli(keys[2], 0.5, (n, classes)).astype(self.dtype)
         if not features:
             return 3 * jax.random.normal(keys[1], (n, classes), self.dtype), labels
         hidden = jax.random.normal(keys[1], (n, *features), self.dtype)
@@ -112,10 +118,16 @@ def _in_float64(case: Case, *operands: jax.Array) -> tuple[Any, list[np.ndarray]
     *inputs, y = [np.asarray(x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x) for x in operands]
     n, classes = len(y), inputs[-1].shape[-1]
     x = inputs[0].astype(np.float64)
+    if case.operation == "binary":
+        z = inputs[0].astype(np.float64)
+        return np.logaddexp(0, np.where(y == 1, -z, z)).mean(), [(1 / (1 + np.exp(-z)) - y) / y.size], None
     blocks = [slice(a, a + 8192) for a in range(0, classes, 8192)]
     z = np.concatenate([x @ inputs[1][:, b].astype(np.float64) for b in blocks], -1) if len(inputs) > 1 else x
     largest = z.max(-1, keepdims=True)
     log_q = z - largest - np.log(np.exp(z - largest).sum(-1, keepdims=True))
+    if case.operation == "dense":
+        p = y.astype(np.float64)
+        return -(p * log_q).sum(-1).mean(), [(p.sum(-1, keepdims=True) * np.exp(log_q) - p) / n], None
     eps = EPSILON if case.operation == "smoothed" else 0.0
     losses = -(1 - eps) * log_q[np.arange(n), y] - eps * log_q.mean(-1)
     if case.operation == "value":
@@ -148,6 +160,12 @@ def _row_contestants(operation: str) -> Iterator[tuple[str, Callable]]:
             z, optax.losses.smooth_labels(jax.nn.one_hot(y, z.shape[-1]), EPSILON)
         )
 
+    def ours_dense(z, p):
+        return mx.cross_entropy(mx.Discrete(weights=p), mx.Categorical(z))
+
+    def ours_binary(z, y):
+        return mx.cross_entropy(mx.Bernoulli(probs=y), mx.Bernoulli(z))
+
     def with_gradient(loss):
         return lambda z, y: jax.value_and_grad(lambda z: loss(z, y).mean())(z)
 
@@ -167,6 +185,14 @@ def _row_contestants(operation: str) -> Iterator[tuple[str, Callable]]:
             yield "ours", with_gradient(ours_smoothed)
             yield "optax", with_gradient(optax_smoothed)
             yield "limit", lambda z, y: 2 * z
+        case "dense":
+            yield "ours", with_gradient(ours_dense)
+            yield "optax", with_gradient(optax.losses.softmax_cross_entropy)
+            yield "limit", lambda z, y: z * y
+        case "binary":
+            yield "ours", with_gradient(ours_binary)
+            yield "optax", with_gradient(optax.losses.sigmoid_binary_cross_entropy)
+            yield "limit", lambda z, y: z * y
         case "matmul":
             yield "ours", with_matmul(ours)
             yield "optax", with_matmul(optax_s)
@@ -185,13 +211,14 @@ def _torch_row_calls(operation: str, operands: tuple[jax.Array, ...], device: st
 
     *inputs, y = operands
     tensors = [_tensor(x).requires_grad_(operation != "value") for x in inputs]
-    target = _tensor(y).long()
-    smoothing = EPSILON if operation == "smoothed" else 0.0
+    target = _tensor(y) if y.ndim > 1 else _tensor(y).long()
+    options = {"label_smoothing": EPSILON} if operation == "smoothed" else {}
+    functions = torch.nn.functional
+    of = functions.binary_cross_entropy_with_logits if operation == "binary" else functions.cross_entropy
 
     def call():
         logits = tensors[0] @ tensors[1] if operation == "matmul" else tensors[0]
-        reduction = "none" if operation == "value" else "mean"
-        loss = torch.nn.functional.cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
+        loss = of(logits, target, reduction="none" if operation == "value" else "mean", **options)
         if operation != "value":
             torch.autograd.grad(loss, tensors)
 
