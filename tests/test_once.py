@@ -476,3 +476,29 @@ def test_heads_as_accelerators_make_them(monkeypatch):
             np.testing.assert_allclose(value, known, rtol=1e-5, err_msg=platform)
             for got, expected in zip(slopes, gradients, strict=False):
                 np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6, err_msg=platform)
+
+
+def test_masses_of_atoms():
+    """Of few, of whole numbers, of real ones, of vectors that are too long to be sorted: those that come twice add up."""
+    rng = np.random.default_rng(10)
+    spaces = {
+        "few": rng.integers(0, 9, 40),
+        "whole": rng.integers(0, 99, 1500),
+        "real": rng.integers(0, 99, 1500) / 7,
+        "vectors": rng.integers(0, 2, (1500, 9)),
+    }
+    for name, points in spaces.items():
+        weights = rng.random(len(points))
+        P = mx.Atoms(jnp.asarray(points), weights=jnp.asarray(weights, float))
+        at = points[:5]
+        same = (points[:, None] == at).reshape(len(points), 5, -1).all(-1)
+        got = jax.jit(jax.vmap(P.log_density))(jnp.asarray(at))
+        np.testing.assert_allclose(np.exp(got), weights @ same, rtol=1e-5, err_msg=name)
+
+
+def test_sums_over_wide_counts():
+    """Over a thousand and more integers beside 0, by every so many of them."""
+    p = np.array([1e-3, 1e-4])
+    P = mx.Geometric(jnp.asarray(p, float))
+    got = P.expect(lambda k: jnp.cos(3 * jnp.asarray(p, float) * k))
+    np.testing.assert_allclose(got, (p / (1 - (1 - p) * np.exp(3j * p))).real, atol=1e-6)
