@@ -16,6 +16,15 @@ hidden, labels, weight = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0]), jnp.ones((3,
 Q = mx.LinearSoftmax(weight)
 
 CASES = {
+    "a distribution's name": (lambda: mx.Normal(0.0, 1.0).log_prob(0.0), AttributeError, "here it is log_density"),
+    "no name at all": (lambda: mx.Normal(0.0, 1.0).nothing, AttributeError, "no attribute 'nothing'"),
+    "a list of numbers": (lambda: mx.Empirical([0.0, 1.0]), ValueError, "a list is a pytree"),
+    "counts that are no measure": (lambda: mx.mutual_information(jnp.ones((2, 2))), TypeError, "table\\(p, normalize"),
+    "too many coordinates": (
+        lambda: mx.mutual_information(mx.table(jnp.ones((2, 2)) / 4), None, 0, 1, 2, 3, 4),
+        TypeError,
+        r"mutual_information\(P, K",
+    ),
     "moments of another number": (
         lambda: mx.information_projection(mx.DiscreteUniform(6), lambda x: jnp.stack([x, x**2]), 4.5),
         ValueError,
@@ -210,3 +219,13 @@ def test_probabilities_for_logits_are_warned_of():
         mx.Bernoulli(0.0)
         mx.Categorical(np.array([0.0, 2.0]))
         jax.jit(lambda z: mx.Categorical([z, 1 - z]).probs)
+
+
+@pytest.mark.parametrize("functional", [mx.kl_divergence, mx.jensen_shannon, mx.total_variation, mx.cross_entropy])
+def test_as_many_classes(functional):
+    for P, R in (
+        (mx.Categorical(jnp.zeros((8, 5))), mx.Categorical(jnp.zeros((8, 4)))),
+        (mx.Discrete(weights=jnp.full(5, 0.2)), mx.DiscreteUniform(4)),
+    ):
+        with pytest.raises(ValueError, match=r"P is a measure on 5 classes, Q = .* on 4"):
+            functional(P, R)

@@ -236,3 +236,18 @@ def test_fenchel_young_of_any_mass(alpha, dtype):
     null = jax.value_and_grad(lambda z: mx.fenchel_young_loss(0.0 * mx.Dirac(1), z, alpha))(jnp.array([3.0, 4.0, 5.0]))
     np.testing.assert_array_equal(null[0], 0)
     np.testing.assert_array_equal(null[1], 0)
+
+
+def test_a_divergence_with_both_sides_masked():
+    """Rows of NaN, the teacher's and the student's, behind a mask on both measures: 0, with gradient 0."""
+    rng = np.random.default_rng(3)
+    z, w = (jnp.asarray(x, float) for x in rng.normal(size=(2, 4, 7)))
+    mask, bad = jnp.array([1.0, 0.0, 1.0, 0.0]), jnp.array([False, True, False, True])[:, None]
+    teacher, student = jnp.where(bad, jnp.nan, z), jnp.where(bad, jnp.nan, w)
+    loss = lambda z, w: mx.kl_divergence(mask * mx.Categorical(z), mask * mx.Categorical(w)).sum() / mask.sum()
+    value, slopes = jax.jit(jax.value_and_grad(loss, (0, 1)))(teacher, student)
+    expected, of_kept = jax.value_and_grad(loss, (0, 1))(z, w)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for got, known in zip(slopes, of_kept, strict=True):
+        np.testing.assert_allclose(got[::2], known[::2], rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(got[1::2], 0)

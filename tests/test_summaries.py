@@ -311,3 +311,58 @@ def test_atoms_of_maps_and_of_counts():
     value, slopes = jax.value_and_grad(lambda r, u: mixture(r).quantile(u), (0, 1))(2.0, 0.3)
     assert (value, *slopes) == (0, 0, 0)
     assert jax.grad(lambda x: mx.Empirical(x).std)(jnp.array([2.0])) == 0
+
+
+def mixtures_by_bind():
+    w, loc, scale = jnp.array([0.3, 0.7]), jnp.array([-2.0, 1.0]), jnp.array([0.5, 1.0])
+    K = mx.Conditional(lambda i: mx.Normal(loc[i], scale[i]))
+    P = mx.Categorical(probs=w)
+    of_means = mx.Conditional(lambda x: mx.Normal(x, jnp.where(x > 0, 1.0, 0.5)))
+    return {
+        "family": mx.bind(P, mx.Normal(loc, scale)),
+        "conditional": mx.bind(P, K),
+        "marginal": mx.marginal(mx.joint(P, K), 1),
+        "samples": mx.bind(mx.Empirical(jnp.array([-2.0, 1.0, jnp.nan]), weights=jnp.array([3.0, 7.0, 0.0])), of_means),
+    }
+
+
+@sweep("name", ["family", "conditional", "marginal", "samples"], cost=0.5)
+def test_mixtures_by_bind(name):
+    """As the sum of its parts, in everything that is asked of it; a distance; the derivative of a quantile."""
+    exact, P = 0.3 * mx.Normal(-2.0, 0.5) + 0.7 * mx.Normal(1.0, 1.0), mixtures_by_bind()[name]
+    x, u = jnp.array([-3.0, 0.0, 1.0, 7.0]), jnp.array([0.0, 1e-4, 0.05, 0.5, 0.95, 1.0])
+
+    @jax.jit
+    def asked(P):
+        W = mx.wasserstein(P, mx.Normal(0.0, 1.0))
+        return P.mean, P.std, P.median, P.cdf(x), P.survival(x), P.quantile(u), P.interval(0.9), W
+
+    for ours, expected in zip(jax.tree.leaves(asked(P)), jax.tree.leaves(asked(exact)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_mixtures_by_bind_of_other_kinds():
+    """Of counts, with atoms, a family, over a law; a quantile's derivative; their pictures."""
+    w = jnp.array([0.3, 0.7])
+    counts = mx.bind(mx.Categorical(probs=w), mx.Conditional(lambda i: mx.Poisson(3.0 * i + 1)))
+    of_sum = 0.3 * mx.Poisson(1.0) + 0.7 * mx.Poisson(4.0)
+    k, u = jnp.array([-1, 0, 3, 9]), jnp.array([0.0, 0.1, 0.5, 0.9])
+    np.testing.assert_allclose(counts.cdf(k), of_sum.cdf(k), rtol=1e-5)
+    np.testing.assert_array_equal(counts.quantile(u), of_sum.quantile(u))
+    atoms = mx.bind(
+        mx.Categorical(probs=w), mx.Conditional(lambda i: 0.5 * mx.Dirac(1.0 * i) + 0.5 * mx.Normal(0.0, 1.0))
+    )
+    np.testing.assert_allclose(atoms.cdf(jnp.array([-1e-3, 0.0])), [0.2498, 0.4], atol=1e-5)
+    family = mx.bind(mx.Categorical(probs=jnp.array([[0.3, 0.7], [0.5, 0.5]])), mx.Normal(jnp.array([-2.0, 1.0]), 1.0))
+    one = lambda p: (p * mx.Normal(-2.0, 1.0) + (1 - p) * mx.Normal(1.0, 1.0)).median
+    np.testing.assert_allclose(family.median, [one(0.3), one(0.5)], rtol=1e-5, atol=1e-6)
+    noisy = mx.bind(mx.Normal(0.0, 1.0), mx.Conditional(lambda x: mx.Normal(x, 1.0)))
+    np.testing.assert_allclose(noisy.cdf(jnp.array([0.0, 1.0])), st.norm(0, 2**0.5).cdf([0, 1]), rtol=1e-5)
+    np.testing.assert_allclose(noisy.survival(6.0), st.norm(0, 2**0.5).sf(6), rtol=1e-4)
+    slope = jax.grad(lambda m: mx.bind(mx.Categorical(probs=w), mx.Normal(jnp.stack([m, 1.0]), 1.0)).quantile(0.3))(
+        -2.0
+    )
+    expected = jax.grad(lambda m: (0.3 * mx.Normal(m, 1.0) + 0.7 * mx.Normal(1.0, 1.0)).quantile(0.3))(-2.0)
+    np.testing.assert_allclose(slope, expected, rtol=1e-4)
+    for P in (counts, atoms, family, noisy):
+        assert "<svg" in P._repr_mimebundle_()["text/html"]

@@ -1,9 +1,11 @@
 """Mixtures: the law of what is drawn last."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .._forms.law_form import LawForm, has_law
@@ -13,6 +15,7 @@ from .._integrands.integrand import as_tuple
 from .._kernels.classes import class_index, out_of_range, take
 from .._kernels.null import null_atoms, where_supported, without
 from .._kernels.scaled import ScaledNumber
+from .._measures.laws import breakpoints_of, kinks_of
 from .._measures.measure import Measure, of_parts
 from .._measures.nested import DimensionCounter
 from .._measures.product import atoms_and_laws
@@ -22,6 +25,8 @@ from .._methods.mixtures import NODES, density_over, mixture
 from .._pytree import pytree
 from .conditional import AbstractConditional
 from .joint import Joint, checked, parts_of
+
+FEW = 16  # members whose places are marks of an adaptive integral
 
 
 def bind(P: Measure, K: AbstractConditional | Measure) -> Measure:
@@ -71,6 +76,21 @@ class Bind(Measure):
         if len(kinds) == 1:
             return dict.fromkeys(kinds, self)
         return {kind: Bind(Joint(self.joint.P, K)) for kind, K in kinds.items()}
+
+    @property
+    def kinks(self) -> list[Array]:
+        """Those of a family K, one a member; a Conditional's nobody knows."""
+        return self._of_members(kinks_of)
+
+    @property
+    def breakpoints(self) -> list[Array]:
+        return self._of_members(breakpoints_of)
+
+    def _of_members(self, of: Any) -> list[Array]:
+        if not isinstance(K := self.joint.K, Measure) or math.prod(axes := atom_axes(self.joint.P)) > FEW:
+            return []
+        each = (jnp.broadcast_to(x, jnp.broadcast_shapes(jnp.shape(x), axes)) for x in of(K))
+        return [x[(..., *i)] for x in each for i in np.ndindex(*axes)]
 
     @property
     def density_terms(self) -> int:

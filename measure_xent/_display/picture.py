@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .._forms.disintegration import Disintegration
 from .._forms.law_form import LawForm
 from .._forms.normal_form import NormalForm
 from .._measures.laws import Integers, Line
@@ -72,7 +73,8 @@ def picture(P: Measure) -> Picture | None:
             return None
         atoms = [pair for form in forms for pair in _atoms(form)]
         x, masses = (_members(P, [pair[i] for pair in atoms]) for i in (0, 1))
-        grid, density = _density(P, [f for f in forms if isinstance(f, LawForm) and not isinstance(f.law, Integers)])
+        laws = [form.target if isinstance(form, Disintegration) else form for form in forms]
+        grid, density = _density(P, [f for f in laws if isinstance(f, LawForm) and not isinstance(f.law, Integers)])
     except (NotImplementedError, TypeError):  # such as the density of an image without an inverse
         return None
     fine = np.isfinite(x).all(where=masses != 0) and np.isfinite(masses).all() and not np.isnan(density).any()
@@ -91,6 +93,8 @@ def can_be_looked_at(P: Measure) -> bool:
 def _on_numbers(form: Any) -> bool:
     if isinstance(form, LawForm):
         return not form.event_rank and isinstance(form.law, Line)
+    if isinstance(form, Disintegration):
+        return not form.points and _on_numbers(form.target)
     return isinstance(form, NormalForm) and (form.weights is None or np.ndim(form.points) == form.weights.ndim)
 
 
@@ -104,6 +108,9 @@ def _atoms(form: Any) -> list[tuple[Any, Any]]:
     """Atoms [*family, n] and their masses."""
     if isinstance(form, NormalForm):
         return [(jnp.broadcast_to(points, weights.shape), weights) for points, weights, _ in form.atom_lists()]
+    if isinstance(form, Disintegration):  # of one law for each of the atoms
+        weighed = [(x, form.weights[..., None] * masses) for x, masses in _atoms(form.target)]
+        return [(x[..., 0, :], masses.sum(-2)) for x, masses in weighed]
     if not isinstance(form.law, Integers):
         return []
     low, high = (np.asarray(form.law.centre + s * (5 * form.law.width + 3)) for s in (-1, 1))

@@ -38,6 +38,10 @@ class Disintegration(Form):
         return len(self.points) + self.target.arity
 
     @property
+    def event_shape(self) -> tuple[int, ...] | None:
+        return None if self.points else self.target.event_shape
+
+    @property
     def family(self) -> tuple[int, ...]:
         return jnp.broadcast_shapes(self.weights.shape, self.target.family)[:-1]
 

@@ -60,7 +60,11 @@ def _checked(functional: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(functional)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for name, argument in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{functional.__name__}({', '.join(signature.parameters)}): {error}") from None
+        for name, argument in bound.arguments.items():
             kind = signature.parameters[name].annotation
             kinds = tuple(k for k in typing.get_args(kind) or (kind,) if isinstance(k, type) and issubclass(k, _KINDS))
             if kinds and not isinstance(argument, kind):
@@ -73,7 +77,7 @@ def _checked(functional: Callable[_P, _R]) -> Callable[_P, _R]:
                 raise TypeError(
                     f"{functional.__name__}: {name} must be a {takes}, got {type(argument).__name__}; labels are "
                     "Dirac(labels), logits Categorical(logits), a batch Empirical((x, labels)), a table p[x, y] "
-                    "Atoms(tuple(jnp.indices(p.shape).reshape(p.ndim, -1)), weights=p.ravel())"
+                    "table(p), of counts table(p, normalize=True)"
                 )
         return functional(*args, **kwargs)
 

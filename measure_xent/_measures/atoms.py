@@ -52,7 +52,12 @@ class Atoms(Measure):
             lengths = {jnp.shape(x)[:1] for x in leaves}
             if len(lengths) > 1 or () in lengths:
                 shapes = [jnp.shape(x) for x in leaves]
-                raise ValueError(f"Atoms(points): leaves must share their leading axis, got shapes {shapes}")
+                hint = (
+                    "; a list is a pytree of its entries, an array is one sample each"
+                    if isinstance(points, list)
+                    else ""
+                )
+                raise ValueError(f"Atoms(points): leaves must share their leading axis, got shapes {shapes}{hint}")
             shape = lengths.pop()
         else:
             weights = jnp.asarray(weights)

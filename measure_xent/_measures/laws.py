@@ -311,7 +311,7 @@ def pairing(P: Line, f: LogDensity) -> Any:
 
 
 def _nodes(f: Any) -> list[Any]:
-    is_leaf = lambda node: isinstance(node, Continuous | Statistic)
+    is_leaf = lambda node: hasattr(node, "kinks")  # laws, statistics, and what sees to those in it
     return [node for node in jax.tree.leaves(f, is_leaf=is_leaf) if is_leaf(node)]
 
 

@@ -38,6 +38,19 @@ _SHOWN = {name for name in vars(Summaries) if not name.startswith("_")} | {
     *("normalize", "restrict", "reweight", "support", "log_partition", "logits", "probs", "covariance_matrix"),
 }
 
+# What distributions of other libraries call it.
+_ELSEWHERE = {
+    "log_prob": "log_density(x), or log(P)(x)",
+    "prob": "exp(log_density(x))",
+    "icdf": "quantile(u)",
+    "rsample": "sample(key, shape)",
+    "stddev": "std",
+    "entropy": "entropy(P)",
+    "kl_divergence": "kl_divergence(P, Q)",
+    "batch_shape": "shape",
+    "to_event": "independent(P)",
+}
+
 
 def _compile(cls: type) -> None:
     """Makes programs of what a class of measures computes outside of its integrals."""
@@ -123,6 +136,11 @@ class Measure(Summaries, abc.ABC):
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The family axes; () for one measure."""
+
+    def __getattr__(self, name):
+        if name in _ELSEWHERE:
+            raise AttributeError(f"{type(self).__name__} has no {name}: here it is {_ELSEWHERE[name]}")
+        return object.__getattribute__(self, name)  # with the error of a property, where it was one
 
     def __dir__(self):
         """What a user may ask; how a measure is computed is for those who extend it."""

@@ -95,7 +95,10 @@ def common_classes(P: Measure, Q: Measure) -> int | None:
     forms: Any = [form for R in (P, Q) for form in R.forms()]
     if not all(isinstance(form, NormalForm) and not isinstance(form.points, tuple | dict | list) for form in forms):
         return None
-    classes = max((form.classes or 0 for form in forms), default=0)
+    classes_of = lambda R: max((form.classes or 0 for form in R.forms()), default=0)
+    classes = max(classes_of(P), classes_of(Q))
+    if 0 < min(classes_of(P), classes_of(Q)) < classes:
+        raise ValueError(f"P is a measure on {classes_of(P)} classes, Q = {type(Q).__name__} on {classes_of(Q)}")
     has_atoms: Any = lambda R: any(form.weights is not None for form in R.forms())
     points = [form.points for form in forms if form.weights is not None]
     integers = all(jnp.issubdtype(x.dtype, jnp.integer) for x in points)

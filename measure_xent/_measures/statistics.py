@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._integrands.integrand import as_tuple
 from .._pytree import pytree, static
 from .exponential_family import Statistic
 from .special import log_gamma, tilt, x_log1p
@@ -20,7 +21,7 @@ class OfParameters(Statistic):
         return jnp.broadcast_shapes(*map(jnp.shape, jax.tree.leaves(self)))
 
     def values(self, points, lead):
-        return jax.tree.map(lambda c: jnp.asarray(c)[..., None], self)(points)
+        return jax.tree.map(lambda c: jnp.asarray(c)[..., None], self)(*as_tuple(points))
 
 
 @pytree

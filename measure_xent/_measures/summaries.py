@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._forms.disintegration import Disintegration
 from .._forms.form import Form
 from .._forms.law_form import LawForm
 from .._forms.normal_form import NormalForm
@@ -215,6 +216,16 @@ def tails_of(form: Form, family: tuple[int, ...]) -> Tails:
     if isinstance(form, NormalForm):
         each = [Sorted.of(points, weights, family).tails for points, weights, _ in form.atom_lists()]
         return lambda x: _sums(tails(x) for tails in each)
+    if isinstance(form, Disintegration):  # a mixture of as many laws as there are atoms
+        k = form.weights.shape[-1]
+        of_each = tails_of(form.target, (*family, k))
+        weighed = lambda tail: null_safe_product(form.weights, tail).sum(-1)
+
+        def of_all(x):
+            below, above = of_each(jnp.broadcast_to(x[..., None], (*x.shape, k)))
+            return weighed(below), weighed(above)
+
+        return of_all
     assert isinstance(form, LawForm)
     if _is_plain(form):
         return lambda x: (form.c * form.law.cdf(x), form.c * form.law.survival(x))
@@ -321,18 +332,27 @@ def _or_atom(form: NormalForm, x: Array, family: tuple[int, ...]) -> Array:
 
 def _or_end(form: Form, x: Array, u: Array) -> Array:
     """Of u = 0 and 1 the ends of a law, before which its tails round to 0; an integer, where it has mass at x; else x."""
-    if not isinstance(form, LawForm) or not _is_plain(form):
+    each = form.target if isinstance(form, Disintegration) else form
+    if not isinstance(each, LawForm) or not _is_plain(each):
         return x
-    low, high = (jnp.where(form.c > 0, end, x) for end in form.law.support)
+    c, at, law = each.c, x, each.law
+    if each is not form:
+        c, at = c * form.weights, x[..., None]  # type: ignore[attr-defined]
+    low, high = (jnp.where(c > 0, end, at) for end in law.support)
+    if each is not form:
+        low, high = low.min(-1), high.max(-1)
     x = jnp.where(u == 0, jnp.minimum(x, low), jnp.where(u == 1, jnp.maximum(x, high), x))
     if not _is_of_integers(form):
         return x
     whole = lax.stop_gradient(jnp.round(x)) + 0.0  # and no −0
-    at_atom = (jnp.abs(x - whole) <= jnp.finfo(x.dtype).tiny) & (form.c * form.law.density_of(whole) > 0)
+    mass = c * law.density_of(whole if each is form else whole[..., None]) > 0
+    at_atom = (jnp.abs(x - whole) <= jnp.finfo(x.dtype).tiny) & (mass if each is form else mass.any(-1))
     return jnp.where(at_atom, whole, x)
 
 
 def _is_positive(form: Form) -> Array:
+    if isinstance(form, Disintegration):
+        return jnp.all((form.weights >= 0) & _is_positive(form.target), axis=-1)
     masses = [weights for _, weights, _ in form.atom_lists()] if isinstance(form, NormalForm) else [form.c[..., None]]  # type: ignore[attr-defined]
     return functools.reduce(jnp.logical_and, [jnp.all(masses >= 0, axis=-1) for masses in masses])
 
@@ -340,5 +360,7 @@ def _is_positive(form: Form) -> Array:
 def _is_of_integers(form: Form) -> bool:
     if isinstance(form, NormalForm):
         return all(jnp.issubdtype(points.dtype, jnp.integer) for points, _, _ in form.atom_lists())
+    if isinstance(form, Disintegration):
+        return _is_of_integers(form.target)
     assert isinstance(form, LawForm)
     return jnp.issubdtype(form._point.dtype, jnp.integer)

@@ -55,10 +55,9 @@ class Likelihood(Integrand):
 
     def scaled_values(self, points: Any, lead: int) -> ScaledNumber:
         """The values at an array of points."""
-        points = as_tuple(points)
-        behind = lambda v, own: jnp.reshape(v, (*(1,) * (lead - 1 - own), *jnp.shape(v)[:own], 1, *jnp.shape(v)[own:]))
-        y, log_scale = behind(self.y, jnp.ndim(self.y) - self.event), behind(self.log_scale, jnp.ndim(self.log_scale))
-        return self._relative(self.K.family(points, lead).scaled_density(y), log_scale)
+        y = _behind(self.y, jnp.ndim(self.y) - self.event, lead)
+        log_scale = _behind(self.log_scale, jnp.ndim(self.log_scale), lead)
+        return self._relative(self.K.family(as_tuple(points), lead).scaled_density(y), log_scale)
 
     def values(self, points, lead):
         return _value(self.scaled_values(points, lead))
@@ -69,8 +68,37 @@ class Likelihood(Integrand):
         return ScaledNumber(log_density - jnp.where(jnp.isfinite(log_scale), log_scale, 0), factor)
 
 
+def _behind(v: Any, own: int, lead: int) -> Array:
+    """v, of so many axes of a family, with an axis for the points behind those."""
+    return jnp.reshape(v, (*(1,) * (lead - 1 - own), *jnp.shape(v)[:own], 1, *jnp.shape(v)[own:]))
+
+
 def _value(number: ScaledNumber) -> Array:
     return number.factor * jnp.exp(number.log_scale)
+
+
+@pytree
+class Tail(Integrand):
+    """x ↦ the mass of K(x) up to y, or above it."""
+
+    K: Any
+    y: Float[Array, "*family"]
+    above: bool = static()
+
+    def __call__(self, *x):
+        return self.K(*x)._tails("cdf")(self.y)[self.above]
+
+    @property
+    def shape(self):
+        return jnp.shape(self.y)
+
+    @property
+    def breakpoints(self):
+        """Where the mass may go from one side of y to the other: near y, if K is noise."""
+        return (self.y,)
+
+    def values(self, points, lead):
+        return self.K.family(as_tuple(points), lead)._tails("cdf")(_behind(self.y, jnp.ndim(self.y), lead))[self.above]
 
 
 @pytree
@@ -246,6 +274,12 @@ class Mixture(Continuous):
         return (
             jax.vmap(one)(jax.random.split(key, math.prod(shape))).reshape(*shape, *self.shape) if shape else one(key)
         )
+
+    def cdf(self, x):
+        return Lowered((self.outer,)).expect(Tail(self.K, jnp.asarray(x, float), False))
+
+    def survival(self, x):
+        return Lowered((self.outer,)).expect(Tail(self.K, jnp.asarray(x, float), True))
 
     def with_family_rank(self, rank):
         return Mixture(self.outer.with_family_rank(rank), self.K, self.low, self.high)

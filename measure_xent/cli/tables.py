@@ -52,6 +52,8 @@ def open_parquet(path: Path, names: Names, block_bytes: int) -> Predictions:
         with path.open("rb") as stream, opened(stream) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    except FileNotFoundError:
+        raise CommandError(f"{path}: no such file") from None
     except (ArrowInvalid, OSError) as error:
         raise CommandError(f"{path}: broken or cut off: {error}") from None
     starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
