@@ -80,6 +80,9 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(
+        Forgetting()
+    )  # as a hook of this file it would be called for the tests beside it alone
     config.addinivalue_line("markers", "sweep: a test whose cases are alike")
     config.addinivalue_line("markers", "long: a test of many seconds, of which each turn of a few makes some")
     config.addinivalue_line("markers", "slow(why): a test that is run by its name, in turns, or in full")
@@ -153,19 +156,25 @@ def small_as_large(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_gigabytes():
-    """No test takes 2 GiB: its process does not grow by that much at once. What is compiled is forgotten before it is a lot."""
+    """No test takes 2 GiB: its process does not grow by that much at once."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 2**31
-    if resident() > max(WORKER // 3, kept[0] + WORKER // 8):
-        jax.clear_caches()
-        with contextlib.suppress(OSError, AttributeError):  # glibc's: what is free goes back to the system
-            ctypes.CDLL(None).malloc_trim(0)
-        kept[0] = resident()
 
 
-kept = [0]  # what a worker holds when all that is compiled is forgotten
+class Forgetting:
+    """After any test, an example of the documentation too, what is compiled is forgotten if it is a lot."""
+
+    kept = 0  # what a worker holds without
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self):
+        if resident() > max(WORKER // 3, self.kept + WORKER // 8):
+            jax.clear_caches()
+            with contextlib.suppress(OSError, AttributeError):  # glibc's: what is free goes back to the system
+                ctypes.CDLL(None).malloc_trim(0)
+            self.kept = resident()
 
 
 def resident() -> int:

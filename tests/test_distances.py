@@ -167,3 +167,20 @@ def test_errors():
         mx.wasserstein(P, X)
     with pytest.raises(TypeError, match=r"maximum_mean_discrepancy\(k\)"):
         mx.maximum_mean_discrepancy(P, Q, 1.0)
+
+
+@pytest.mark.long
+def test_many_samples_against_a_law():
+    """By one rule for all pieces, an outlier far from the law among them; the derivative in the law's place."""
+    rng = np.random.default_rng(5)
+    x = np.append(1.2 * rng.normal(size=300) + 0.3, 60.0)
+    P = mx.Empirical(jnp.asarray(x, float))
+    grid = np.linspace(-12, 70, 2_000_001)
+    F, dx = np.searchsorted(np.sort(x), grid, side="right") / len(x), grid[1] - grid[0]
+    first = lambda m: (np.abs(F - st.norm(m).cdf(grid)) * dx).sum()
+    distance = jax.jit(jax.value_and_grad(lambda m: mx.wasserstein(P, mx.Normal(m, 1.0))))
+    value, slope = distance(0.1)
+    np.testing.assert_allclose(value, first(0.1), rtol=1e-5)
+    np.testing.assert_allclose(slope, (first(0.101) - first(0.099)) / 2e-3, rtol=1e-3)
+    energy = np.sqrt(2 * ((F - st.norm().cdf(grid)) ** 2).sum() * dx)
+    np.testing.assert_allclose(mx.energy_distance(P, mx.Normal(0.0, 1.0)), energy, rtol=1e-5)
