@@ -172,6 +172,7 @@ def test_errors():
     np.testing.assert_allclose(mx.log(P)(1), [-np.inf, np.log(0.25)], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_ends_of_parameters_and_points():
     """Tails beyond the last digit of 1; families; infinity and NaN; far below a Gumbel's location."""
     np.testing.assert_allclose(mx.NegativeBinomial(10.0, 0.01).survival(3.0), st.nbinom(10, 0.99).sf(3), rtol=1e-3)
@@ -219,6 +220,7 @@ def test_multinomial(case):
     assert mx.log(P)(jnp.full(d, n + 1)).tolist() == [-np.inf] * 2  # one vector, of a family whose length is another
 
 
+@pytest.mark.long
 def test_angles():
     """Cross-entropies in closed form; the direction; derivatives of the cdf, in loc where the bulk goes over the end."""
     P, Q = mx.VonMises(2.9, 3.0), mx.VonMises(-1.0, 0.7)

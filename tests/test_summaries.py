@@ -136,6 +136,7 @@ def test_families_and_transformations():
     np.testing.assert_allclose(P.cdf(u), each(lambda m: m.cdf(u[:, 0, 0])), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_vectors_and_tuples():
     x = rng.normal(size=(50, 3)).astype(np.float32)
     w = rng.random(50).astype(np.float32)
@@ -341,6 +342,7 @@ def test_mixtures_by_bind(name):
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.long
 def test_mixtures_by_bind_of_other_kinds():
     """Of counts, with atoms, a family, over a law; a quantile's derivative; their pictures."""
     w = jnp.array([0.3, 0.7])
