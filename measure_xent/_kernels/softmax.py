@@ -50,11 +50,10 @@ from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
 from .partition import explicit_mesh, partitioned
 from .stored import LARGE, SCATTERED, of_labels, of_masses
-from .target import Target, expand, is_null, join, split_by_row
+from .target import FEW_ATOMS, Target, expand, is_null, join, split_by_row
 
 # Of so few the quick pass would save 30 µs, measured on x86 CPUs, and take 0.2 s to compile beside the one it is tried before.
 FEW_LOGITS = 1 << 16
-FEW_ATOMS = 4  # each class of a row is compared with
 FEW_CLASSES = 4  # measured on the same: rows of so few are quicker written out column by column
 
 
@@ -340,7 +339,6 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
         gaps = materialise_row(total_of(lambda c, z: gap(z, "background"), z))
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     if dense is not None and plain:
-        # Stored, and then summed: a selection would keep the sum from YNNPACK.
         here = materialise_row(log_sum, "dense")
         total += sum_in_parts(lambda _, z, dense: dense * (gap(z, "dense") + here), z, dense)[..., 0]
     elif dense is not None:
@@ -367,7 +365,7 @@ def _is_of_labels(target):
 def _can_be_stored(z, target):
     """Whether the target is one a row, of classes that are more than a few, and no half precision would be converted again."""
     return (
-        target != Target()
+        any(part is not None for part in target)
         and (z.dtype.itemsize >= 4 or (z.shape[-1] <= SHORT_ROW and z.size <= LARGE))
         and (z.shape[-1] > FEW_CLASSES or is_odd(z))
         and _family(z, *target) == z.shape[:-1]

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Int
 from .classes import Classes, out_of_range
 from .layout import CLASSES, rows_of
 
+# So many are comparisons, which fuse into the loop that writes or reads a row; a scatter would not.
+FEW_ATOMS = 4
+
 
 class Target(NamedTuple):
     """A finite measure on the classes 0..V−1 in normal form, Σ_j weights_j δ_{indices_j} + background·# + dense.
@@ -96,7 +99,7 @@ def is_null(classes, weights, background, dense):
 
 
 def _scatter(indices, weights, classes):
-    if indices.shape[-1] <= 4:  # comparisons fuse into the loop that writes the gradient, a scatter would not
+    if indices.shape[-1] <= FEW_ATOMS:
         at = jnp.arange(classes)
         atoms = range(indices.shape[-1])
         return sum(jnp.where(at == indices[..., j : j + 1], weights[..., j : j + 1], 0) for j in atoms)

@@ -335,18 +335,17 @@ def _or_end(form: Form, x: Array, u: Array) -> Array:
     each = form.target if isinstance(form, Disintegration) else form
     if not isinstance(each, LawForm) or not _is_plain(each):
         return x
-    c, at, law = each.c, x, each.law
-    if each is not form:
-        c, at = c * form.weights, x[..., None]  # type: ignore[attr-defined]
-    low, high = (jnp.where(c > 0, end, at) for end in law.support)
-    if each is not form:
-        low, high = low.min(-1), high.max(-1)
+    # On one more axis the laws of a mixture, or this one alone.
+    law, c = each.law, each.c
+    law, c = (law.with_point_axis(), c[..., None]) if each is form else (law, c * form.weights)  # type: ignore[attr-defined]
+    low, high = (jnp.where(c > 0, end, x[..., None]) for end in law.support)
+    low, high = low.min(-1), high.max(-1)
     x = jnp.where(u == 0, jnp.minimum(x, low), jnp.where(u == 1, jnp.maximum(x, high), x))
     if not _is_of_integers(form):
         return x
     whole = lax.stop_gradient(jnp.round(x)) + 0.0  # and no −0
-    mass = c * law.density_of(whole if each is form else whole[..., None]) > 0
-    at_atom = (jnp.abs(x - whole) <= jnp.finfo(x.dtype).tiny) & (mass if each is form else mass.any(-1))
+    has_mass = (c * law.density_of(whole[..., None]) > 0).any(-1)
+    at_atom = (jnp.abs(x - whole) <= jnp.finfo(x.dtype).tiny) & has_mass
     return jnp.where(at_atom, whole, x)
 
 
