@@ -34,8 +34,9 @@ TOP = np.array([[0, 1, 2], [3, 5, 12], [1, 9, 7], [2, 0, 3], [5, 6, 7], [10, 11,
 IS_ODD = lambda y: y % 2 == 1
 
 
-def families(h, w, b, g, u, size=3):
-    return mx.LinearSoftmax(u, b, class_axis=0, batch_size=size)(g), mx.LinearSoftmax(w, b, batch_size=size)(h)
+def families(h, w, b, g, u, size=3, **options):
+    of = functools.partial(mx.LinearSoftmax, batch_size=size, **options)
+    return of(u, b, class_axis=0)(g), of(w, b)(h)
 
 
 def logarithms(h, w, b, g, u):
@@ -168,6 +169,32 @@ def test_the_textbooks_numbers(name, mode):
     for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         # Sums of 13 terms of float32, through a curvature where there are two derivatives.
         np.testing.assert_allclose(a, e, rtol=2e-4, atol=5e-5 * max(1.0, np.abs(e).max()))
+
+
+@pytest.mark.long
+@sweep("kind", ["bfloat16", "float64", "kept"], 0.5)
+@sweep("name", ASKED, 0.25)
+def test_dtypes_and_kept_exponentials(name, kind):
+    """Half precision is rounded once, where it comes in and in the gradients; what is kept changes nothing."""
+    options = {"residual_bytes": 1 << 20} if kind == "kept" else {}
+    with jax.enable_x64(kind == "float64"):
+        arrays = {key: jnp.asarray(x, "float32" if kind == "kept" else kind) for key, x in ARRAYS.items()}
+        of = lambda moving: ASKED[name][0](*families(**{**arrays, **moving}, **options))
+        moving = {key: arrays[key] for key in SMOOTH}
+        values, pullback = jax.vjp(jax.jit(of), moving)
+        (gradients,) = pullback(jnp.asarray(COTANGENTS, values.dtype))
+    assert values.dtype == ("float64" if kind == "float64" else "float32")
+    with jax.enable_x64():
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), arrays)
+        expected = lambda moving: ASKED[name][1](*logarithms(**{**wide, **moving}))
+        exact_values, pullback = jax.vjp(expected, {key: wide[key] for key in SMOOTH})
+        (exact_gradients,) = pullback(jnp.asarray(COTANGENTS, jnp.float64))
+    # Of χ² and its like the largest value, to which others are a rounding.
+    np.testing.assert_allclose(values, exact_values, 0, (1e-13 if kind == "float64" else 3e-6) * np.max(np.abs(exact_values)))
+    for key, exact_gradient in exact_gradients.items():
+        assert gradients[key].dtype == arrays[key].dtype
+        within = {"bfloat16": 2**-7, "float64": 1e-13, "kept": 2e-5}[kind] * np.abs(exact_gradient).max()
+        np.testing.assert_allclose(np.asarray(gradients[key], np.float64), exact_gradient, 0, max(within, 1e-30))
 
 
 def test_candidates_of_what_is_restricted():

@@ -41,7 +41,7 @@ FEW_ATOMS = 4
 # Atoms are compared in pairs. Targets with more of them are not for this schedule.
 MOST_ATOMS = 64
 # Rows of logits at a time where a kernel has made none.
-AGAIN = 1024
+AGAIN = 128
 
 
 class Atoms(NamedTuple):
@@ -182,7 +182,8 @@ def exponentials(
             here = atoms.indices - classes.first
             at = jnp.where(out_of_range(here, classes.here), 0, take(z, here))
         gaps = jnp.sum(gap(r, z), axis=-1) if total else None
-        kept = (e * epilogue.slope(z)).astype(matrix.weight.dtype) if keep else None
+        # Finite in any row: S tells of NaN, and a null row's E may be multiplied by 0.
+        kept = jnp.where(jnp.isnan(z), 0, e * epilogue.slope(z)).astype(matrix.weight.dtype) if keep else None
         return of_all_parts(atoms, reference, gap, kept, hopper.Sums(jnp.sum(e, axis=-1), at, gaps))
 
     def made_by_kernel(hidden, atoms, reference, _, gap):

@@ -163,8 +163,8 @@ class HeadFunction:
             (value, kept), _ = out
             return (self.of_rows(value), kept.dims(rows_of(self.rank))), []
 
-        # A TPU makes no logits beside them, and would copy those of blocks.
-        at_once = () if self.size else ("tpu",)
+        # A TPU and a GPU's kernel make no logits beside them, and those of blocks would be copied.
+        at_once = () if self.size else ("tpu", "cuda")
         return self.blocked(functools.partial(each, True), Gradient(), out_dims, (None, None, *points), at_once)[0]
 
     def keeps(self, wanted: Gradient, points: Points) -> bool:

@@ -18,6 +18,7 @@ from .mesh import AxisName, sum_over, varying, zeros
 # Platforms where scaled exponentials are faster. On CPUs, where a block of logits stays in the cache, they were measured not to
 # be, and E beside the logits is as much memory again.
 SCALED = {"tpu", "cuda", "default"}
+GPUS = {"cuda", "default"}
 
 
 class OfFigures(NamedTuple):
@@ -159,8 +160,6 @@ class Summand(NamedTuple):
         if kept is not None or self.scales(platform, wanted):
             if kept is None:
                 kept = self.exponentials(platform, hidden, rows, indices, keep=True)
-            else:  # made before it was known which rows are null
-                kept = kept._replace(matrix=self.nulls.present(null, kept.matrix))
             of_logits, argument = self._figures(platform, null, rows, indices, kept)
             values = self._of_figures
         else:
@@ -280,13 +279,14 @@ def total_and_gradients(
     columns = functools.cache(lambda: jnp.sum(weight, matrix.class_axis, dtype=accumulator(weight.dtype)))
     scaled = kept is not None or summand.scales(platform, wanted)
     # One block on one device makes the weight's gradient itself. A GPU's compiler was seen to write it in float32 first.
-    whole = one_block and platform == "cuda" and scaled and summand.rounds(wanted) and not varying(of_rows)
+    whole = one_block and platform in GPUS and scaled and summand.rounds(wanted) and not varying(of_rows)
     if scaled and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
         columns()  # once, and not in the loop
 
     def step(sums, block):
         """``sums`` may be none yet, one list an output."""
         hidden, value, gradients = summand.gradients(wanted, platform, *block)
+        null = summand.nulls.of(block[1])
         added, by_row = [], []
         for sum_, (slope, new) in zip(sums or [_Sums()] * len(gradients), gradients, strict=True):
             unscaled = lambda x: x
@@ -298,7 +298,8 @@ def total_and_gradients(
                 dh = unscaled(matrix.hidden_gradient(slope.matrix))
                 dh = dh if slope.scale is None else slope.scale[:, None] * dh
                 dh = dh if slope.everywhere is None else dh + slope.everywhere[:, None] * columns()
-                new = new._replace(hidden=dh.astype(kept_in(hidden.dtype)))
+                dh = dh.astype(kept_in(hidden.dtype))
+                new = new._replace(hidden=summand.nulls.present(null, dh))  # a weight may be infinite
             dw = over_classes = db = None
             if wanted.weight:
                 scaled = hidden if slope.scale is None else slope.scale[:, None] * hidden

@@ -25,6 +25,7 @@ HEAD_OPERATIONS = {
     "value": "the mean loss",
     "gradient": "the mean loss and its gradients in hidden and weight",
     "smoothed": f"the same with labels smoothed by {EPSILON}",
+    "master": "the mean loss and its gradients, a float32 weight whose products are in half precision",
     "each": "a loss a token and the gradients under a cotangent for each",
     "kept": "the same, a number a logit kept for the gradients",
 }
@@ -62,7 +63,8 @@ class Case(NamedTuple):
         if not features:
             return 3 * jax.random.normal(keys[1], (n, classes), self.dtype), labels
         hidden = jax.random.normal(keys[1], (n, *features), self.dtype)
-        weight = jax.random.normal(keys[2], (*features, classes), self.dtype) / np.sqrt(features[0]).astype(self.dtype)
+        of_weight = "float32" if self.operation == "master" else self.dtype
+        weight = jax.random.normal(keys[2], (*features, classes), of_weight) / np.sqrt(features[0]).astype(of_weight)
         return hidden, weight, labels
 
     def contestants(self) -> dict[str, Callable]:
@@ -115,7 +117,8 @@ def cotangent(n: int) -> jax.Array:
 
 def _in_float64(case: Case, *operands: jax.Array) -> tuple[Any, list[np.ndarray], np.ndarray | None]:
     """(losses or loss, gradients, columns of the weight's gradient that these are), by numpy."""
-    *inputs, y = [np.asarray(x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x) for x in operands]
+    rounded = lambda x: x.astype(operands[0].dtype).astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    *inputs, y = [np.asarray(rounded(x)) for x in operands]
     n, classes = len(y), inputs[-1].shape[-1]
     x = inputs[0].astype(np.float64)
     if case.operation == "binary":
@@ -233,13 +236,14 @@ def _head_contestants(operation: str) -> dict[str, Callable]:
         return smoothed if operation == "smoothed" else mx.Dirac(y)
 
     def ours(h, w, y):
-        Q = mx.LinearSoftmax(w, residual_bytes=1 << 60 if operation == "kept" else 0)
+        options = {"kept": {"residual_bytes": 1 << 60}, "master": {"dtype": h.dtype}}
+        Q = mx.LinearSoftmax(w, **options.get(operation, {}))
         if operation in OF_TOKENS:
             return jnp.vdot(mx.cross_entropy(mx.Dirac(y), Q(h)), cotangent(len(y)))
         return mx.cross_entropy(mx.joint(mx.Empirical(h), target(y, w.shape[1])), Q)
 
     def theirs(h, w, y):
-        logits = h @ w
+        logits = h @ w.astype(h.dtype)
         if operation == "smoothed":
             targets = optax.losses.smooth_labels(jax.nn.one_hot(y, w.shape[1]), EPSILON)
             return optax.losses.softmax_cross_entropy(logits, targets).mean()
@@ -253,12 +257,17 @@ def _head_contestants(operation: str) -> dict[str, Callable]:
 
         flags.FLAGS.mark_as_parsed()  # else tokamax reads this command's line as its own
         losses["tokamax"] = lambda h, w, y: tokamax.linear_softmax_cross_entropy_loss(
-            h, y, w, reduction="mean", implementation="xla"
+            h, y, w.astype(h.dtype), reduction="mean", implementation="xla"
         )
     if operation == "value":
         return losses | {"limit": lambda h, w, y: h @ w}
     gradients = {name: lambda h, w, y, f=f: jax.value_and_grad(f, (0, 1))(h, w, y) for name, f in losses.items()}
-    return gradients | {"limit": lambda h, w, y: ((h @ w) @ w.T, h.T @ (h @ w))}
+
+    def products(h, w, y):
+        w = w.astype(h.dtype)
+        return (h @ w) @ w.T, h.T @ (h @ w)
+
+    return gradients | {"limit": products}
 
 
 def _torch_head_calls(operation: str, operands: tuple[jax.Array, ...], device: str) -> dict[str, Callable]:
@@ -278,7 +287,7 @@ def _torch_head_calls(operation: str, operands: tuple[jax.Array, ...], device: s
 
     def dense():
         reduction = "none" if operation in OF_TOKENS else "mean"
-        loss = F.cross_entropy(h @ w.T, y, reduction=reduction, label_smoothing=smoothing)
+        loss = F.cross_entropy(h @ w.T.to(h.dtype), y, reduction=reduction, label_smoothing=smoothing)
         gradients(loss @ of_tokens.to(loss.dtype) if operation in OF_TOKENS else loss)
 
     calls = {"torch": dense}
