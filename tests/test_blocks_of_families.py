@@ -190,7 +190,9 @@ def test_dtypes_and_kept_exponentials(name, kind):
         exact_values, pullback = jax.vjp(expected, {key: wide[key] for key in SMOOTH})
         (exact_gradients,) = pullback(jnp.asarray(COTANGENTS, jnp.float64))
     # Of χ² and its like the largest value, to which others are a rounding.
-    np.testing.assert_allclose(values, exact_values, 0, (1e-13 if kind == "float64" else 3e-6) * np.max(np.abs(exact_values)))
+    np.testing.assert_allclose(
+        values, exact_values, 0, (1e-13 if kind == "float64" else 3e-6) * np.max(np.abs(exact_values))
+    )
     for key, exact_gradient in exact_gradients.items():
         assert gradients[key].dtype == arrays[key].dtype
         within = {"bfloat16": 2**-7, "float64": 1e-13, "kept": 2e-5}[kind] * np.abs(exact_gradient).max()

@@ -141,6 +141,37 @@ def test_a_loss_a_row(target, dtype, class_axis, size, kept):
     check(ours, exact, operands, TOLERANCE[dtype])
 
 
+@sweep("target", [name for name in TARGETS if name != "top"], 4)
+@sweep("dtype", TOLERANCE)
+@sweep("size", [None, 8])
+def test_accuracy_beside_the_loss(target, dtype, size):
+    """The same loss and gradients, and the mass at the first of the largest logits."""
+    measure, dense = TARGETS[target]
+    operands = arrays(dtype)
+    # Largest logits that are the label's alone, that it shares with one before and with one after, and that it has not.
+    bias = np.zeros(V, np.float32)
+    bias[[7, 40, 300]] = 9, 9, 8
+    hidden = operands[0].at[:4].set(0)
+    labels = jnp.asarray(LABELS).at[:4].set(jnp.asarray([7, 40, 300, -1]))
+
+    def of(h, w, b):
+        h = jnp.where(jnp.asarray(MASK)[:, None] == 0, jnp.nan, h)
+        at = mx.Dirac(labels) if target == "labels" else measure()
+        P = mx.joint(mx.Atoms(h, weights=jnp.asarray(MASK).at[3].set(0)), at)
+        f = P.expect({"loss": -log(Q := mx.LinearSoftmax(w, b, batch_size=size)), "accuracy": mx.correct(Q)})
+        return f["loss"] + 3 * f["accuracy"]
+
+    def exact(h, w, b):
+        z, masses = h @ w + b, hot(labels) if target == "labels" else dense()
+        first = jnp.argmax(z, axis=-1)
+        weights = jnp.asarray(MASK).at[3].set(0)
+        right = jnp.sum(weights * masses[jnp.arange(N), first])
+        return jnp.sum(weights * cross_entropy(z, masses)) + 3 * right
+
+    operands = [hidden, operands[1], jnp.asarray(bias, dtype)]
+    check(of, exact, operands, TOLERANCE[dtype])
+
+
 @sweep("wanted", [(0, 1), (0, 1, 2), (0, 1, 3)], 3)
 def test_softcap(wanted):
     """Bounded logits, a gradient in the bound itself among them."""
@@ -186,6 +217,26 @@ def test_confident_rows():
             np.testing.assert_allclose(value, expected, rtol=1e-5)
             np.testing.assert_allclose(-gradient[label], np.delete(gradient, label).sum(), rtol=1e-5)
             np.testing.assert_allclose(-gradient[label], -np.expm1(-expected), rtol=1e-5)
+
+
+@pytest.mark.long
+def test_which_rows_are_right():
+    """One row each: ties, −inf, NaN, labels out of range, a null measure; and the derivative in the row's weight."""
+    h, none, out = jnp.zeros((1, D)), -jnp.inf, [-1, V]
+    of_bias = {
+        "ties": (jnp.zeros(V), [0, 1, V - 1, *out], [1, 0, 0, 0, 0]),
+        "best": (jnp.zeros(V).at[5].set(100.0).at[9].set(100.0), [5, 9, 0], [1, 0, 0]),
+        "forbidden": (jnp.zeros(V).at[0].set(none), [0, 1], [0, 1]),
+        "NaN": (jnp.zeros(V).at[3].set(jnp.nan), [3, 0], [np.nan, np.nan]),
+        "null measure": (jnp.full(V, none), [0, 1], [1, 0]),
+    }
+    right = lambda b, y, w: mx.Atoms((h, y[None]), weights=w[None]).expect(
+        mx.correct(mx.LinearSoftmax(jnp.zeros((D, V)), b))
+    )
+    for name, (b, labels, expected) in of_bias.items():
+        for y, is_right in zip(labels, expected, strict=True):
+            value, slope = jax.jit(jax.value_and_grad(right, 2))(b, jnp.asarray(y), jnp.float32(2))
+            np.testing.assert_array_equal(np.stack([value, slope]), [2.0 * is_right, is_right], err_msg=f"{name}, {y}")
 
 
 @pytest.mark.long
@@ -349,6 +400,10 @@ def test_on_a_mesh(kind, axes):
         wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (h, w, b)]
         expected, slopes = jax.jit(jax.value_and_grad(exact, (0, 1, 2)))(*wide, np.asarray(y))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+    right = jax.jit(lambda h, w, b, y: mx.Empirical((h, y)).expect(mx.correct(mx.LinearSoftmax(w, b, batch_size=4))))
+    best = (h @ w + b).argmax(-1)
+    for labels in (y, best):
+        assert right(*placed[:3], jax.device_put(labels, placed[3].sharding)) == np.mean(labels == best)
     head = functools.partial(mx.LinearSoftmax, batch_size=4)
     each = lambda kept, h, w, b, y: jnp.mean(mx.cross_entropy(mx.Dirac(y), head(w, b, residual_bytes=kept)(h)))
     alone = [jax.jit(jax.grad(functools.partial(each, kept), (0, 1, 2)))(*placed) for kept in (0, 1 << 20)]
@@ -373,8 +428,10 @@ def test_it_is_what_runs(monkeypatch):
     monkeypatch.setattr(summand, "exponentials", lambda *a, **k: seen.append(a) or exponentials.exponentials(*a, **k))
     h, w, _ = arrays(jnp.float32)
     loss = lambda h, w: mx.cross_entropy(mx.Empirical((h, LABELS)), mx.LinearSoftmax(w))
-    jax.make_jaxpr(jax.grad(loss))(h, w)
-    assert seen
-    seen.clear()
+    right = lambda h, w: mx.Empirical((h, LABELS)).expect(mx.correct(mx.LinearSoftmax(w)))
+    for f in (jax.grad(loss), right):
+        jax.make_jaxpr(f)(h, w)
+        assert seen
+        seen.clear()
     jax.make_jaxpr(jax.grad(loss))(h.astype(jnp.float16), w.astype(jnp.float16))
     assert not seen

@@ -119,12 +119,14 @@ def _of_figures(cut: _Cut) -> OfFigures | None:
         of_calls = zip(kinds, lists(shared, own, indices), shared[0], own[0], indices[0], strict=True)
         for kind, pair, *parts in of_calls:
             end = start + (0 if pair is None else pair[0].shape[-1])
-            here = None if pair is None else figures.surprisals[:, start:end]
-            found.append(kind.values(figures._replace(surprisals=here), classes, *parts))
+            cut_out = lambda x, start=start, end=end: None if x is None or start == end else x[:, start:end]
+            here = {name: cut_out(getattr(figures, name)) for name in ("surprisals", "are_modes")}
+            found.append(kind.values(figures._replace(**here), classes, *parts))
             start = end
         return _of_rows(cut, shared, own, indices, found)
 
-    return OfFigures(atoms, any(kind.total for kind in kinds), values, cut.head.axis_name)
+    total, modes = (any(getattr(kind, name) for kind in kinds) for name in ("total", "modes"))
+    return OfFigures(atoms, total, modes, values, cut.head.axis_name)
 
 
 class _Traced(NamedTuple):

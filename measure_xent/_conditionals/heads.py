@@ -38,6 +38,7 @@ from .linear_softmax import (
     dims_of,
     operands_of,
     row_of,
+    row_of_figures,
     sparse_target,
     target_of,
 )
@@ -94,7 +95,7 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
 
     def of_figures(figures, classes, shared, own, indices):
         function, against = shared[0], sparse_target(shared[1], own, indices)
-        value = function.integrate_row(Row.of(against, figures.rows(against), classes))
+        value = function.integrate_row(row_of_figures(figures, against, classes, row_statistics))
         return jax.tree.map(lambda v: sign * v, value)
 
     def one(pair):
@@ -103,9 +104,9 @@ def integral_of_head(P: Measure, f: Any) -> PyTree:
         against = _here(target(pair.target, Q.classes, "LinearSoftmax"), Q)
         (own, indices), shared = operands_of(against, pair.target.deferred, pair.weights.shape)
         shared = function, shared
-        read = as_figures(against, pair.target.deferred, of_figures, Q.axis_name, at=lambda shared: shared[1])
+        of_target = dict(row_statistics=row_statistics, at=lambda shared: shared[1])
+        read = as_figures(against, pair.target.deferred, of_figures, Q.axis_name, **of_target)
         how = dict(no_null_rows=pair.no_null_atoms and pair.target.no_null_atoms, deferred=pair.target.deferred)
-        read = None if row_statistics else read
         return over_rows(P, values, Q, hidden, pair.weights, shared, own, indices, read, **how)
 
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), map(one, pairs))

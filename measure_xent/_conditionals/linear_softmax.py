@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from .._forms.normal_form import NormalForm
 from .._kernels.checks import check_values, real_array
 from .._kernels.classes import Classes, accumulator, class_index
-from .._kernels.exponentials import MOST_ATOMS
+from .._kernels.exponentials import FEW_ATOMS, MOST_ATOMS, Figures
 from .._kernels.gumbel import Keys, draws
 from .._kernels.head import per_row
 from .._kernels.head_function import Dimensions
@@ -253,9 +253,9 @@ class LinearCategorical(Measure):
 
         def of_figures(figures, classes, shared, own, indices):
             against = sparse_target(shared, own, indices)
-            return Row.of(against, figures.rows(against), classes)
+            return row_of_figures(figures, against, classes, row_statistics)
 
-        read = None if row_statistics else as_figures(against, deferred, of_figures, self.head.axis_name)
+        read = as_figures(against, deferred, of_figures, self.head.axis_name, row_statistics)
         function = functools.partial(row_of, row_statistics=row_statistics)
         return self.per_row(function, against, deferred, read)
 
@@ -459,19 +459,31 @@ def sparse_target(shared: Any, own: Any, indices: Any) -> Target:
 
 
 def as_figures(
-    target: Target, deferred: tuple, values: Callable, axis_name: AxisName | None, at: Callable = lambda shared: shared
+    target: Target,
+    deferred: tuple,
+    values: Callable,
+    axis_name: AxisName | None,
+    row_statistics: tuple[str, ...] = (),
+    at: Callable = lambda shared: shared,
 ) -> OfFigures | None:
-    """Values by scaled exponentials, if these take the target: it has no dense parts, and few atoms. ``at`` is where the target
-    is in what is shared."""
-    k = 0 if target.indices is None else target.indices.shape[-1]
-    if target.dense is not None or deferred or k > MOST_ATOMS:
+    """Values by scaled exponentials, if these take the target: it has no dense parts, and few atoms; and no statistics of rows
+    are read but its mass at the mode. ``at`` is where the target is in what is shared."""
+    k, modes = 0 if target.indices is None else target.indices.shape[-1], bool(row_statistics)
+    most = FEW_ATOMS if modes else MOST_ATOMS
+    if target.dense is not None or deferred or k > most or not {"mass_at_mode"}.issuperset(row_statistics):
         return None
 
     def atoms(shared, own, indices):
         target = sparse_target(at(shared), own, indices)
         return None if target.indices is None else (class_index(target.indices), target.weights)
 
-    return OfFigures(atoms, target.background is not None, values, axis_name)
+    return OfFigures(atoms, target.background is not None, modes, values, axis_name)
+
+
+def row_of_figures(figures: Figures, target: Target, classes: Classes, row_statistics: tuple[str, ...]) -> Row:
+    """The same from scaled exponentials."""
+    mass_at_mode = figures.mass_at_mode(target) if row_statistics else None
+    return Row.of(target, figures.rows(target), classes, mass_at_mode)
 
 
 def axes_of_parts(head: LinearSoftmax, deferred: tuple) -> frozenset[str]:

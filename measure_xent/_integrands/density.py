@@ -152,7 +152,7 @@ class Correct(RowFunction):
 
     @property
     def row_statistics(self):
-        return ("mode",)
+        return ("mass_at_mode",)
 
     def __call__(self, *x):
         *x, y = x

@@ -65,6 +65,7 @@ class Figures(NamedTuple):
     log_partition: Float[Array, "R"]
     surprisals: Any  # lse − z at the atoms [R, k], or None
     total: Any  # Σ_c (lse − z_c) [R], or None
+    are_modes: Any  # which of the atoms are the mode [R, k], or None
 
     def rows(self, target: Target) -> Rows:
         """Those of a target that has atoms and a background alone."""
@@ -74,6 +75,13 @@ class Figures(NamedTuple):
         if target.background is not None:
             value += null_safe_product(target.background.astype(value.dtype), self.total)
         return Rows(value, self.log_partition[:, None], jnp.zeros_like(value)[:, None])
+
+    def mass_at_mode(self, target: Target) -> Float[Array, "R"]:
+        """Such a target's."""
+        total = jnp.zeros_like(self.log_partition)
+        if target.weights is not None:
+            total += jnp.sum(jnp.where(self.are_modes, target.weights, 0), axis=-1)
+        return total if target.background is None else total + target.background
 
 
 class Slope(NamedTuple):
@@ -91,14 +99,14 @@ class Exponentials(NamedTuple):
     sum: Float[Array, "R"]  # S, without the pivot
     gaps: Any  # at the atoms [R, k], or None
     all_gaps: Any  # Σ_c [R], or None
+    are_modes: Any  # of the atoms [R, k], or None
     matrix: Any  # E times the derivative of the logits in the product [R, V], 0 at the pivot, or None
 
     def dims(self, of_rows: Dims) -> "Exponentials":
         """The names of their axes in their place."""
-        gaps, all_gaps = (
-            None if x is None else (*of_rows, *tail) for x, tail in ((self.gaps, [None]), (self.all_gaps, []))
-        )
-        return Exponentials(of_rows, of_rows, gaps, all_gaps, (*of_rows, CLASSES))  # type: ignore[arg-type]
+        tails: Any = {"gaps": (None,), "are_modes": (None,), "matrix": (CLASSES,)}
+        names = {name: (*of_rows, *tails.get(name, ())) for name, x in self._asdict().items() if x is not None}
+        return Exponentials(**{**dict.fromkeys(self._fields), **names})  # type: ignore[arg-type]
 
     def own_gap(self, atoms: Atoms | None) -> Array:
         """The pivot's."""
@@ -124,7 +132,7 @@ class Exponentials(NamedTuple):
             surprisals = jnp.where(classes.excludes(atoms.indices), jnp.inf, surprisals)
         if self.all_gaps is not None:
             total = self.all_gaps + classes.count * log_sum
-        return Figures(log_partition, surprisals, total)
+        return Figures(log_partition, surprisals, total, self.are_modes)
 
     def slope(self, d: Figures, atoms: Atoms | None, classes: Classes, epilogue: Epilogue, in_place: bool) -> Slope:
         """The gradient in the product, from that in the figures; ``in_place`` as in ``_with_atoms``."""
@@ -163,10 +171,12 @@ def exponentials(
     classes: Classes,
     *,
     total: bool,
+    modes: bool,
     keep: bool,
     platform: str,
 ) -> Exponentials:
-    """Of a block of rows; with the sums over all classes if ``total``, and with E in the weight's dtype if ``keep``."""
+    """Of a block of rows; with the sums over all classes if ``total``, which atoms are the mode if ``modes``, and with E in the
+    weight's dtype if ``keep``."""
     few = platform == "tpu" and atoms is not None and atoms.indices.shape[-1] <= FEW_ATOMS
 
     def made(hidden, atoms, reference, exponent, gap):
@@ -182,9 +192,10 @@ def exponentials(
             here = atoms.indices - classes.first
             at = jnp.where(out_of_range(here, classes.here), 0, take(z, here))
         gaps = jnp.sum(gap(r, z), axis=-1) if total else None
+        around = _largest_around(z, c, atoms.indices) if modes and atoms is not None else None
         # Finite in any row: S tells of NaN, and a null row's E may be multiplied by 0.
         kept = jnp.where(jnp.isnan(z), 0, e * epilogue.slope(z)).astype(matrix.weight.dtype) if keep else None
-        return of_all_parts(atoms, reference, gap, kept, hopper.Sums(jnp.sum(e, axis=-1), at, gaps))
+        return of_all_parts(atoms, reference, gap, kept, hopper.Sums(jnp.sum(e, axis=-1), at, gaps), around)
 
     def made_by_kernel(hidden, atoms, reference, _, gap):
         here = lambda c: jnp.where(out_of_range(c - classes.first, classes.here), -1, c - classes.first)
@@ -193,11 +204,15 @@ def exponentials(
         made = hopper.exponentials(*rows, matrix, epilogue.bias, total=total, keep=keep)
         return of_all_parts(atoms, reference, gap, *made)
 
-    def of_all_parts(atoms, reference, gap, kept, sums):
+    def of_all_parts(atoms, reference, gap, kept, sums, around=None):
         sum_, at, gaps = classes.all_parts(tuple(sums))
+        are_modes = None
+        if around is not None:
+            before, after = map(classes.largest, around)
+            are_modes = ((at > before) | (atoms.indices == 0)) & (at >= after) & ~classes.excludes(atoms.indices)
         if atoms is not None:
             at = jnp.where(classes.excludes(atoms.indices), jnp.inf, gap(reference[:, None], at))
-        return Exponentials(reference, sum_, at, gaps, kept)
+        return Exponentials(reference, sum_, at, gaps, are_modes, kept)
 
     largest = lambda z: classes.largest(jnp.max(z, axis=-1))
     sample, its_epilogue = matrix.part(SAMPLE, epilogue)
@@ -233,6 +248,18 @@ def exponentials(
     # The kernel's block is larger than one of logits is to be.
     rows = AGAIN if by_kernel else len(hidden)
     return unless(fine, first, lambda: in_row_blocks(again, hidden, atoms, size=4 * hidden.shape[1] * rows))
+
+
+def _largest_around(z, classes, atoms):
+    """The largest logits of the classes before each atom, and of those after it, [R, k] each.
+
+    An atom is the mode if its logit is above the first and not below the second. An argmax says that, too; but to a compiler it
+    is no sum or maximum that it makes with the product, so that the logits would be written.
+    """
+    largest = lambda where: jnp.max(jnp.where(where, z, -jnp.inf), axis=-1)
+    columns = [atoms[:, j : j + 1] for j in range(atoms.shape[-1])]
+    sides = [largest(classes < at) for at in columns], [largest(classes > at) for at in columns]
+    return tuple(jnp.stack(side, axis=-1) for side in sides)
 
 
 def _with_atoms(matrix, indices, at, classes, in_place):

@@ -346,7 +346,7 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
         total += classes.all_parts(jnp.sum(_pair(dense, others(gap(z), here, "dense") + log_sum), axis=-1))
     total = vary(total, varying(reference))  # where the target is empty too
     out = Rows(jnp.broadcast_to(total, _family(z, *target)), reference, log_sum)
-    if "mode" in row_statistics:
+    if {"mode", "mass_at_mode"} & {*row_statistics}:
         out = out._replace(mode=at[..., 0], surprisal=log_sum[..., 0])
     if "entropy" in row_statistics:
         # Where the gap is infinite the probability is 0.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Var
 from jaxtyping import Array, Float, PyTree
 
 from . import hopper
@@ -26,6 +27,7 @@ class OfFigures(NamedTuple):
 
     atoms: Callable  # of (shared, rows, indices): the classes it reads and their weights, or None
     total: bool  # whether it reads the sum of all surprisals
+    modes: bool  # whether it reads which of the classes is the mode
     values: Callable  # of (figures, classes, shared, rows, indices)
     axis_name: AxisName | None  # of the classes, inside of shard_map
 
@@ -121,6 +123,7 @@ class Summand(NamedTuple):
             return frozenset()
         atoms = jax.eval_shape(self.of_figures.atoms, self.shared, rows, indices)  # type: ignore[union-attr]
         few = atoms is None or jnp.broadcast_shapes(*(x.shape for x in atoms))[-1] <= hopper.MOST_ATOMS
+        few = few and not self.of_figures.modes  # type: ignore[union-attr]
         by_kernel = few and hopper.takes(hidden, self.matrix, self.epilogue)
         return frozenset({"tpu", "cuda"} if by_kernel else {"tpu"})
 
@@ -145,8 +148,8 @@ class Summand(NamedTuple):
         return self.nulls.known(null, value)
 
     def gradients(self, wanted: Gradient, platform: str, hidden, weights, rows, indices, kept=None):
-        """(The hidden states that count, the total of a block, and of each of its numbers the gradient in the product and those
-        in all but hidden and weight); ``of_each``, no total, and one gradient."""
+        """(The hidden states that count, the total of a block, and of each of its numbers the gradient in the product, None if
+        there is none, and those in all but hidden and weight); ``of_each``, no total, and one gradient."""
         null = self.nulls.of(weights)
         moving, with_moving = picked(self.shared, wanted.shared)
         held = 0
@@ -160,8 +163,10 @@ class Summand(NamedTuple):
         if kept is not None or self.scales(platform, wanted):
             if kept is None:
                 kept = self.exponentials(platform, hidden, rows, indices, keep=True)
-            of_logits, argument = self._figures(platform, null, rows, indices, kept)
-            values = self._of_figures
+            of_figures, figures = self._figures(platform, null, rows, indices, kept)
+            argument, with_figures = smooth_leaves(figures)
+            of_logits = lambda d: of_figures(with_figures(d))
+            values = lambda smooth, *known: self._of_figures(with_figures(smooth), *known)
         else:
             others |= {"epilogue": self.epilogue} if wanted.epilogue else {}
             of_logits, argument = (lambda residual: residual), self.matrix.logits(hidden)
@@ -180,12 +185,14 @@ class Summand(NamedTuple):
             return [None if ct is None else x for x, ct in zip(smooth, weights, strict=True)], value
 
         out, pullback, value = jax.vjp(function, argument, others, has_aux=True)
-        total, cotangents, at_weights = None, [weights], [None]
+        total, cotangents, at_weights, moves = None, [weights], [None], [True]
         if not self.of_each:
             total, cotangents = out, basis(out)
             at_weights = jax.tree.leaves(self.nulls.known(null, value, held))
+            one = len(cotangents) == 1
+            moves = [True] if one else _moves(lambda argument: function(argument, others)[0], argument)
         gradients = []
-        for cotangent, at in zip(cotangents, at_weights, strict=True):
+        for cotangent, at, moved in zip(cotangents, at_weights, moves, strict=True):
             slope, found = pullback(cotangent)
             new = Gradient(
                 weights=None if at is None or not wanted.weights else at.astype(weights.dtype),
@@ -193,7 +200,7 @@ class Summand(NamedTuple):
                 shared=found.get("shared"),
                 rows=found.get("rows"),
             )
-            gradients.append((of_logits(slope), new))
+            gradients.append((of_logits(slope) if moved else None, new))
         return hidden, total, gradients
 
     @property
@@ -209,7 +216,8 @@ class Summand(NamedTuple):
 
     def exponentials(self, platform, hidden, rows, indices, keep) -> Exponentials:
         """Of a block of rows."""
-        options: Any = dict(total=self.of_figures.total, keep=keep, platform=platform)  # type: ignore[union-attr]
+        read: Any = self.of_figures
+        options: Any = dict(total=read.total, modes=read.modes, keep=keep, platform=platform)
         atoms = self._atoms(len(hidden), rows, indices)
         return exponentials(hidden, self.matrix, self.epilogue, atoms, self.classes, **options)
 
@@ -283,35 +291,45 @@ def total_and_gradients(
     if scaled and summand.of_figures.total and wanted.hidden:  # type: ignore[union-attr]
         columns()  # once, and not in the loop
 
+    bias = summand.epilogue.bias if wanted.epilogue else None
+
+    def of_product(sum_, slope, hidden, null):
+        """(The gradient in hidden, the sums with the block's), from that in the product; of none zeros."""
+        if slope is None:
+            nothing = lambda x, dtype=None: zeros(jax.typeof(x), dtype=dtype or x.dtype)
+            dh = nothing(hidden, kept_in(hidden.dtype)) if wanted.hidden else None
+            return dh, _Sums(epilogue=None if bias is None else Epilogue(bias=nothing(bias)))
+        unscaled = lambda x: x
+        if not isinstance(slope, Slope):
+            residual, unscaled = matrix.rounded(slope)
+            slope = Slope(None, residual, None)
+        wide = accumulator(slope.matrix.dtype)
+        dh = dw = over_classes = db = None
+        if wanted.hidden:
+            dh = unscaled(matrix.hidden_gradient(slope.matrix))
+            dh = dh if slope.scale is None else slope.scale[:, None] * dh
+            dh = dh if slope.everywhere is None else dh + slope.everywhere[:, None] * columns()
+            dh = summand.nulls.present(null, dh.astype(kept_in(hidden.dtype)))  # a weight may be infinite
+        if wanted.weight:
+            scaled = hidden if slope.scale is None else slope.scale[:, None] * hidden
+            dw = matrix.add_weight_gradient(sum_.weight, scaled, slope.matrix, unscaled, rounded=whole)
+            over_classes = None if slope.everywhere is None else slope.everywhere @ hidden.astype(wide)
+        if bias is not None and slope.scale is not None:
+            db = jnp.sum(slope.scale[:, None] * slope.matrix.astype(wide), axis=0)
+            db = db if slope.everywhere is None else db + jnp.sum(slope.everywhere)
+            db = Epilogue(bias=db.astype(bias.dtype))
+        return dh, _Sums(dw, over_classes, db)
+
     def step(sums, block):
         """``sums`` may be none yet, one list an output."""
         hidden, value, gradients = summand.gradients(wanted, platform, *block)
         null = summand.nulls.of(block[1])
         added, by_row = [], []
         for sum_, (slope, new) in zip(sums or [_Sums()] * len(gradients), gradients, strict=True):
-            unscaled = lambda x: x
-            if not isinstance(slope, Slope):
-                residual, unscaled = matrix.rounded(slope)
-                slope = Slope(None, residual, None)
-            wide = accumulator(slope.matrix.dtype)
-            if wanted.hidden:
-                dh = unscaled(matrix.hidden_gradient(slope.matrix))
-                dh = dh if slope.scale is None else slope.scale[:, None] * dh
-                dh = dh if slope.everywhere is None else dh + slope.everywhere[:, None] * columns()
-                dh = dh.astype(kept_in(hidden.dtype))
-                new = new._replace(hidden=summand.nulls.present(null, dh))  # a weight may be infinite
-            dw = over_classes = db = None
-            if wanted.weight:
-                scaled = hidden if slope.scale is None else slope.scale[:, None] * hidden
-                dw = matrix.add_weight_gradient(sum_.weight, scaled, slope.matrix, unscaled, rounded=whole)
-                over_classes = None if slope.everywhere is None else slope.everywhere @ hidden.astype(wide)
-            if new.epilogue is None and wanted.epilogue and summand.epilogue.bias is not None:
-                db = jnp.sum(slope.scale[:, None] * slope.matrix.astype(wide), axis=0)  # type: ignore[index]
-                db = db if slope.everywhere is None else db + jnp.sum(slope.everywhere)
-                db = Epilogue(bias=db.astype(summand.epilogue.bias.dtype))
-            here = _Sums(dw, over_classes, db if new.epilogue is None else new.epilogue, new.shared)
+            dh, here = of_product(sum_, slope, hidden, null)
+            here = here._replace(epilogue=here.epilogue if new.epilogue is None else new.epilogue, shared=new.shared)
             added.append(sum_ + here if sums else here)
-            by_row.append(new._replace(epilogue=None, shared=None))
+            by_row.append(new._replace(hidden=dh, epilogue=None, shared=None))
         return value, added, by_row
 
     def next_step(carry, block):
@@ -332,6 +350,8 @@ def total_and_gradients(
     gradients = []
     for sum_, of_row in zip(sums, by_row, strict=True):
         dw = sum_.weight
+        if dw is None and wanted.weight:
+            dw = zeros(jax.typeof(weight), dtype=weight.dtype if whole else accumulator(weight.dtype))
         if sum_.everywhere is not None:
             dw = dw + jnp.expand_dims(sum_.everywhere, matrix.class_axis)
         gradients.append(
@@ -371,6 +391,17 @@ def picked(tree, which, of=None):
 
     parts = leaves if of is None else structure.flatten_up_to(of)
     return [part for pick, part in zip(which, parts, strict=True) if pick], rebuild
+
+
+def _moves(function, argument):
+    """Which of a pytree's numbers have a derivative in the argument."""
+    along = lambda x, t: jax.jvp(function, (x,), (t,))[1]
+    program = jax.make_jaxpr(along)(argument, argument).jaxpr
+    moving = set(program.invars[len(program.invars) // 2 :])
+    for eqn in program.eqns:
+        if any(isinstance(x, Var) and x in moving for x in eqn.invars):
+            moving.update(eqn.outvars)
+    return [isinstance(x, Var) and x in moving for x in program.outvars]
 
 
 def basis(value):

@@ -271,11 +271,13 @@ class Row(NamedTuple):
     entropy: Float[Array, "*rows"] | None
 
     @classmethod
-    def of(cls, target: Target, figures: Rows, classes: Classes) -> "Row":
-        total, at_mode = mass(target, classes), None
-        if figures.mode is not None:
-            undefined = (figures.mode >= classes.count) & (total != 0)  # a NaN logit
-            at_mode = jnp.where(undefined, jnp.nan, mass_at(target, figures.mode, classes))
+    def of(cls, target: Target, figures: Rows, classes: Classes, mass_at_mode: Any = None) -> "Row":
+        total, at_mode = mass(target, classes), mass_at_mode
+        undefined = jnp.isnan(figures.log_partition)  # a NaN logit
+        if at_mode is None and figures.mode is not None:
+            at_mode, undefined = mass_at(target, figures.mode, classes), figures.mode >= classes.count
+        if at_mode is not None:
+            at_mode = jnp.where(undefined & (total != 0), jnp.nan, at_mode)
         total = jnp.broadcast_to(total, figures.cross_entropy.shape)
         return cls(
             figures.cross_entropy,
