@@ -219,6 +219,46 @@ def test_confident_rows():
             np.testing.assert_allclose(-gradient[label], -np.expm1(-expected), rtol=1e-5)
 
 
+def entropy(z):
+    log_q = jax.nn.log_softmax(z)
+    return -jnp.sum(jnp.exp(log_q) * jnp.where(log_q == -jnp.inf, 0, log_q), axis=-1)
+
+
+@sweep("target", TARGETS, 8)
+@sweep("dtype", TOLERANCE)
+@sweep("size", [None, 8])
+@sweep("how", ["mean", "pair", "each", "kept", "call"], 2)
+def test_entropy_beside_the_loss(target, dtype, size, how):
+    """Rows of weight 0 over NaN, a class that is forbidden, a confident row and one of equal logits among them."""
+    measure, dense = TARGETS[target]
+    h, w, b = arrays(dtype)
+    h = h.at[0].multiply(20).at[1].set(0)
+    forbidden = np.where(np.arange(V) == np.setdiff1d(np.arange(V), [*LABELS, *OTHERS, *TOP.ravel()])[0], -np.inf, 0)
+    if target in ("smoothed", "nothing but a background"):
+        forbidden[:] = 0
+
+    def ours(h, w):
+        h = jnp.where(jnp.asarray(MASK)[:, None] == 0, jnp.nan, h)
+        Q = mx.LinearSoftmax(w, b + forbidden.astype(b.dtype), batch_size=size, residual_bytes=(how == "kept") << 20)
+        P = mx.joint(mx.Atoms(h, weights=MASK), measure())
+        if how == "mean":
+            return P.expect(-log(Q) - 0.3 * mx.entropy(Q))
+        if how == "pair":
+            loss, bonus = P.expect((-log(Q), mx.entropy(Q)))
+            return loss - 0.3 * bonus
+        if how == "call":
+            labels = mx.Atoms((h, jnp.asarray(LABELS)), weights=MASK)
+            return labels.expect(lambda h, y: -log(Q)(h, y) - 0.3 * mx.entropy(Q)(h))
+        each = -measure().expect(log(Q(h))) - 0.3 * measure().mass * mx.entropy(Q(h))
+        return jnp.sum(jnp.where(MASK == 0, 0, MASK * each))
+
+    def exact(h, w):
+        z, masses = h @ w + np.asarray(b, np.float64) + forbidden, hot(LABELS) if how == "call" else dense()
+        return jnp.sum(MASK * (cross_entropy(z, masses) - 0.3 * masses.sum(-1) * entropy(z)))
+
+    check(ours, exact, (h, w), TOLERANCE[dtype])
+
+
 @pytest.mark.long
 def test_which_rows_are_right():
     """One row each: ties, −inf, NaN, labels out of range, a null measure; and the derivative in the row's weight."""
@@ -237,6 +277,20 @@ def test_which_rows_are_right():
         for y, is_right in zip(labels, expected, strict=True):
             value, slope = jax.jit(jax.value_and_grad(right, 2))(b, jnp.asarray(y), jnp.float32(2))
             np.testing.assert_array_equal(np.stack([value, slope]), [2.0 * is_right, is_right], err_msg=f"{name}, {y}")
+
+
+@pytest.mark.long
+def test_entropy_of_degenerate_rows():
+    """0 of a null measure, of one class and of one that has all the mass; NaN of NaN."""
+    zeros, nothing = jnp.zeros(V), jnp.full(V, -jnp.inf)
+    of_bias = {"null": (nothing, 0), "one": (nothing.at[5].set(0.0), 0), "all": (zeros.at[3].set(jnp.inf), 0)}
+    of_bias |= {"NaN": (zeros.at[2].set(jnp.nan), np.nan), "equal": (zeros, np.log(V))}
+    head = lambda b: mx.LinearSoftmax(jnp.zeros((D, V)), b)
+    alone = jax.jit(lambda b: mx.entropy(head(b)(jnp.zeros((2, D)))))
+    mean = jax.jit(lambda b: mx.Empirical((jnp.zeros((2, D)), jnp.array([3, 5]))).expect(mx.entropy(head(b))))
+    for name, (b, expected) in of_bias.items():
+        np.testing.assert_allclose(alone(b), [expected] * 2, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(mean(b), expected, rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.long

@@ -107,12 +107,13 @@ def _of_figures(cut: _Cut) -> OfFigures | None:
     kinds: list[Any] = [call.of_figures for call in cut.calls]
 
     def lists(shared, own, indices):
-        pairs = [kind.atoms(*parts) for kind, *parts in zip(kinds, shared[0], own[0], indices[0], strict=True)]
+        of_calls = zip(kinds, shared[0], own[0], indices[0], strict=True)
+        pairs = [None if kind.atoms is None else kind.atoms(*parts) for kind, *parts in of_calls]
         return [None if pair is None else jnp.broadcast_arrays(*pair) for pair in pairs]
 
     def atoms(shared, own, indices):
         known = [pair for pair in lists(shared, own, indices) if pair is not None]
-        return tuple(jnp.concatenate(x, axis=-1) for x in zip(*known, strict=True)) if known else None
+        return tuple(jnp.concatenate(x, axis=-1) for x in zip(*known, strict=True))
 
     def values(figures, classes, shared, own, indices):
         found, start = [], 0
@@ -125,8 +126,9 @@ def _of_figures(cut: _Cut) -> OfFigures | None:
             start = end
         return _of_rows(cut, shared, own, indices, found)
 
-    total, modes = (any(getattr(kind, name) for kind in kinds) for name in ("total", "modes"))
-    return OfFigures(atoms, total, modes, values, cut.head.axis_name)
+    total, entropy, modes = (any(getattr(kind, name) for kind in kinds) for name in ("total", "entropy", "modes"))
+    some = any(kind.atoms is not None for kind in kinds)
+    return OfFigures(atoms if some else None, total, entropy, modes, values, cut.head.axis_name)
 
 
 class _Traced(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._forms.disintegration import Disintegration, disintegrate
-from .._forms.members import by_members, deferred_families
+from .._forms.members import by_members, deferred_families, identity
 from .._forms.normal_form import NormalForm
 from .._integrands.density import LogDensity, Perspective
 from .._integrands.integrand import Integrand, with_model
@@ -50,6 +50,8 @@ def rows_of_head(P: Measure, f: Any) -> PyTree:
     Q: Any = f.model
     if Q is None:
         return NotImplemented
+    if isinstance(f, LogDensity) and identity(P) == identity(Q):
+        return -Q.row(Target(), ("entropy",)).entropy
     forms: Any = P.forms()
     if _are_written(P, forms) and (value := by_members(lambda *of: integrate(*of).checked, P, f)) is not NotImplemented:
         return value

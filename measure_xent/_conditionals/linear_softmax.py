@@ -467,22 +467,23 @@ def as_figures(
     at: Callable = lambda shared: shared,
 ) -> OfFigures | None:
     """Values by scaled exponentials, if these take the target: it has no dense parts, and few atoms; and no statistics of rows
-    are read but its mass at the mode. ``at`` is where the target is in what is shared."""
-    k, modes = 0 if target.indices is None else target.indices.shape[-1], bool(row_statistics)
+    are read but its mass at the mode and their entropy. ``at`` is where the target is in what is shared."""
+    k = 0 if target.indices is None else target.indices.shape[-1]
+    entropy, modes = ("entropy" in row_statistics), ("mass_at_mode" in row_statistics)
     most = FEW_ATOMS if modes else MOST_ATOMS
-    if target.dense is not None or deferred or k > most or not {"mass_at_mode"}.issuperset(row_statistics):
+    if target.dense is not None or deferred or k > most or not {"mass_at_mode", "entropy"}.issuperset(row_statistics):
         return None
 
     def atoms(shared, own, indices):
         target = sparse_target(at(shared), own, indices)
-        return None if target.indices is None else (class_index(target.indices), target.weights)
+        return class_index(target.indices), target.weights  # type: ignore[arg-type]
 
-    return OfFigures(atoms, target.background is not None, modes, values, axis_name)
+    return OfFigures(atoms if k else None, target.background is not None, entropy, modes, values, axis_name)
 
 
 def row_of_figures(figures: Figures, target: Target, classes: Classes, row_statistics: tuple[str, ...]) -> Row:
     """The same from scaled exponentials."""
-    mass_at_mode = figures.mass_at_mode(target) if row_statistics else None
+    mass_at_mode = figures.mass_at_mode(target) if "mass_at_mode" in row_statistics else None
     return Row.of(target, figures.rows(target), classes, mass_at_mode)
 
 

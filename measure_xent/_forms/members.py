@@ -90,7 +90,7 @@ class _Place:
 def deferred_families(nodes: Any) -> list[Any]:
     """The families among the nodes that exist in blocks, each once."""
     found = [node for node in jax.tree.leaves(nodes, is_leaf=_is_deferred) if _is_deferred(node)]
-    return list({_identity(node): node for node in found}.values())
+    return list({identity(node): node for node in found}.values())
 
 
 def _has_forms(nodes: Any) -> bool:
@@ -102,7 +102,8 @@ def _is_deferred(node: Any) -> bool:
     return hasattr(node, "in_blocks")
 
 
-def _identity(node: Any) -> Any:
+def identity(node: Any) -> Any:
+    """What two nodes have in common that are made of the same arrays."""
     leaves, tree = jax.tree.flatten(node)
     return tree, *map(id, leaves)
 
@@ -110,7 +111,7 @@ def _identity(node: Any) -> Any:
 def _template(node: Any, deferred: list[Any], family: tuple[int, ...], own: list[Any]) -> Any:
     """The node with places for what is a member's, whose arrays are put in a list."""
     if _is_deferred(node):
-        return _Place("family", [_identity(Q) for Q in deferred].index(_identity(node)))
+        return _Place("family", [identity(Q) for Q in deferred].index(identity(node)))
     if isinstance(node, tuple | list | dict):
         inner = lambda child: _template(child, deferred, family, own)
         return jax.tree.map(inner, node, is_leaf=lambda child: child is not node)

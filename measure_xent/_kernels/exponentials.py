@@ -10,7 +10,8 @@ z is read once, no residual is made of it, and no maximum is looked for. The hea
 
     lse − z_y = log1p(S · exp(r − z_y)),        1 − p_y = S / (S + exp(z_y − r)),
 
-so a confident row keeps its relative accuracy. Where E overflows the block is made again, relative to each row's maximum.
+so a confident row keeps its relative accuracy. The entropy, whose gradient is p_c (lse − z_c − entropy), needs no matrix of its
+own: z_c − r is log E_c, to E's rounding. Where E overflows the block is made again, relative to each row's maximum.
 """
 
 import math
@@ -65,6 +66,7 @@ class Figures(NamedTuple):
     log_partition: Float[Array, "R"]
     surprisals: Any  # lse − z at the atoms [R, k], or None
     total: Any  # Σ_c (lse − z_c) [R], or None
+    entropy: Any  # of the softmax [R], or None
     are_modes: Any  # which of the atoms are the mode [R, k], or None
 
     def rows(self, target: Target) -> Rows:
@@ -74,7 +76,7 @@ class Figures(NamedTuple):
             value += jnp.sum(null_safe_product(target.weights.astype(value.dtype), self.surprisals), axis=-1)
         if target.background is not None:
             value += null_safe_product(target.background.astype(value.dtype), self.total)
-        return Rows(value, self.log_partition[:, None], jnp.zeros_like(value)[:, None])
+        return Rows(value, self.log_partition[:, None], jnp.zeros_like(value)[:, None], entropy=self.entropy)
 
     def mass_at_mode(self, target: Target) -> Float[Array, "R"]:
         """Such a target's."""
@@ -99,6 +101,7 @@ class Exponentials(NamedTuple):
     sum: Float[Array, "R"]  # S, without the pivot
     gaps: Any  # at the atoms [R, k], or None
     all_gaps: Any  # Σ_c [R], or None
+    weighted_gaps: Any  # Σ_c E_c · gap_c without the pivot [R], or None
     are_modes: Any  # of the atoms [R, k], or None
     matrix: Any  # E times the derivative of the logits in the product [R, V], 0 at the pivot, or None
 
@@ -125,14 +128,17 @@ class Exponentials(NamedTuple):
         tail = jnp.log1p(self.sum * jnp.exp(jnp.where(near, gap, 0)))
         log_sum = jnp.where(is_reference, tail - jnp.where(is_reference, gap, 0), log_whole)
         log_partition = jnp.where(nothing, -jnp.inf, self.reference + log_sum)
-        surprisals = total = None
+        own = jnp.where(near, tail, gap + log_whole)
+        surprisals = total = entropy = None
         if atoms is not None:
-            own = jnp.where(near, tail, gap + log_whole)
             surprisals = jnp.where(atoms.indices == atoms.pivot[:, None], own[:, None], self.gaps + log_sum[:, None])
             surprisals = jnp.where(classes.excludes(atoms.indices), jnp.inf, surprisals)
         if self.all_gaps is not None:
             total = self.all_gaps + classes.count * log_sum
-        return Figures(log_partition, surprisals, total, self.are_modes)
+        if self.weighted_gaps is not None:
+            of_pivot = null_safe_product(jnp.exp(-gap), own)
+            entropy = (self.weighted_gaps + self.sum * log_whole + of_pivot) / jnp.where(nothing, 1, whole)
+        return Figures(log_partition, surprisals, total, entropy, self.are_modes)
 
     def slope(self, d: Figures, atoms: Atoms | None, classes: Classes, epilogue: Epilogue, in_place: bool) -> Slope:
         """The gradient in the product, from that in the figures; ``in_place`` as in ``_with_atoms``."""
@@ -144,14 +150,22 @@ class Exponentials(NamedTuple):
         tail = jnp.where((self.sum == 0) & (gap == jnp.inf), 1, self.sum)
         whole = tail + jnp.exp(-gap)
         everywhere = None if d.total is None else -d.total
+        matrix, surplus = self.matrix, 0
+        if d.entropy is not None:
+            known = self.figures(atoms, classes)
+            matrix = _log_weighted(matrix, alpha + d.entropy * (jnp.log(whole) - known.entropy), d.entropy)
+            if atoms is not None:
+                surprisals = jnp.where(self.gaps == jnp.inf, 0, known.surprisals)
+                surplus = d.entropy[:, None] * (surprisals - known.entropy[:, None])
+            alpha = jnp.ones_like(whole)  # the matrix has it
         if atoms is None:
-            return Slope(alpha / whole, self.matrix, everywhere)
+            return Slope(alpha / whole, matrix, everywhere)
         # A function of differences of logits has no α: one below the rounding of the others stands for it.
         least = jnp.max(jnp.abs(d.surprisals), axis=-1) * (jnp.finfo(alpha.dtype).eps / 8)
         alpha = jnp.where(jnp.abs(alpha) < least, least, alpha)
         same = atoms.indices[:, :, None] == atoms.indices[:, None, :]
         split = lambda where: jnp.sum(jnp.where(where, d.surprisals[:, None, :], 0), axis=-1)
-        own, others = split(same), split(~same) + jnp.asarray(total + d.log_partition)[:, None]
+        own, others = split(same), split(~same) + jnp.asarray(total + d.log_partition)[:, None] + surplus
         # p and 1 − p, over 1 / whole
         p = jnp.exp(-self.gaps)
         complement = jnp.where(atoms.indices == atoms.pivot[:, None], tail[:, None], whole[:, None] - p)
@@ -160,7 +174,15 @@ class Exponentials(NamedTuple):
         at *= epilogue.slope(self.reference[:, None] - jnp.where(jnp.isfinite(self.gaps), self.gaps, 0))
         excluded = jnp.any(classes.excludes(atoms.indices) & (d.surprisals != 0), axis=-1)
         scale = jnp.where(excluded, jnp.nan, alpha / whole)
-        return Slope(scale, _with_atoms(self.matrix, atoms.indices, at, classes, in_place), everywhere)
+        return Slope(scale, _with_atoms(matrix, atoms.indices, at, classes, in_place), everywhere)
+
+
+def _log_weighted(e, a, b):
+    """E_c (a − b log E_c), 0 where E is."""
+    # Else XLA widens E in the branches that make it, and keeps that.
+    wide = lax.optimization_barrier(e).astype(a.dtype)
+    factor = a[:, None] - b[:, None] * jnp.log(jnp.where(wide == 0, 1, wide))
+    return jnp.where(wide == 0, 0, wide * factor).astype(e.dtype)
 
 
 def exponentials(
@@ -171,12 +193,13 @@ def exponentials(
     classes: Classes,
     *,
     total: bool,
+    entropy: bool,
     modes: bool,
     keep: bool,
     platform: str,
 ) -> Exponentials:
-    """Of a block of rows; with the sums over all classes if ``total``, which atoms are the mode if ``modes``, and with E in the
-    weight's dtype if ``keep``."""
+    """Of a block of rows; with the sums over all classes if ``total``, what an ``entropy`` is made of, which atoms are the mode
+    if ``modes``, and with E in the weight's dtype if ``keep``."""
     few = platform == "tpu" and atoms is not None and atoms.indices.shape[-1] <= FEW_ATOMS
 
     def made(hidden, atoms, reference, exponent, gap):
@@ -192,10 +215,12 @@ def exponentials(
             here = atoms.indices - classes.first
             at = jnp.where(out_of_range(here, classes.here), 0, take(z, here))
         gaps = jnp.sum(gap(r, z), axis=-1) if total else None
+        weighted_gaps = jnp.sum(e * jnp.minimum(gap(r, z), 1e4), axis=-1) if entropy else None  # of −inf 0
         around = _largest_around(z, c, atoms.indices) if modes and atoms is not None else None
         # Finite in any row: S tells of NaN, and a null row's E may be multiplied by 0.
         kept = jnp.where(jnp.isnan(z), 0, e * epilogue.slope(z)).astype(matrix.weight.dtype) if keep else None
-        return of_all_parts(atoms, reference, gap, kept, hopper.Sums(jnp.sum(e, axis=-1), at, gaps), around)
+        sums = hopper.Sums(jnp.sum(e, axis=-1), at, gaps)
+        return of_all_parts(atoms, reference, gap, kept, sums, weighted_gaps, around)
 
     def made_by_kernel(hidden, atoms, reference, _, gap):
         here = lambda c: jnp.where(out_of_range(c - classes.first, classes.here), -1, c - classes.first)
@@ -204,15 +229,15 @@ def exponentials(
         made = hopper.exponentials(*rows, matrix, epilogue.bias, total=total, keep=keep)
         return of_all_parts(atoms, reference, gap, *made)
 
-    def of_all_parts(atoms, reference, gap, kept, sums, around=None):
-        sum_, at, gaps = classes.all_parts(tuple(sums))
+    def of_all_parts(atoms, reference, gap, kept, sums, weighted_gaps=None, around=None):
+        sum_, at, gaps, weighted_gaps = classes.all_parts((*sums, weighted_gaps))
         are_modes = None
         if around is not None:
             before, after = map(classes.largest, around)
             are_modes = ((at > before) | (atoms.indices == 0)) & (at >= after) & ~classes.excludes(atoms.indices)
         if atoms is not None:
             at = jnp.where(classes.excludes(atoms.indices), jnp.inf, gap(reference[:, None], at))
-        return Exponentials(reference, sum_, at, gaps, are_modes, kept)
+        return Exponentials(reference, sum_, at, gaps, weighted_gaps, are_modes, kept)
 
     largest = lambda z: classes.largest(jnp.max(z, axis=-1))
     sample, its_epilogue = matrix.part(SAMPLE, epilogue)

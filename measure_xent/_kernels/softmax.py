@@ -352,7 +352,8 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
         # Where the gap is infinite the probability is 0.
         of = "entropy"
         terms = lambda c, z: others(jnp.exp(-(gap(z, of) + log_sum)) * jnp.minimum(gap(z, of), 1e4), c, of)
-        out = out._replace(entropy=(log_sum + materialise_row(total_of(terms, z)))[..., 0])
+        entropy = log_sum + materialise_row(total_of(terms, z))
+        out = out._replace(entropy=jnp.where(reference == -jnp.inf, 0, entropy)[..., 0])
     return out
 
 

@@ -25,8 +25,9 @@ GPUS = {"cuda", "default"}
 class OfFigures(NamedTuple):
     """A function of a row that reads its logits by a few figures alone, so that scaled exponentials give its gradient."""
 
-    atoms: Callable  # of (shared, rows, indices): the classes it reads and their weights, or None
+    atoms: Callable | None  # of (shared, rows, indices): the classes it reads and their weights
     total: bool  # whether it reads the sum of all surprisals
+    entropy: bool  # whether it reads that
     modes: bool  # whether it reads which of the classes is the mode
     values: Callable  # of (figures, classes, shared, rows, indices)
     axis_name: AxisName | None  # of the classes, inside of shard_map
@@ -109,11 +110,14 @@ class Summand(NamedTuple):
         """Whether they can."""
         if self.of_figures is None or jax.debug_nans.value:
             return False
-        bent = self.epilogue.softcap is not None and (wanted.epilogue or self.of_figures.total)
+        read = self.of_figures
+        bent = self.epilogue.softcap is not None and (wanted.epilogue or read.total or read.entropy)
         # The derivative in the weight of a null row is its value as it is.
         held = wanted.weights and not self.nulls.none
         dtype = self.matrix.weight.dtype
-        return kept_in(dtype) == dtype and not bent and not held
+        # Of nearly equal logits the entropy's gradient is less than E's rounding, which is nothing beside that of a loss.
+        too_coarse = read.entropy and read.atoms is None and accumulator(dtype) != dtype
+        return kept_in(dtype) == dtype and not (bent or held or too_coarse)
 
     def without_logits(
         self, wanted: Gradient, hidden: Float[Array, "R D"], rows: PyTree, indices: PyTree
@@ -121,10 +125,11 @@ class Summand(NamedTuple):
         """The platforms where no logits of the rows are written, beside their exponentials."""
         if not self.can_scale(wanted):
             return frozenset()
-        atoms = jax.eval_shape(self.of_figures.atoms, self.shared, rows, indices)  # type: ignore[union-attr]
+        read: Any = self.of_figures
+        atoms = None if read.atoms is None else jax.eval_shape(read.atoms, self.shared, rows, indices)
         few = atoms is None or jnp.broadcast_shapes(*(x.shape for x in atoms))[-1] <= hopper.MOST_ATOMS
-        few = few and not self.of_figures.modes  # type: ignore[union-attr]
-        by_kernel = few and hopper.takes(hidden, self.matrix, self.epilogue)
+        known = few and not (read.modes or read.entropy)
+        by_kernel = known and hopper.takes(hidden, self.matrix, self.epilogue)
         return frozenset({"tpu", "cuda"} if by_kernel else {"tpu"})
 
     def rounds(self, wanted: Gradient) -> bool:
@@ -211,21 +216,23 @@ class Summand(NamedTuple):
         return self.of_figures.values(figures, self.classes, shared, rows, indices)  # type: ignore[union-attr]
 
     def _atoms(self, count, rows, indices):
-        atoms = self.of_figures.atoms(self.shared, rows, indices)  # type: ignore[union-attr]
-        return None if atoms is None else Atoms.of(count, *atoms)
+        atoms = self.of_figures.atoms  # type: ignore[union-attr]
+        return None if atoms is None else Atoms.of(count, *atoms(self.shared, rows, indices))
 
     def exponentials(self, platform, hidden, rows, indices, keep) -> Exponentials:
         """Of a block of rows."""
         read: Any = self.of_figures
-        options: Any = dict(total=read.total, modes=read.modes, keep=keep, platform=platform)
+        options: Any = {name: getattr(read, name) for name in ("total", "entropy", "modes")}
         atoms = self._atoms(len(hidden), rows, indices)
+        options |= dict(keep=keep, platform=platform)
         return exponentials(hidden, self.matrix, self.epilogue, atoms, self.classes, **options)
 
     def _figures(self, platform, null, rows, indices, made):
         """(From the gradient in a block's figures that in its product, the figures)."""
         atoms, classes = self._atoms(len(made.reference), rows, indices), self.classes
         clean = functools.partial(self.nulls.present, null)  # of a null row they may be anything
-        made = made._replace(**clean({"sum": made.sum, "gaps": made.gaps, "all_gaps": made.all_gaps}))
+        read = ("sum", "gaps", "all_gaps", "weighted_gaps")
+        made = made._replace(**clean({name: getattr(made, name) for name in read}))
         of_logits = lambda d: made.slope(clean(d), atoms, classes, self.epilogue, in_place=platform != "tpu")
         return of_logits, clean(made.figures(atoms, classes))
 
