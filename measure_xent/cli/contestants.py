@@ -12,6 +12,7 @@ import optax
 import measure_xent as mx
 
 EPSILON = 0.1  # of label smoothing
+BONUS = 0.01  # of the entropy
 WIDTH = 256  # features of the matmul that makes the logits
 OPERATIONS = {
     "value": "one loss a row",
@@ -25,6 +26,7 @@ HEAD_OPERATIONS = {
     "value": "the mean loss",
     "gradient": "the mean loss and its gradients in hidden and weight",
     "smoothed": f"the same with labels smoothed by {EPSILON}",
+    "entropy": f"the mean loss less {BONUS} of the entropy, and its gradients",
     "master": "the mean loss and its gradients, a float32 weight whose products are in half precision",
     "each": "a loss a token and the gradients under a cotangent for each",
     "kept": "the same, a number a logit kept for the gradients",
@@ -133,10 +135,13 @@ def _in_float64(case: Case, *operands: jax.Array) -> tuple[Any, list[np.ndarray]
         return -(p * log_q).sum(-1).mean(), [(p.sum(-1, keepdims=True) * np.exp(log_q) - p) / n], None
     eps = EPSILON if case.operation == "smoothed" else 0.0
     losses = -(1 - eps) * log_q[np.arange(n), y] - eps * log_q.mean(-1)
+    bonus = BONUS if case.operation == "entropy" else 0.0
+    entropy = -(np.exp(log_q) * log_q).sum(-1)
+    losses -= bonus * entropy
     if case.operation == "value":
         return (losses.mean() if case.is_head else losses), [], None
     weights = np.asarray(cotangent(n), np.float64) if case.operation in OF_TOKENS else np.full(n, 1 / n)
-    slope = np.exp(log_q) - eps / classes
+    slope = np.exp(log_q) * (1 + bonus * (log_q + entropy[:, None])) - eps / classes
     slope[np.arange(n), y] -= 1 - eps
     slope *= weights[:, None]
     if len(inputs) == 1:
@@ -240,6 +245,8 @@ def _head_contestants(operation: str) -> dict[str, Callable]:
         Q = mx.LinearSoftmax(w, **options.get(operation, {}))
         if operation in OF_TOKENS:
             return jnp.vdot(mx.cross_entropy(mx.Dirac(y), Q(h)), cotangent(len(y)))
+        if operation == "entropy":
+            return mx.Empirical((h, y)).expect(-mx.log(Q) - BONUS * mx.entropy(Q))
         return mx.cross_entropy(mx.joint(mx.Empirical(h), target(y, w.shape[1])), Q)
 
     def theirs(h, w, y):
@@ -248,6 +255,9 @@ def _head_contestants(operation: str) -> dict[str, Callable]:
             targets = optax.losses.smooth_labels(jax.nn.one_hot(y, w.shape[1]), EPSILON)
             return optax.losses.softmax_cross_entropy(logits, targets).mean()
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
+        if operation == "entropy":
+            log_q = jax.nn.log_softmax(logits)
+            losses += BONUS * jnp.sum(jnp.exp(log_q) * log_q, axis=-1)
         return jnp.vdot(losses, cotangent(len(y))) if operation in OF_TOKENS else losses.mean()
 
     losses = {"ours": ours, "optax": theirs}
@@ -287,8 +297,12 @@ def _torch_head_calls(operation: str, operands: tuple[jax.Array, ...], device: s
 
     def dense():
         reduction = "none" if operation in OF_TOKENS else "mean"
+        if operation == "entropy":
+            log_q = F.log_softmax(h @ w.T, dim=-1)
+            bonus = BONUS * (log_q.exp() * log_q).sum(-1).mean()
+            return gradients(F.nll_loss(log_q, y) + bonus)
         loss = F.cross_entropy(h @ w.T.to(h.dtype), y, reduction=reduction, label_smoothing=smoothing)
-        gradients(loss @ of_tokens.to(loss.dtype) if operation in OF_TOKENS else loss)
+        return gradients(loss @ of_tokens.to(loss.dtype) if operation in OF_TOKENS else loss)
 
     calls = {"torch": dense}
     if hasattr(F, "linear_cross_entropy") and operation in ("value", "gradient"):
