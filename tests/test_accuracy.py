@@ -99,11 +99,12 @@ SPREAD = {
 
 @pytest.mark.long
 @sweep("name", SPREAD, cost=0.5)
-@pytest.mark.parametrize("classes", [300, 1009])
+@pytest.mark.parametrize("classes", [320, 1009])
 def test_sums_over_more_classes_than_are_summed_at_once(monkeypatch, classes, name):
-    """Of 100 at a time here, the last ones fewer."""
+    """In tiles of 32 here, and what is left over."""
     for module in (log_sum, softmax):
         monkeypatch.setattr(module, "LONGEST_SUM", 100)
+    monkeypatch.setattr(log_sum, "TILE", 32)
     rng = np.random.default_rng(classes)
     z, p = 3 * rng.normal(size=(6, classes)), rng.dirichlet(np.ones(classes), size=6)
     z, p, y = z.astype(np.float32), p.astype(np.float32), rng.integers(classes, size=6)

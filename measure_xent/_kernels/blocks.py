@@ -77,18 +77,21 @@ def is_odd(matrix: Shaped[Array, "*rows V"]) -> bool:
 
 
 def in_even_rows(f: Callable) -> Callable:
-    """``f(matrix, rows, shared)`` as ``in_row_blocks`` takes it, with a few rows more."""
+    """``f(matrix, rows, shared)`` as ``in_row_blocks`` takes it, of the last few rows by itself."""
 
-    def padded(matrix, rows, shared):
+    def parted(matrix, rows, shared):
         lead = matrix.shape[:-1]
         count = math.prod(lead)
+        even = count - count % LANES
         flat = lambda x: x.reshape(count, *x.shape[len(lead) :])
-        pad = lambda x: jnp.pad(flat(x), [(0, -count % LANES), *[(0, 0)] * (x.ndim - len(lead))], mode="edge")
-        padded = lax.optimization_barrier((pad(matrix), jax.tree.map(pad, rows)))
-        out = lax.optimization_barrier(f(*padded, shared))
-        return jax.tree.map(lambda x: x[:count].reshape(*lead, *x.shape[1:]), out)
+        cut = lambda part: jax.tree.map(lambda x: flat(x)[part], (matrix, rows))
+        # A barrier a leaf: what nobody reads of them is not made.
+        one = lambda part: jax.tree.map(lax.optimization_barrier, f(*cut(part), shared))
+        parts = [one(slice(even)), one(slice(even, count))]
+        join = lambda *x: jnp.concatenate(x).reshape(*lead, *x[0].shape[1:])
+        return jax.tree.map(join, *parts)
 
-    return padded
+    return parted
 
 
 def in_float32(f: Callable) -> Callable:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from .classes import Classes, entry
 # Measured on an H200: half precision waits for arithmetic as much as for memory, and from here on one reduction is faster than
 # a maximum and a sum. Merging two partial results costs more than adding a term to one, so each takes a class from every part.
 LONG_ROW, PARTS = 512, 8
-# XLA's CPU compiler sums rows of up to so many numbers at the speed of memory, longer ones up to twelve times as slowly.
-LONGEST_SUM = 1 << 15
+# XLA's CPU compiler sums rows of up to so many numbers at the speed of memory, longer ones up to twelve times as slowly. Those
+# are summed in tiles of so many.
+LONGEST_SUM, TILE = 1 << 15, 1 << 10
 
 
 class Relative(NamedTuple):
@@ -79,7 +80,7 @@ def relative_to_class(z: Float[Array, "*family V"], at: Int[Array, "*family 1"])
     logit = entry(z, at)
     # e^16 larger: terms too small for a float32 one by one may add up to a number that it holds.
     lower = materialise_row(logit - 16)
-    larger = materialise_row(sum_in_parts(lambda c, z: jnp.exp(z - lower) * all_but(c, at), z))
+    larger = materialise_row(sum_in_tiles(lambda c, z: jnp.exp(z - along(lower, z)) * all_but(c, at), z))
     return Relative(logit, jnp.log1p(jnp.exp(lower - logit) * larger), at)
 
 
@@ -87,40 +88,57 @@ def relative_to_maximum(z: Float[Array, "*family V"]) -> Relative:
     """Relative to the maximum by plain arithmetic, told by its value: NaN where that is infinite, and no class is named."""
     top = jnp.max(z, axis=-1, keepdims=True)
     lower = materialise_row(top)
-    tail = sum_in_parts(lambda _, z: jnp.exp(z - lower) * below(top, z), z)
-    alike = z.shape[-1] - sum_in_parts(lambda _, z: below(top, z, "background"), z)
+    tail = sum_in_tiles(lambda _, z: jnp.exp(z - along(lower, z)) * below(top, z), z)
+    alike = z.shape[-1] - sum_in_tiles(lambda _, z: below(top, z, "background"), z)
     return Relative(top, jnp.log1p(tail + (alike - 1)), jnp.full(top.shape, -1, jnp.int32))
 
 
-def sum_in_parts(f: Callable, *arrays: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
-    """Σ_c f(c, *arrays at c), for CPUs; c are floating-point numbers, for comparisons of integers are not kept in the loop."""
+def sum_in_tiles(f: Callable, *arrays: Float[Array, "*family V"]) -> Float[Array, "*family 1"]:
+    """Σ_c f(c, *arrays at c), for CPUs; c are floating-point numbers, for comparisons of integers are not kept in the loop.
+
+    Of long rows arrays and classes are tiles, [*family, V / n, n] and [V / n, n], and what they have left over.
+    """
     count = arrays[0].shape[-1]
-    size = -(-count // -(-count // LONGEST_SUM))
+    c = jnp.arange(count, dtype=jnp.float32)
+    tiles = 0 if count <= LONGEST_SUM else count // TILE
+    first = tiles * TILE
+    total: Any = 0
+    if tiles:
+        cut = lambda x: x[..., :first].reshape(*x.shape[:-1], tiles, TILE)
+        sums = lax.optimization_barrier(jnp.sum(f(cut(c), *map(cut, arrays)), axis=-1))
+        total = jnp.sum(sums, axis=-1, keepdims=True)
+    if first < count:
+        total += jnp.sum(f(*(x[..., first:] if first else x for x in (c, *arrays))), axis=-1, keepdims=True)
+    return total
 
-    def part(first):
-        pieces = [x[..., first : first + size] for x in arrays]
-        c = jnp.arange(pieces[0].shape[-1], dtype=jnp.float32)
-        return jnp.sum(f(first + c if first else c, *pieces), axis=-1, keepdims=True)
 
-    return functools.reduce(jnp.add, map(part, range(0, count, size)))
+def along(row: Float[Array, "*family 1"], z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The row's number for a piece of it, or for its tiles."""
+    return row.reshape(*row.shape, *(1,) * (z.ndim - row.ndim))
 
 
-def all_but(c: Float[Array, "V"], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family V"]:
+def all_but(c: Float[Array, "..."], at: Int[Array, "*family 1"], of: str = "tail") -> Float[Array, "..."]:
     """0 for the class ``at``, 1 for the others, by floating-point arithmetic, which XLA keeps in the loop over the classes."""
-    index = materialise_row(at.astype(jnp.float32), of)
-    return jnp.minimum(jnp.abs(c - index), _alike(index, 1, of))
+    number = lambda x: x.astype(jnp.float32)
+    if c.ndim == 1:
+        return jnp.minimum(jnp.abs(c - materialise_row(number(at), of)), _alike(at, 1, of))
+    # Its tile's distance and that within the tile: no numbers of all classes are read for each row.
+    inside = at % c.shape[1]
+    tile = materialise_row(jnp.abs(c[:, 0] - number(at - inside)), of)
+    within = materialise_row(jnp.abs(c[0] - number(inside)), of)
+    return jnp.minimum(tile[..., None] + within[..., None, :], _alike(at, 1, of)[..., None])
 
 
-def below(top: Float[Array, "*family 1"], z: Float[Array, "*family V"], of: str = "tail") -> Float[Array, "*family V"]:
+def below(top: Float[Array, "*family 1"], z: Float[Array, "..."], of: str = "tail") -> Float[Array, "..."]:
     """0 where z is ``top``, 1 where it is less, in the same way: any distance is a number of the smallest."""
-    return jnp.minimum(
-        (materialise_row(top, of) - z) * _alike(top, float(jnp.finfo(z.dtype).max), of), _alike(top, 1, of)
-    )
+    numbers = materialise_row(top, of), _alike(top, float(jnp.finfo(z.dtype).max), of), _alike(top, 1, of)
+    row, largest, one = (along(x, z) for x in numbers)
+    return jnp.minimum((row - z) * largest, one)
 
 
 def _alike(row: Float[Array, "*family 1"], number: float, of: str) -> Float[Array, "*family 1"]:
     """The same number a row: a literal would be shared with other sums, see below."""
-    return materialise_row(0 * row + number, of)
+    return materialise_row(0.0 * row + number, of)
 
 
 def materialise_row(row: Float[Array, "*family 1"], of: str = "tail") -> Float[Array, "*family 1"]:

@@ -39,12 +39,13 @@ from .log_sum import (
     LONGEST_SUM,
     above,
     all_but,
+    along,
     distance,
     materialise_row,
     relative_to_class,
     relative_to_maximum,
     relative_to_top,
-    sum_in_parts,
+    sum_in_tiles,
 )
 from .mesh import AxisName, vary, varying
 from .null import differentiated, null_safe_product
@@ -53,7 +54,7 @@ from .stored import LARGE, SCATTERED, of_labels, of_masses
 from .target import FEW_ATOMS, Target, expand, is_null, join, split_by_row
 
 # Of so few the quick pass would save 30 µs, measured on x86 CPUs, and take 0.2 s to compile beside the one it is tried before.
-FEW_LOGITS = 1 << 16
+FEW_LOGITS = 1 << 15
 FEW_CLASSES = 4  # measured on the same: rows of so few are quicker written out column by column
 
 
@@ -271,7 +272,7 @@ def _part_of_rows(row_statistics, axis_name, z, own, shared) -> Rows:
             v, target = z.shape[-1], join(own, shared)
             whole = z.dtype == jnp.float32 and v <= LONGEST_SUM and (not row_statistics or v % part_size(v) == 0)
             plain = functools.partial(_pass, classes=classes, row_statistics=row_statistics, plain=True)
-            plain = plain if whole else functools.partial(in_row_blocks, plain)
+            plain = in_even_rows(plain) if is_odd(z) else plain if whole else functools.partial(in_row_blocks, plain)
             if target.dense is not None and not row_statistics and _can_be_stored(z, target):
                 cpu = functools.partial(in_row_blocks, lambda *of: _stored(*of)[0])
             cpu = functools.partial(_quick_pass, row_statistics=row_statistics, plain=plain, exact=cpu)
@@ -321,9 +322,9 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
             reference, log_sum, at = relative_to_class(z, first_maximum(z, "cpu")[1])
         else:
             reference, log_sum, at = relative_to_maximum(z)
-        gap = lambda z, of="tail": materialise_row(reference, of) - z
+        gap = lambda z, of="tail": along(materialise_row(reference, of), z) - z
         others = lambda x, c, of: x * all_but(c, at, of)
-        total_of = sum_in_parts
+        total_of = sum_in_tiles
     else:
         reference, log_sum, at = relative_to_top(classes, z, platform)
         gap = lambda z, of="": distance(reference, z)
@@ -340,7 +341,7 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
         total += _pair(background, (gaps + classes.count * log_sum)[..., 0])
     if dense is not None and plain:
         here = materialise_row(log_sum, "dense")
-        total += sum_in_parts(lambda _, z, dense: dense * (gap(z, "dense") + here), z, dense)[..., 0]
+        total += sum_in_tiles(lambda _, z, dense: dense * (gap(z, "dense") + along(here, z)), z, dense)[..., 0]
     elif dense is not None:
         here = classes.first + jnp.arange(z.shape[-1])
         total += classes.all_parts(jnp.sum(_pair(dense, others(gap(z), here, "dense") + log_sum), axis=-1))
@@ -351,7 +352,7 @@ def _pass(z, own, shared, *, classes, row_statistics=(), platform="default", pla
     if "entropy" in row_statistics:
         # Where the gap is infinite the probability is 0.
         of = "entropy"
-        terms = lambda c, z: others(jnp.exp(-(gap(z, of) + log_sum)) * jnp.minimum(gap(z, of), 1e4), c, of)
+        terms = lambda c, z: others(jnp.exp(-(gap(z, of) + along(log_sum, z))) * jnp.minimum(gap(z, of), 1e4), c, of)
         entropy = log_sum + materialise_row(total_of(terms, z))
         out = out._replace(entropy=jnp.where(reference == -jnp.inf, 0, entropy)[..., 0])
     return out
@@ -403,7 +404,7 @@ def _is_stored(z, target):
         compared = target.indices is None or target.indices.shape[-1] <= FEW_ATOMS
         short = v <= SHORT_ROW and target.dense is not None
         return compared and (is_odd(z) or short or (v > SHORT_ROW and z.size <= FEW_LOGITS))
-    return is_odd(z) or (v > SHORT_ROW and (z.size <= FEW_LOGITS or (v > LONGEST_SUM and z.size <= LARGE)))
+    return v > SHORT_ROW and z.size <= FEW_LOGITS
 
 
 def _stored_rows(z, own, shared):
