@@ -365,10 +365,10 @@ def _is_of_labels(target):
 
 
 def _can_be_stored(z, target):
-    """Whether the target is one a row, of classes that are more than a few, and no half precision would be converted again."""
+    """Whether the target is one a row, of classes that are more than a few, and half precision's conversion no large matrix."""
     return (
         any(part is not None for part in target)
-        and (z.dtype.itemsize >= 4 or (z.shape[-1] <= SHORT_ROW and z.size <= LARGE))
+        and (z.dtype.itemsize >= 4 or z.size <= LARGE)
         and (z.shape[-1] > FEW_CLASSES or is_odd(z))
         and _family(z, *target) == z.shape[:-1]
     )
