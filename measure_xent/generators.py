@@ -234,7 +234,10 @@ class _Tsallis:
         tiny = jnp.abs(r) < 1e-20
         some = jnp.where(tiny, 1, r)
         close = p * (excess(r * v) / some + excess(-v))
-        gain = jnp.where(tiny, u, jnp.expm1(some * u) / some)
+        # Of infinite logarithms the limits, which unlike the formula have derivatives in the order.
+        infinite = jnp.isinf(u)
+        limit = jnp.where(u * some < 0, -1 / some, u)
+        gain = jnp.where(tiny, u, jnp.where(infinite, limit, jnp.expm1(some * jnp.where(infinite, 0, u)) / some))
         # At a p of 0 the slope is finite for an r above 0, and infinite, so not taken, for others.
         return jnp.where(near, close, p * (jnp.where((p == 0) & (r <= 0), 1, gain) - 1) + q)
 

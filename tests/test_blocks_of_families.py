@@ -157,7 +157,7 @@ MODES = {
 @sweep("mode", MODES, 0.5)
 @sweep("name", ASKED, 0.25)
 def test_the_textbooks_numbers(name, mode):
-    if name.startswith("Rényi") and mode == "forward over reverse":
+    if name in ("Rényi at ∞", "Rényi's entropy") and mode == "forward over reverse":
         pytest.skip("several integrals and a maximum, that take minutes to compile")
     arrays = {key: ARRAYS[key] for key in SMOOTH}
     if mode == "vmap":

@@ -386,3 +386,38 @@ def test_values_by_their_definitions():
     got = jax.jit(lambda P, Q: {name: getattr(mx, name)(P, Q) for name in expected})(P, Q)
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=3e-6, err_msg=name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("apart", [1e-4, 1.0, 40.0])
+def test_renyi_of_softmaxes(apart):
+    """Near equality and far, of orders around 1 and in an array, with classes that one or both have not; and its slopes."""
+    rng = np.random.default_rng(4)
+    z, gap = rng.normal(size=(5, 11)), rng.normal(size=(5, 11))
+    z[1, 3] = z[2, 5] = -np.inf
+    w = np.where(z == -np.inf, 0.3 if apart >= 1 else -np.inf, z) + apart * gap
+    w[2, 5] = -np.inf
+    z, w = z.astype(np.float32), w.astype(np.float32)
+    orders = np.array([0.3, 0.9, 1.1, 2.0, 5.0], np.float32)
+    has = z > -np.inf
+
+    def exact(z, w, orders):
+        log_p, log_q = (jax.nn.log_softmax(x) for x in (z, w))
+        orders = orders[:, None]
+        powers = orders * jnp.where(has, log_p, 0) + (1 - orders) * jnp.where(has, log_q, 0)
+        return jax.nn.logsumexp(powers, axis=-1, where=has) / (orders[:, 0] - 1)
+
+    ours = lambda z, w, orders: mx.renyi_divergence(mx.Categorical(z), mx.Categorical(w), orders)
+    each = [lambda z, w, _, a=float(a), k=k: ours(z[k], w[k], a) for k, a in enumerate(orders)]
+    cotangents = np.array([1.0, -2.0, 0.5, 3.0, -1.0], np.float32)
+    got, pullback = jax.vjp(jax.jit(ours), z, w, orders)
+    slopes = pullback(jnp.asarray(cotangents))
+    alone = np.stack([jax.jit(f)(z, w, orders) for f in each])
+    with jax.enable_x64():
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (z, w, orders)]
+        expected, pullback = jax.vjp(exact, *wide)
+        of_exact = pullback(jnp.asarray(cotangents, jnp.float64))
+    np.testing.assert_allclose(alone, expected, rtol=2e-5)
+    np.testing.assert_allclose(got, expected, rtol=2e-5)
+    for slope, e in zip(slopes, of_exact, strict=True):
+        np.testing.assert_allclose(slope, np.nan_to_num(e), rtol=2e-4, atol=2e-5 * np.nanmax(np.abs(e)))

@@ -20,11 +20,15 @@ from .._forms.null_rows import factors_at
 from .._integrands.density import Perspective, RatioFunction, log
 from .._integrands.integrand import Integrand, as_integrand
 from .._kernels.checks import check_values, real_array
+from .._kernels.classes import Classes
 from .._kernels.null import nan_where
-from .._kernels.ratio import excess
+from .._kernels.ratio import excess, log1p_over
 from .._kernels.scaled import Ratio
+from .._kernels.softmax import log_softmax
 from .._measures import perspectives as perspectives  # their rule
+from .._measures.categorical import Categorical
 from .._measures.measure import Measure
+from .._measures.relative_entropy import logits_of
 from .._measures.shapes import enumerable, static_mass
 from .._program import program
 from ..generators import Generator
@@ -198,6 +202,8 @@ def renyi_divergence(
     """
 
     def of(alpha, P, Q):
+        if (value := _renyi_of_logits(P, Q, _order(alpha) - 1)) is not None:
+            return value
         kl: Any = functools.partial(kl_divergence, P, Q, method=method)
         return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method)
 
@@ -276,6 +282,24 @@ def _renyi(P: Measure, log_ratio: Integrand, alpha: Any, mean: Callable[[], Any]
     some = jnp.where(at_one, 1, r)
     variance = P.expect((log_ratio - jax.lax.stop_gradient(first)) ** 2, method=method)
     return jnp.where(at_one, first + r * variance / 2, _cumulant(P, some * log_ratio, some * first, method) / some)
+
+
+def _renyi_of_logits(P: Measure, Q: Measure, r: Any) -> Any:
+    """log Σ pʳ⁺¹ q⁻ʳ / r of two softmaxes; near equality, where it cancels, log(1 + r T) / r of Tsallis' divergence T."""
+    z, w = logits_of(P), logits_of(Q)
+    if z is None or w is None or z.shape != w.shape or (isinstance(r, float) and (r == 0 or math.isinf(r))):
+        return None
+    classes = Classes.of(z)
+    log_p, log_q = log_softmax(classes, z), log_softmax(classes, w)
+    of_class = jnp.asarray(r)[..., None] if jnp.ndim(r) else r
+    some = log_p > -jnp.inf
+    powers = (of_class + 1) * jnp.where(some, log_p, 0) - of_class * jnp.where(some, log_q, 0)
+    total = Categorical(jnp.where(some, powers, -jnp.inf)).log_partition
+    near = (jax.lax.stop_gradient(jnp.abs(total)) < 0.5) & (jnp.asarray(r) != -1)
+    # Elsewhere T may overflow, and its derivative is not taken.
+    tsallis = f_divergence(Categorical(z), Categorical(jnp.where(near[..., None], w, z)), generators.tsallis(r))
+    of_log = tsallis * log1p_over(r * tsallis)
+    return jnp.where(near, of_log, total / jnp.where(near, 1, r))
 
 
 def _of_present(of: Callable[..., Any], alpha: Any, P: Measure, *others: Measure) -> Any:

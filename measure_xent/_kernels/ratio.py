@@ -44,6 +44,14 @@ def log_ratio(p: Float[Array, "..."], q: Float[Array, "..."]) -> Float[Array, ".
     return jnp.where(near, by_difference, jnp.log(jnp.abs(p)) - jnp.log(jnp.abs(q)))
 
 
+def log1p_over(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(1 + x) / x, 1 at 0."""
+    near = jnp.abs(x) < 1e-3
+    series = 1 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x / 5)))
+    far = jnp.where(near, 1, x)
+    return jnp.where(near, series, jnp.log1p(far) / far)
+
+
 def relative(p: Float[Array, "..."], q: Float[Array, "..."], u: Float[Array, "..."]) -> Float[Array, "..."]:
     """p log(p/q) − p + q with u = log p/q, at least 0; no derivative in a p of 0, where it is −inf."""
     near = jnp.abs(u) < 1

@@ -73,8 +73,9 @@ def sum_of_perspectives(generator: Any, both: list[tuple[Array, bool, Array]], c
     # What closes over arrays that nobody knows of has no rule of its own.
     total = of_rows(arrays, *rows) if parts is None else rowwise(of_rows, arrays, *rows)
     for mass, shares in zip(outside, ((1.0, 0.0), (0.0, 1.0)), strict=True):
-        cost = generator.of(Ratio(jnp.zeros(()), *map(jnp.asarray, shares)))
-        total = total + jnp.where(mass == 0, 0, mass * cost)
+        # Where there is none its cost, which may be infinite, is not looked at: nor are that one's derivatives.
+        at = [jnp.where(mass == 0, 1.0, share) for share in shares]
+        total = total + mass * generator.of(Ratio(jnp.zeros_like(at[0]), *at))
     return total
 
 
