@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
-from ._kernels.ratio import excess, log_ratio, relative
+from ._kernels.ratio import excess, excess_over, expm1_over, log_ratio, relative
 from ._kernels.scaled import Ratio
 from ._pytree import as_node, pytree, set_fields, static
 from ._strict import of_user
@@ -231,13 +231,12 @@ class _Tsallis:
 
     def __call__(self, p, q, u):
         r, (near, v) = jnp.asarray(self.r), _near(u)
-        tiny = jnp.abs(r) < 1e-20
-        some = jnp.where(tiny, 1, r)
-        close = p * (excess(r * v) / some + excess(-v))
+        close = p * (v * excess_over(r * v) + excess(-v))
         # Of infinite logarithms the limits, which unlike the formula have derivatives in the order.
         infinite = jnp.isinf(u)
-        limit = jnp.where(u * some < 0, -1 / some, u)
-        gain = jnp.where(tiny, u, jnp.where(infinite, limit, jnp.expm1(some * jnp.where(infinite, 0, u)) / some))
+        limit = jnp.where(u * r < 0, -1 / jnp.where(r == 0, 1, r), u)
+        finite = jnp.where(infinite, 0, u)
+        gain = jnp.where(infinite, limit, finite * expm1_over(r * finite))
         # At a p of 0 the slope is finite for an r above 0, and infinite, so not taken, for others.
         return jnp.where(near, close, p * (jnp.where((p == 0) & (r <= 0), 1, gain) - 1) + q)
 

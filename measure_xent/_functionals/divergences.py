@@ -295,7 +295,7 @@ def _renyi_of_logits(P: Measure, Q: Measure, r: Any) -> Any:
     some = log_p > -jnp.inf
     powers = (of_class + 1) * jnp.where(some, log_p, 0) - of_class * jnp.where(some, log_q, 0)
     total = Categorical(jnp.where(some, powers, -jnp.inf)).log_partition
-    near = (jax.lax.stop_gradient(jnp.abs(total)) < 0.5) & (jnp.asarray(r) != -1)
+    near = jax.lax.stop_gradient(jnp.abs(total)) < 0.5
     # Elsewhere T may overflow, and its derivative is not taken.
     tsallis = f_divergence(Categorical(z), Categorical(jnp.where(near[..., None], w, z)), generators.tsallis(r))
     of_log = tsallis * log1p_over(r * tsallis)

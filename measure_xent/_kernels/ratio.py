@@ -46,10 +46,24 @@ def log_ratio(p: Float[Array, "..."], q: Float[Array, "..."]) -> Float[Array, ".
 
 def log1p_over(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(1 + x) / x, 1 at 0."""
+    return _over(x, jnp.log1p, lambda x: 1 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x / 5))))
+
+
+def expm1_over(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """(eˣ − 1) / x, 1 at 0."""
+    return _over(x, jnp.expm1, lambda x: 1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5))))
+
+
+def excess_over(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """(eˣ − 1 − x) / x, 0 at 0."""
+    return _over(x, excess, lambda x: x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5))))
+
+
+def _over(x, function, series):
+    """function(x) / x, by a series near 0, so that its derivatives are there, too."""
     near = jnp.abs(x) < 1e-3
-    series = 1 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x / 5)))
     far = jnp.where(near, 1, x)
-    return jnp.where(near, series, jnp.log1p(far) / far)
+    return jnp.where(near, series(jnp.where(near, x, 0)), function(far) / far)
 
 
 def relative(p: Float[Array, "..."], q: Float[Array, "..."], u: Float[Array, "..."]) -> Float[Array, "..."]:
