@@ -436,3 +436,12 @@ def test_slope_in_an_order_of_one():
         of_order = lambda a, f=f: f(mx.Categorical(z), mx.Categorical(w), a)
         np.testing.assert_allclose(jax.grad(of_order)(1.0), expected, rtol=1e-5)
         np.testing.assert_allclose(jax.jvp(of_order, (1.0,), (1.0,))[1], expected, rtol=1e-5)
+        for near in (1 - 1e-5, 1 + 1e-5, 1 + 1e-4):
+            np.testing.assert_allclose(jax.grad(of_order)(near), expected, rtol=1e-3)
+    # Where Q has not all of P's mass.
+    v = np.float32([1.0, -np.inf, 0.0, 0.3])
+    for order, expected in ((0.0, 0.0), (0.5, None), (1.0, np.inf), (2.0, np.inf)):
+        got = jax.jit(lambda a: mx.renyi_divergence(mx.Categorical(w), mx.Categorical(v), a))(order)
+        q, of_w = np.exp(v - np.logaddexp.reduce(v)), np.exp(w - np.logaddexp.reduce(w))
+        expected = -2 * np.log(np.sqrt(q * of_w).sum()) if expected is None else expected
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

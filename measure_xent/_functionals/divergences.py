@@ -202,7 +202,7 @@ def renyi_divergence(
     """
 
     def of(alpha, P, Q):
-        if (value := _renyi_of_logits(P, Q, _order(alpha) - 1)) is not None:
+        if (value := _renyi_of_logits(P, Q, _order(alpha))) is not None:
             return value
         kl: Any = functools.partial(kl_divergence, P, Q, method=method)
         return _renyi(P, RatioFunction(P, Q, _log), alpha, kl, method)
@@ -284,21 +284,23 @@ def _renyi(P: Measure, log_ratio: Integrand, alpha: Any, mean: Callable[[], Any]
     return jnp.where(at_one, first + r * variance / 2, _cumulant(P, some * log_ratio, some * first, method) / some)
 
 
-def _renyi_of_logits(P: Measure, Q: Measure, r: Any) -> Any:
-    """log Σ pʳ⁺¹ q⁻ʳ / r of two softmaxes; near equality, where it cancels, log(1 + r T) / r of Tsallis' divergence T."""
-    z, w = logits_of(P), logits_of(Q)
+def _renyi_of_logits(P: Measure, Q: Measure, alpha: Any) -> Any:
+    """log Σ p^α q^(1−α) / (α − 1) of two softmaxes; near equality, where that cancels, from Tsallis' divergence T of order
+    r + 1, as log(1 + r T) / r."""
+    z, w, r = logits_of(P), logits_of(Q), alpha - 1
     if z is None or w is None or z.shape != w.shape or (isinstance(r, float) and (r == 0 or math.isinf(r))):
         return None
     classes = Classes.of(z)
     log_p, log_q = log_softmax(classes, z), log_softmax(classes, w)
-    of_class = jnp.asarray(r)[..., None] if jnp.ndim(r) else r
-    some = log_p > -jnp.inf
-    powers = (of_class + 1) * jnp.where(some, log_p, 0) - of_class * jnp.where(some, log_q, 0)
-    total = Categorical(jnp.where(some, powers, -jnp.inf)).log_partition
+    of_class = jnp.asarray(alpha)[..., None] if jnp.ndim(alpha) else alpha
+    some, both = log_p > -jnp.inf, (log_p > -jnp.inf) & (log_q > -jnp.inf)
+    p, q = (jnp.where(both, x, 0) for x in (log_p, log_q))
+    beyond = jnp.where(some & (jnp.asarray(of_class) > 1), jnp.inf, -jnp.inf)  # where Q has no mass
+    total = Categorical(jnp.where(both, q + of_class * (p - q), beyond)).log_partition
     near = jax.lax.stop_gradient(jnp.abs(total)) < 0.5
     # Elsewhere T may overflow, and its derivative is not taken.
     tsallis = f_divergence(Categorical(z), Categorical(jnp.where(near[..., None], w, z)), generators.tsallis(r))
-    of_log = tsallis * log1p_over(r * tsallis)
+    of_log = tsallis * log1p_over(jnp.where(jnp.isfinite(tsallis), r * tsallis, 0))
     return jnp.where(near, of_log, total / jnp.where(near, 1, r))
 
 

@@ -6,6 +6,7 @@ is needed is a u whose error is small beside u, and not beside log p.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -46,24 +47,24 @@ def log_ratio(p: Float[Array, "..."], q: Float[Array, "..."]) -> Float[Array, ".
 
 def log1p_over(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(1 + x) / x, 1 at 0."""
-    return _over(x, jnp.log1p, lambda x: 1 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x / 5))))
+    return _over(x, jnp.log1p, [(-1) ** k / (k + 1) for k in range(9)], 1e-2)
 
 
 def expm1_over(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """(eˣ − 1) / x, 1 at 0."""
-    return _over(x, jnp.expm1, lambda x: 1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5))))
+    return _over(x, jnp.expm1, [1 / math.factorial(k + 1) for k in range(12)], 0.2)
 
 
 def excess_over(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """(eˣ − 1 − x) / x, 0 at 0."""
-    return _over(x, excess, lambda x: x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5))))
+    return _over(x, excess, [0, *(1 / math.factorial(k + 1) for k in range(1, 12))], 0.2)
 
 
-def _over(x, function, series):
-    """function(x) / x, by a series near 0, so that its derivatives are there, too."""
-    near = jnp.abs(x) < 1e-3
-    far = jnp.where(near, 1, x)
-    return jnp.where(near, series(jnp.where(near, x, 0)), function(far) / far)
+def _over(x, function, series, radius):
+    """function(x) / x, by its power series near 0, where the derivatives of the quotient would cancel."""
+    near = jnp.abs(x) < radius
+    small, far = jnp.where(near, x, 0), jnp.where(near, 1, x)
+    return jnp.where(near, functools.reduce(lambda total, c: total * small + c, series[::-1]), function(far) / far)
 
 
 def relative(p: Float[Array, "..."], q: Float[Array, "..."], u: Float[Array, "..."]) -> Float[Array, "..."]:
