@@ -8,7 +8,7 @@ Laws         Normal, Laplace, StudentT, Cauchy, Gumbel, Uniform, Exponential, Ga
              InverseGamma, Weibull, Pareto, VonMises, Lebesgue, truncate, Poisson, Geometric, Binomial,
              NegativeBinomial, Hypergeometric, Multinomial, MultivariateNormal, Dirichlet, independent, from_distribution
 Algebra      c * P, P + Q, P - Q, f * P, P / Q, reweight, restrict, normalize, product, power, joint, bind,
-             marginal, pushforward
+             marginal, pushforward, top_k, top_p
 Conditionals Conditional, LinearSoftmax, LinearNormal, posterior, compose
 Integrands   log, log2, log_partition, confidence, correct, P / Q, any callable; dicts and tuples of them
 Functionals  entropy (of a Conditional, an integrand), cross_entropy, kl_divergence, perplexity; of joint measures
@@ -84,6 +84,7 @@ from ._functionals.likelihood import (
     score,
 )
 from ._functionals.scoring import brier, crps, entmax, fenchel_young_loss, sparsemax, spherical
+from ._functionals.truncation import top_k, top_p
 from ._integrands.density import LogDensity, RadonNikodym, confidence, correct, log, log2, log_partition
 from ._integrands.integral import Integral
 from ._integrands.integrand import Integrand
@@ -230,6 +231,8 @@ __all__ = [
     "static",
     "supremum",
     "table",
+    "top_k",
+    "top_p",
     "total_correlation",
     "total_variation",
     "truncate",

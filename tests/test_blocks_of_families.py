@@ -199,6 +199,46 @@ def test_dtypes_and_kept_exponentials(name, kind):
         np.testing.assert_allclose(np.asarray(gradients[key], np.float64), exact_gradient, 0, max(within, 1e-30))
 
 
+@pytest.mark.long
+@sweep("kind", ["alone", AxisType.Auto, AxisType.Explicit], 0.5)
+@sweep("classes", ["whole", "spread"])
+def test_heaviest_classes(kind, classes):
+    """The first of equal ones, masses and their gradient; the nucleus, cut at k; of logits and of a head."""
+    h, w = rng.normal(size=(8, D)).astype(np.float32), rng.normal(size=(D, 24)).astype(np.float32)
+    h[0] = 0  # all classes are equal
+    with jax.enable_x64():
+        q = np.asarray(jax.nn.softmax(np.float64(h) @ np.float64(w)))
+    order = np.argsort(-q, axis=-1, kind="stable")[:, :5]
+    order[0] = range(5)
+    masses = np.take_along_axis(q, order, -1)
+    inside = np.cumsum(masses, -1) - masses < 0.6
+    if kind != "alone":
+        mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+        specs = S("data"), S(None, "model" if classes == "spread" else None)
+        h, w = (jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip((h, w), specs, strict=True))
+    head = lambda h, w: mx.LinearSoftmax(w, batch_size=3)(h)
+    for of in (head, lambda h, w: mx.Categorical(h @ w)) if kind == "alone" else (head,):
+        top, nucleus = jax.jit(lambda h, w, of=of: (mx.top_k(of(h, w), 5), mx.top_p(of(h, w), 0.6, 5)))(h, w)
+        np.testing.assert_array_equal(top.indices, order)
+        np.testing.assert_allclose(top.weights, masses, rtol=1e-5)
+        np.testing.assert_array_equal(nucleus.indices, np.where(inside, order, -1))
+        np.testing.assert_allclose(nucleus.weights, np.where(inside, masses, 0), rtol=1e-5)
+        got = jax.jit(jax.grad(lambda w, of=of: jnp.sum(jnp.sin(mx.top_k(of(h, w), 5).weights))))(w)
+        dense = lambda w: jnp.sum(jnp.sin(jnp.take_along_axis(jax.nn.softmax(np.asarray(h) @ w), order, -1)))
+        np.testing.assert_allclose(got, jax.grad(dense)(np.asarray(w)), rtol=1e-4, atol=1e-6)
+
+
+def test_what_has_no_heaviest_classes():
+    _, Q = families(**ARRAYS)
+    for k in (0, V + 1):
+        with pytest.raises(ValueError, match=f"from 1 to the number of classes, {V}, got {k}"):
+            mx.top_k(Q, k)
+    with pytest.raises(TypeError, match="whole number, got"):
+        mx.top_k(Q, 1.5)
+    with pytest.raises(NotImplementedError, match="Categorical, or of a head"):
+        mx.top_k(mx.Normal(), 2)
+
+
 def test_candidates_of_what_is_restricted():
     """In front axes, in and out of the set."""
     _, Q = families(**ARRAYS)

@@ -67,6 +67,7 @@ ASKED = {
     "candidates": (30, lambda Q, T, h, g, y, *_: Q(h).log_density(jnp.stack([y, y + 1, y + 2]))),
     "Jensen–Shannon": (21, lambda Q, T, h, g, *_: mx.jensen_shannon(T(g), Q(h))),
     "of a few classes": (21, lambda Q, T, h, *_: mx.jensen_shannon(mx.Discrete(TOP, jnp.full(TOP.shape, 1 / 3)), Q(h))),
+    "top k": (30, lambda Q, T, h, *_: mx.top_k(Q(h), 3).weights),
     "a table": (12, lambda Q, T, h, *_: Q(h).expect(lambda y: jnp.sin(1.0 * y))),
     "log q where restricted": (18, lambda Q, T, h, g, y, *_: Q(h).restrict(IS_ODD).normalize().log_density(y)),
     "entropy where restricted": (128, lambda Q, T, h, *_: mx.entropy(Q(h).restrict(IS_ODD).normalize())),

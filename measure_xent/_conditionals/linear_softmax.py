@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import get_opaque_trace_state
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._forms.normal_form import NormalForm
 from .._kernels.checks import check_values, real_array
@@ -216,6 +216,14 @@ class LinearCategorical(Measure):
     @property
     def mode(self) -> Any:
         return self.row(Target(), ("mode",)).mode
+
+    def heaviest(self, k: int) -> Int[Array, "*family k"]:
+        """The k most probable classes, those first."""
+
+        def of_block(axis_name, axes, logits, shared, own, indices):
+            return Classes.of(logits, axis_name).heaviest(logits, k)
+
+        return self._per_row(of_block, (), (), (), (), copies=2)
 
     def forms(self):
         head = jax.tree.map(lambda x: x.reshape((1,) * len(self.shape) + x.shape), self.head)

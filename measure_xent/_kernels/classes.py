@@ -98,6 +98,22 @@ class Classes:
         top = jnp.max(tops, axis=0)
         return top, jnp.min(jnp.where(tops == top, at, jnp.iinfo(at.dtype).max), axis=0)
 
+    def heaviest(self, z: Float[Array, "*family V"], k: int) -> Int[Array, "*family k"]:
+        """The classes of the k largest logits, those first, and of equal ones the first."""
+        if explicit_mesh(z) is None:
+            return self._heaviest(z, k)
+        local = lambda axes: lambda z: Classes.of(z, axes.get(CLASSES) or None)._heaviest(z, k)
+        rows = rows_of(z.ndim - 1)
+        return partitioned(local, (z,), ((*rows, CLASSES),), lambda _: (*rows, None))
+
+    def _heaviest(self, z, k):
+        values, at = lax.top_k(lax.stop_gradient(z), min(k, self.here))
+        if self.axis_name is None:
+            return at
+        both = lax.all_gather((values, at + self.first), self.axis_name, to="invarying")
+        values, at = (jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for x in both)
+        return entry(at, lax.top_k(values, k)[1])
+
     def take(self, z: Float[Array, "*family V"], indices: Int[Array, "*family k"]) -> Float[Array, "*family k"]:
         """z at class indices, family axes broadcast; an index out of range reads some number."""
         if self.axis_name is not None:

@@ -99,6 +99,10 @@ class Categorical(Measure):
         """The most probable class, the first of several."""
         return jnp.argmax(self._parameter, axis=-1).astype(jnp.int32)
 
+    def heaviest(self, k: int) -> Int[Array, "*family k"]:
+        """The k most probable classes, those first."""
+        return Classes.of(self._parameter).heaviest(self._parameter, k)
+
     @program
     def sample(self, key, shape=()):
         z = self._parameter if self.probs is None else jnp.log(self.probs)
