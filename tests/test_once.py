@@ -329,6 +329,25 @@ def test_rows_of_every_target():
             assert not np.any(slope[name][2])
 
 
+def test_wide_and_odd_rows():
+    """A loss alone: of more classes than are summed at once, labels in a tile and in what is left over, confident ones too; of
+    an odd number of short rows; half precision. The heaviest classes."""
+    rng = np.random.default_rng(16)
+    for shape, dtype in (((4, 34001), "float32"), ((261, 5), "float32"), ((259, 40), "float32"), ((3, 70), "bfloat16")):
+        z, y = jnp.asarray(2 * rng.normal(size=shape), dtype), rng.integers(shape[1], size=shape[0])
+        y[:2] = 2, shape[1] - 1
+        z = z.at[0, 2].set(40.0)
+        got = jax.jit(lambda z, y: mx.cross_entropy(mx.Dirac(y), mx.Categorical(z)))(z, jnp.asarray(y))
+        exact = np.asarray(z.astype(jnp.float32), float)
+        others = np.exp(exact - exact[np.arange(len(y)), y][:, None])
+        others[np.arange(len(y)), y] = 0
+        np.testing.assert_allclose(got, np.log1p(others.sum(-1)), rtol=3e-6, err_msg=str(shape))
+        top = mx.top_p(mx.Categorical(z), 0.5, 3)
+        order = np.argsort(-exact, axis=-1, kind="stable")[:, :3]
+        np.testing.assert_array_equal(np.where(top.indices < 0, order, top.indices), order)
+        assert top.indices[0].tolist() == [2, -1, -1]
+
+
 def test_draws():
     """Means of 20000 draws, within five standard errors."""
     key, n = jax.random.key(0), 20_000
@@ -479,6 +498,21 @@ def test_heads_as_accelerators_make_them(monkeypatch):
             np.testing.assert_allclose(value, known, rtol=1e-5, err_msg=platform)
             for got, expected in zip(slopes, gradients, strict=False):
                 np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6, err_msg=platform)
+        # Entropy and accuracy in the same pass; of equal logits the first class is the mode.
+        of = lambda h, w, y: mx.Empirical((h, y)).expect(
+            lambda h, y: mx.entropy(mx.LinearSoftmax(w)(h)) - mx.log(mx.LinearSoftmax(w))(h, y)
+        )
+        right = jax.jit(lambda h, w, y: mx.Empirical((h, y)).expect(mx.correct(mx.LinearSoftmax(w))))
+        H, W = jnp.asarray(h, float), jnp.asarray(w, float)
+        for labels, W_ in ((y, W), ((h @ w).argmax(-1), W), (np.zeros(6, int), 0 * W), (np.ones(6, int), 0 * W)):
+            accuracy = np.mean(labels == np.argmax(np.asarray(H @ W_), axis=-1))
+            np.testing.assert_allclose(right(H, W_, jnp.asarray(labels)), accuracy, rtol=1e-6)
+        value, slope = jax.jit(jax.value_and_grad(of, 1))(H, W, jnp.asarray(y))
+        log_q = h @ w - np.log(np.exp(h @ w).sum(-1, keepdims=True))
+        entropy = -(np.exp(log_q) * log_q).sum(-1, keepdims=True)
+        residual = np.exp(log_q) * (1 - log_q - entropy) - oracle.one_hot(y, 40)
+        np.testing.assert_allclose(value, np.mean(entropy[:, 0] - log_q[np.arange(6), y]), rtol=1e-5)
+        np.testing.assert_allclose(slope, h.T @ residual / 6, rtol=1e-4, atol=1e-6)
 
 
 def test_masses_of_atoms():
