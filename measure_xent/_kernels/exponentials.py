@@ -202,7 +202,7 @@ def exponentials(
     if ``modes``, and with E in the weight's dtype if ``keep``."""
     few = platform == "tpu" and atoms is not None and atoms.indices.shape[-1] <= FEW_ATOMS
 
-    def made(hidden, atoms, reference, exponent, gap):
+    def made(hidden, atoms, reference, exponent, gap, undefined=None):
         z = epilogue.logits(matrix.logits(hidden))
         r, c = reference[:, None], classes.first + lax.broadcasted_iota(jnp.int32, z.shape, 1)
         e = jnp.exp(exponent(r, z))
@@ -217,8 +217,13 @@ def exponentials(
         gaps = jnp.sum(gap(r, z), axis=-1) if total else None
         weighted_gaps = jnp.sum(e * jnp.minimum(gap(r, z), 1e4), axis=-1) if entropy else None  # of −inf 0
         around = _largest_around(z, c, atoms.indices) if modes and atoms is not None else None
-        # Finite in any row: S tells of NaN, and a null row's E may be multiplied by 0.
-        kept = jnp.where(jnp.isnan(z), 0, e * epilogue.slope(z)).astype(matrix.weight.dtype) if keep else None
+        kept = None
+        if keep:
+            kept = e * epilogue.slope(z)
+            if undefined is not None:
+                # Finite in any row, as the first try's is where that is fine: S tells of NaN, a null row's E is times 0.
+                kept = jnp.where(undefined(z), 0, kept)
+            kept = kept.astype(matrix.weight.dtype)
         sums = hopper.Sums(jnp.sum(e, axis=-1), at, gaps)
         return of_all_parts(atoms, reference, gap, kept, sums, weighted_gaps, around)
 
@@ -268,7 +273,7 @@ def exponentials(
         else:
             after = lax.optimization_barrier(hidden)
         # Of nothing but −inf there is no mass, and no E.
-        return made(after, atoms, jnp.where(top == -jnp.inf, jnp.inf, top), above, distance)
+        return made(after, atoms, jnp.where(top == -jnp.inf, jnp.inf, top), above, distance, undefined=jnp.isnan)
 
     # The kernel's block is larger than one of logits is to be.
     rows = AGAIN if by_kernel else len(hidden)

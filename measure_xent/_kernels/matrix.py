@@ -182,7 +182,7 @@ def block_rows(
     for platform in scaled:
         # All rows at once where what is kept of them is no larger than a block's and the sum that rounding then needs not.
         # A GPU has a float32 weight's rounded copy beside the block.
-        at_least = min(ROWS[platform], ROWS["default"]) if platform == "cuda" and matrix.dtype else ROWS[platform]
+        at_least = ROWS["default" if platform == "cuda" and matrix.dtype else platform]
         most = max(at_least, room["default"])
         whole = most + (features * wide // dtype.itemsize if rounds else 0)
         rows[platform] = whole if count <= whole else most

@@ -396,7 +396,7 @@ def _part_of_rows_and_residual(axis_name, z, own, shared):
 
 
 def _is_stored(z, target):
-    """Whether a loss alone is quicker by stored exponentials: few logits, or rows that are too long to be summed in a pass."""
+    """Whether a loss alone is quicker by stored exponentials: of few logits, and of other targets than labels in odd rows."""
     v = z.shape[-1]
     if not _can_be_stored(z, target):
         return False
